@@ -1,0 +1,12 @@
+//! Switchyard's decisions, without sockets, locks or clocks.
+//!
+//! Time and bytes come in as arguments; what must be done comes out as values. Everything here can be tested on a
+//! virtual clock and fuzzed.
+
+pub mod lsn;
+pub mod refusal;
+pub mod route;
+pub mod session;
+pub mod sql;
+pub mod topology;
+pub mod wire;

@@ -1,0 +1,166 @@
+//! What the classifier says of a statement.
+
+use std::sync::Arc;
+
+/// Where a statement may run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Class {
+    /// No data and no server state: any node (it goes to a server all the same: it may bring a notice, an error or a report).
+    Local,
+    /// Gives on a fresh enough replica what it gives on the leader.
+    Read,
+    /// Everything else, and whatever is in doubt.
+    Write,
+}
+
+/// One reason for a verdict, with the piece of the statement that gave it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reason {
+    /// A stable word, such as `insert`, `function`, `locking_clause`, `unparsed`.
+    pub rule: &'static str,
+    /// The piece: a function's name, a keyword, a relation.
+    pub piece: Arc<str>,
+}
+
+/// What a transaction-control statement asks of the transaction's access.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct TransactionModes {
+    pub read_only: Option<bool>,
+    /// `ISOLATION LEVEL SERIALIZABLE`, or `Some(false)` for another level named.
+    pub serializable: Option<bool>,
+    /// `REPEATABLE READ` named.
+    pub repeatable_read: Option<bool>,
+    pub deferrable: Option<bool>,
+}
+
+/// What a statement does to session state, if it succeeds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    Begin(TransactionModes),
+    /// `COMMIT` and `END`; `chain` with AND CHAIN.
+    Commit { chain: bool },
+    /// `ROLLBACK` and `ABORT`.
+    Rollback { chain: bool },
+    Savepoint,
+    RollbackTo,
+    Release,
+    PrepareTransaction,
+    /// `SET TRANSACTION`, `SET SESSION CHARACTERISTICS AS TRANSACTION` with `session`.
+    SetTransaction { modes: TransactionModes, session: bool },
+    /// `SET TRANSACTION SNAPSHOT`.
+    SetSnapshot,
+    /// `SET [SESSION|LOCAL] name`; also forms with special syntax under their parameter's name (`TIME ZONE`, `NAMES`, `ROLE`...). Name in lower case.
+    Set { name: Arc<str>, local: bool, to_default: bool },
+    Reset { name: Arc<str> },
+    ResetAll,
+    /// `set_config(...)` or anything else that changes settings in a way that the text doesn't tell.
+    SetUnknown,
+    DiscardAll,
+    DiscardPlans,
+    DiscardTemp,
+    DiscardSequences,
+    /// SQL `PREPARE name`.
+    Prepare { name: Arc<str> },
+    /// SQL `EXECUTE name`.
+    Execute { name: Arc<str> },
+    Deallocate { name: Arc<str> },
+    DeallocateAll,
+    Listen,
+    UnlistenAll,
+    Unlisten,
+    /// DDL passed by: catalog facts may have changed.
+    Ddl,
+    /// Creates state that lives in the server's session: the reason as a stable word, such as `temp_table`, `advisory_lock`, `with_hold_cursor`.
+    Pin(PinReason),
+    /// Releases all session-level advisory locks.
+    AdvisoryUnlockAll,
+    /// May end a transaction by itself (CALL, DO with COMMIT).
+    MayCommit,
+    /// `COPY ... FROM STDIN`.
+    CopyIn,
+    /// Uses `now()`, `current_date` or kin: meets the server's clock.
+    UsesClock,
+}
+
+/// Why a session must keep its server connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum PinReason {
+    TempTable,
+    Listen,
+    AdvisoryLock,
+    WithHoldCursor,
+    SqlPrepare,
+    Sequence,
+    Load,
+    SetRole,
+    SettingOutOfSight,
+    BackendPid,
+    Setseed,
+    UserCode,
+    /// A mode of the configuration: `pool_mode = "session"`.
+    SessionMode,
+    Other,
+}
+
+impl PinReason {
+    /// A stable word for pages, metrics and logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            PinReason::TempTable => "temp_table",
+            PinReason::Listen => "listen",
+            PinReason::AdvisoryLock => "advisory_lock",
+            PinReason::WithHoldCursor => "with_hold_cursor",
+            PinReason::SqlPrepare => "sql_prepare",
+            PinReason::Sequence => "sequence",
+            PinReason::Load => "load",
+            PinReason::SetRole => "set_role",
+            PinReason::SettingOutOfSight => "setting_out_of_sight",
+            PinReason::BackendPid => "backend_pid",
+            PinReason::Setseed => "setseed",
+            PinReason::UserCode => "user_code",
+            PinReason::SessionMode => "session_mode",
+            PinReason::Other => "other",
+        }
+    }
+}
+
+/// The kind of a statement, as far as running it again and answering for a standby need it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// Nothing but white space and comments.
+    Empty,
+    Select,
+    Insert,
+    Update,
+    Delete,
+    Merge,
+    Copy,
+    Transaction,
+    Utility,
+    /// Not parsed.
+    Unknown,
+}
+
+/// The verdict on one simple query string (one statement or several) or one Parse.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    pub class: Class,
+    pub reasons: Vec<Reason>,
+    /// Of all statements, in order.
+    pub effects: Vec<Effect>,
+    /// How many statements (0: empty query).
+    pub statements: usize,
+    /// The first statement's kind.
+    pub kind: Kind,
+    /// The first statement's command tag as PostgreSQL names it in "cannot execute %s in a read-only transaction"
+    /// (`CreateCommandName`), such as `INSERT`, `CREATE TABLE`, `SELECT FOR UPDATE`.
+    pub command: &'static str,
+    /// A hint in a leading comment: `/* switchyard: leader */` or `/* switchyard: replica */`.
+    pub hint: Option<Hint>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Hint {
+    Leader,
+    Replica,
+}

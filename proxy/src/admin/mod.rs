@@ -1,0 +1,1 @@
+//! HTTP routes, page and metrics.

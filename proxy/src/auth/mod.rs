@@ -1,0 +1,1 @@
+//! Logging clients in with what PostgreSQL knows, and logging in to servers as them.

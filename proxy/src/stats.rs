@@ -1,0 +1,220 @@
+//! Counters and gauges that the data path writes and the admin side reads.
+//!
+//! All of them are atomics or short plain locks; nothing here decides anything. Rates are the reader's business.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use parking_lot::{Mutex, RwLock};
+
+/// A number that only grows.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    pub fn add(&self, n: u64) {
+        self.0.fetch_add(n, Ordering::Relaxed);
+    }
+
+    pub fn value(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// A number that goes up and down, and remembers its highest value.
+#[derive(Debug, Default)]
+pub struct Gauge {
+    now: AtomicI64,
+    highest: AtomicI64,
+}
+
+impl Gauge {
+    pub fn up(&self) {
+        let now = self.now.fetch_add(1, Ordering::Relaxed) + 1;
+        if now > self.highest.load(Ordering::Relaxed) {
+            self.highest.fetch_max(now, Ordering::Relaxed);
+        }
+    }
+
+    pub fn down(&self) {
+        self.now.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    pub fn value(&self) -> i64 {
+        self.now.load(Ordering::Relaxed)
+    }
+
+    pub fn highest(&self) -> i64 {
+        self.highest.load(Ordering::Relaxed)
+    }
+}
+
+/// Which of the data ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Port {
+    ReadWrite,
+    ReadOnly,
+}
+
+/// Of one data port.
+#[derive(Debug, Default)]
+pub struct PortStats {
+    pub clients: Gauge,
+    pub clients_total: Counter,
+    pub logins_failed: Counter,
+    pub bytes_in: Counter,
+    pub bytes_out: Counter,
+    pub queries: Counter,
+    pub errors: Counter,
+}
+
+/// Of one member, by name; kept when the member goes.
+#[derive(Debug, Default)]
+pub struct NodeStats {
+    /// Server connections open.
+    pub connections: Gauge,
+    pub connections_total: Counter,
+    pub connect_errors: Counter,
+    /// Leased right now.
+    pub in_use: Gauge,
+    /// Statement batches sent, by what they were.
+    pub reads: Counter,
+    pub writes: Counter,
+    pub errors: Counter,
+    pub bytes_in: Counter,
+    pub bytes_out: Counter,
+    /// Exponentially weighted response time, microseconds.
+    pub ewma_us: AtomicU64,
+}
+
+/// Of one pool.
+#[derive(Debug, Default)]
+pub struct PoolStats {
+    pub idle: Gauge,
+    pub in_use: Gauge,
+    pub waiting: Gauge,
+    pub waits_total: Counter,
+    pub wait_us_total: Counter,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PoolName {
+    pub node: Arc<str>,
+    pub database: Arc<str>,
+    pub user: Arc<str>,
+}
+
+/// A session that keeps its server connection, and why.
+#[derive(Clone, Debug)]
+pub struct Pinned {
+    pub client_id: u64,
+    pub user: Arc<str>,
+    pub database: Arc<str>,
+    pub node: Arc<str>,
+    pub reasons: Vec<&'static str>,
+    pub since: SystemTime,
+}
+
+/// Everything that is counted.
+#[derive(Debug, Default)]
+pub struct Stats {
+    pub read_write: PortStats,
+    pub read_only: PortStats,
+    nodes: RwLock<BTreeMap<Arc<str>, Arc<NodeStats>>>,
+    pools: RwLock<BTreeMap<PoolName, Arc<PoolStats>>>,
+    pub pinned: Mutex<HashMap<u64, Pinned>>,
+    /// Statements waiting for a leader now, and ever.
+    pub held: Gauge,
+    pub held_total: Counter,
+    pub hold_timeouts: Counter,
+    /// Reads that had to go to the leader, by reason word.
+    pub leader_reads: RwLock<BTreeMap<&'static str, Arc<Counter>>>,
+    /// Batches that a replica couldn't answer and that ran again elsewhere, by SQLSTATE of what it said.
+    pub reruns: RwLock<BTreeMap<String, Arc<Counter>>>,
+    /// Errors that the router itself authored, by SQLSTATE.
+    pub refusals: RwLock<BTreeMap<&'static str, Arc<Counter>>>,
+    pub cancels: Counter,
+    pub verdict_hits: Counter,
+    pub verdict_misses: Counter,
+    /// Client-visible time of a statement batch, microseconds: a coarse log2 histogram, index = bit length.
+    pub latency_log2_us: [Counter; 40],
+    /// Router events worth a line on the page, newest last, bounded.
+    pub events: Mutex<VecDeque<(SystemTime, String)>>,
+}
+
+/// Events kept for the page.
+const EVENTS_MAX: usize = 100;
+
+impl Stats {
+    pub fn port(&self, port: Port) -> &PortStats {
+        match port {
+            Port::ReadWrite => &self.read_write,
+            Port::ReadOnly => &self.read_only,
+        }
+    }
+
+    pub fn node(&self, name: &Arc<str>) -> Arc<NodeStats> {
+        if let Some(stats) = self.nodes.read().get(name) {
+            return stats.clone();
+        }
+        self.nodes.write().entry(name.clone()).or_default().clone()
+    }
+
+    pub fn nodes(&self) -> BTreeMap<Arc<str>, Arc<NodeStats>> {
+        self.nodes.read().clone()
+    }
+
+    pub fn pool(&self, name: &PoolName) -> Arc<PoolStats> {
+        if let Some(stats) = self.pools.read().get(name) {
+            return stats.clone();
+        }
+        self.pools.write().entry(name.clone()).or_default().clone()
+    }
+
+    pub fn pools(&self) -> BTreeMap<PoolName, Arc<PoolStats>> {
+        self.pools.read().clone()
+    }
+
+    /// Forgets a pool that was closed.
+    pub fn remove_pool(&self, name: &PoolName) {
+        self.pools.write().remove(name);
+    }
+
+    pub fn leader_read(&self, reason: &'static str) {
+        count(&self.leader_reads, reason);
+    }
+
+    pub fn refusal(&self, sqlstate: &'static str) {
+        count(&self.refusals, sqlstate);
+    }
+
+    pub fn rerun(&self, sqlstate: &str) {
+        if let Some(counter) = self.reruns.read().get(sqlstate) {
+            return counter.add(1);
+        }
+        self.reruns.write().entry(sqlstate.to_owned()).or_default().add(1);
+    }
+
+    pub fn latency(&self, took: Duration) {
+        let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        let index = (64 - us.leading_zeros() as usize).min(self.latency_log2_us.len() - 1);
+        self.latency_log2_us[index].add(1);
+    }
+
+    pub fn event(&self, text: impl Into<String>) {
+        let mut events = self.events.lock();
+        if events.len() == EVENTS_MAX {
+            events.pop_front();
+        }
+        events.push_back((SystemTime::now(), text.into()));
+    }
+}
+
+fn count(map: &RwLock<BTreeMap<&'static str, Arc<Counter>>>, key: &'static str) {
+    if let Some(counter) = map.read().get(key) {
+        return counter.add(1);
+    }
+    map.write().entry(key).or_default().add(1);
+}
