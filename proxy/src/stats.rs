@@ -139,7 +139,7 @@ pub struct Stats {
     pub verdict_hits: Counter,
     pub verdict_misses: Counter,
     /// Client-visible time of a statement batch, microseconds: a coarse log2 histogram, index = bit length.
-    pub latency_log2_us: [Counter; 40],
+    pub latency_log2_us: [Counter; 32],
     /// Router events worth a line on the page, newest last, bounded.
     pub events: Mutex<VecDeque<(SystemTime, String)>>,
 }
