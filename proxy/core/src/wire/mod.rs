@@ -1,1 +1,3 @@
 //! The wire format.
+
+pub mod startup;
