@@ -38,6 +38,8 @@ pub enum Refusal {
     UnencryptedData,
     /// PostgreSQL's text for a wrong password, an unknown user and a user without password alike.
     PasswordFailed { user: String },
+    CertificateFailed { user: String },
+    EmptyPassword,
     /// The password is right, but its `VALID UNTIL` has passed, and so on: PostgreSQL tells only its log.
     UnknownDatabase { database: String },
     DatabaseNotAccepting { database: String },
@@ -139,6 +141,10 @@ impl Refusal {
             Refusal::PasswordFailed { user } => {
                 (Fatal, "28P01", format!("password authentication failed for user \"{user}\"").into())
             }
+            Refusal::CertificateFailed { user } => {
+                (Fatal, "28000", format!("certificate authentication failed for user \"{user}\"").into())
+            }
+            Refusal::EmptyPassword => (Fatal, "28P01", "empty password returned by client".into()),
             Refusal::UnknownDatabase { database } => (Fatal, "3D000", format!("database \"{database}\" does not exist").into()),
             Refusal::DatabaseNotAccepting { database } => {
                 (Fatal, "55000", format!("database \"{database}\" is not currently accepting connections").into())
