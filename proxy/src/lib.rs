@@ -2,4 +2,7 @@
 
 pub mod admin;
 pub mod auth;
+pub mod door;
 pub mod stats;
+pub mod stream;
+pub mod tls;

@@ -3,4 +3,5 @@
 
 pub mod frame;
 pub mod reply;
+pub mod startup;
 pub mod view;
