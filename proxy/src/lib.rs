@@ -1,5 +1,7 @@
 //! Switchyard: a PostgreSQL wire-protocol router for Patroni clusters.
 
 pub mod admin;
+pub mod app;
 pub mod auth;
+pub mod logging;
 pub mod stats;

@@ -190,7 +190,7 @@ fn show(time: Duration) -> String {
     const UNITS: [(u128, &str); 6] =
         [(86_400_000_000, "d"), (3_600_000_000, "h"), (60_000_000, "min"), (1_000_000, "s"), (1_000, "ms"), (1, "us")];
     let us = time.as_micros();
-    match UNITS.iter().find(|(unit, _)| us >= *unit && us % unit == 0) {
+    match UNITS.iter().find(|(unit, _)| us >= *unit && us.is_multiple_of(*unit)) {
         Some((unit, name)) => format!("{}{name}", us / unit),
         None => "0".to_owned(),
     }
