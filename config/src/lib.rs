@@ -79,3 +79,6 @@ fn resolve_all(
         Err(Problems::new(problems))
     }
 }
+
+#[cfg(test)]
+mod tests;

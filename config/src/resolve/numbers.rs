@@ -87,12 +87,12 @@ impl Resolver {
         };
         if pool.min_size > pool.max_size {
             let place = self.first([place_of(&raw.min_size), place_of(&raw.max_size)]);
-            let text = format!("({}) is larger than pool.max_size ({})", pool.min_size, pool.max_size);
+            let text = format!("{} is larger than pool.max_size ({})", pool.min_size, pool.max_size);
             self.problem(place, "pool.min_size", text);
         }
         if pool.max_size > pool.max_per_node {
             let place = self.first([place_of(&raw.max_size), place_of(&raw.max_per_node)]);
-            let text = format!("({}) is larger than pool.max_per_node ({})", pool.max_size, pool.max_per_node);
+            let text = format!("{} is larger than pool.max_per_node ({})", pool.max_size, pool.max_per_node);
             self.problem(place, "pool.max_size", text);
         }
         pool
@@ -136,7 +136,7 @@ impl Resolver {
         };
         if health.busy_interval > health.interval {
             let place = self.first([place_of(&raw.busy_interval), place_of(&raw.interval)]);
-            let text = format!("({}) is longer than health.interval ({})", show(health.busy_interval), show(health.interval));
+            let text = format!("{} is longer than health.interval ({})", show(health.busy_interval), show(health.interval));
             self.problem(place, "health.busy_interval", text);
         }
         health
