@@ -12,8 +12,6 @@ mod ready;
 mod routes;
 mod server;
 mod snapshot;
-#[cfg(test)]
-mod tests;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
