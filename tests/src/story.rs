@@ -1,0 +1,1 @@
+//! Telling several stories against one cluster: fewer starts, faster tests.
