@@ -71,10 +71,24 @@ impl Home {
         Ok(path)
     }
 
-    /// The end of a log file of this run.
-    pub fn log_tail(&self, name: &str) -> String {
-        let bytes = std::fs::read(self.path.join(name)).unwrap_or_default();
-        String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(LOG_TAIL_BYTES)..]).into_owned()
+    /// Makes a folder in it that belongs to whoever runs this program, for what needn't run as the servers' account.
+    pub fn private_folder(&self, name: &str) -> anyhow::Result<PathBuf> {
+        let path = self.path.join(name);
+        std::fs::DirBuilder::new().mode(0o700).create(&path).with_context(|| format!("create {}", path.display()))?;
+        Ok(path)
+    }
+
+    /// The ends of all log files of this run.
+    pub fn logs(&self) -> String {
+        let entries = std::fs::read_dir(&self.path).into_iter().flatten().flatten().map(|entry| entry.path());
+        let mut logs: Vec<PathBuf> = entries.filter(|path| path.extension().is_some_and(|extension| extension == "log")).collect();
+        logs.sort();
+        let tail = |path: &PathBuf| {
+            let bytes = std::fs::read(path).unwrap_or_default();
+            let tail = String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(LOG_TAIL_BYTES)..]);
+            format!("--- {}\n{tail}\n", path.file_name().unwrap_or_default().to_string_lossy())
+        };
+        logs.iter().map(tail).collect()
     }
 }
 

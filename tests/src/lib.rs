@@ -4,7 +4,7 @@
 //! ends, by a panic or `kill -9` included, those processes are gone a moment later. Waiting is always for a condition with a deadline
 //! ([`eventually`]), never for time to pass.
 //!
-//! ```ignore
+//! ```no_run
 //! # async fn story() -> anyhow::Result<()> {
 //! use switchyard_tests::{Cluster, Options, Router, RouterOptions};
 //!
@@ -25,10 +25,14 @@ pub mod machine;
 pub mod ports;
 pub mod processes;
 pub mod psql;
+pub mod router;
+pub mod story;
 pub mod wait;
 
 pub use cluster::{Cluster, Member, Options, Role, Synchronous};
 pub use psql::{Finished, psql};
+pub use router::{Router, RouterOptions};
+pub use story::{Shared, Stories};
 pub use wait::{eventually, within};
 
 /// What tests return: any error, with its causes.

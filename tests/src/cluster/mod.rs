@@ -169,14 +169,9 @@ impl Cluster {
         &self.ports
     }
 
-    /// The ends of all logs.
+    /// The ends of all logs of this run, the routers' among them.
     pub fn logs(&self) -> String {
-        let mut text = format!("--- etcd.log\n{}", self.home.log_tail("etcd.log"));
-        for member in self.members() {
-            let log = format!("{}.log", member.name());
-            text += &format!("--- {log}\n{}", self.home.log_tail(&log));
-        }
-        text
+        self.home.logs()
     }
 
     fn key(&self, key: &str) -> String {
