@@ -1,1 +1,39 @@
+//! A real Patroni cluster on loopback, for tests and for the demo: etcd, Patroni and PostgreSQL, started in seconds, and broken on purpose.
+//!
+//! Nothing is mocked. A [`Cluster`] owns a folder ([`home`]) and every process that works in it; however the program that started it
+//! ends, by a panic or `kill -9` included, those processes are gone a moment later. Waiting is always for a condition with a deadline
+//! ([`eventually`]), never for time to pass.
+//!
+//! ```no_run
+//! # async fn story() -> anyhow::Result<()> {
+//! use switchyard_tests::{Cluster, Options, Router, RouterOptions};
+//!
+//! let cluster = Cluster::start(Options::new().members(3)).await?;
+//! let router = Router::start(&cluster, RouterOptions::new()).await?;
+//! let old = cluster.kill_leader().await?;
+//! let new = cluster.new_leader(&old).await?;
+//! # let _ = (router, new);
+//! # Ok(())
+//! # }
+//! ```
 
+pub mod cluster;
+pub mod etcd;
+pub mod home;
+pub mod http;
+pub mod machine;
+pub mod ports;
+pub mod processes;
+pub mod psql;
+pub mod router;
+pub mod story;
+pub mod wait;
+
+pub use cluster::{Cluster, Member, Options, Role, Synchronous};
+pub use psql::{Finished, psql};
+pub use router::{Router, RouterOptions};
+pub use story::{Shared, Stories};
+pub use wait::{eventually, within};
+
+/// What tests return: any error, with its causes.
+pub type Result<T = ()> = anyhow::Result<T>;

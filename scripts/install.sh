@@ -1,0 +1,96 @@
+#!/usr/bin/env bash
+# Installs what the demo, the tests or the benchmark need and this machine lacks, and nothing else. Debian 12 and 13.
+#
+#   scripts/install.sh [build|demo|test|bench]
+#
+#   build   protoc and a C linker, which some crates are built with
+#   demo    and PostgreSQL, etcd, and Patroni in a virtual environment of its own
+#   test    and Chromium, in which the stats page is opened
+#   bench   and HAProxy and PgBouncer, to be measured against
+#
+# Debian's packages need root: an ordinary user is asked by sudo, once, and only if something is missing. Patroni comes from PyPI into
+# /var/lib/switchyard/venv for root (PostgreSQL refuses to run as root, so user postgres must be able to execute it), into .venv of the
+# checkout for anybody else. When all is there, this script changes nothing and asks no network.
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+goal=${1:-demo}
+case $goal in build | demo | test | bench) ;; *)
+    echo "usage: scripts/install.sh [build|demo|test|bench]" >&2
+    exit 64
+    ;;
+esac
+at_least() { # whether the goal includes the one named
+    case "$1:$goal" in build:* | demo:demo | demo:test | demo:bench | test:test | bench:bench) return 0 ;; *) return 1 ;; esac
+}
+have() { command -v "$1" >/dev/null 2>&1 || [ -x "/usr/sbin/$1" ]; }
+exists() { [ -e "$1" ]; } # exists GLOB...: whether the first match is there
+
+if ! have cargo && [ ! -x "$HOME/.cargo/bin/cargo" ]; then
+    echo "Rust is missing: install rustup or Debian's cargo, then try again." >&2
+    exit 69
+fi
+
+missing=()
+have protoc || missing+=(protobuf-compiler)
+have cc || missing+=(gcc libc6-dev)
+exists /etc/ssl/certs/ca-certificates.crt || missing+=(ca-certificates)
+if at_least demo; then
+    # The version is the distribution's: 15 on Debian 12, 17 on Debian 13.
+    exists /usr/lib/postgresql/*/bin/pg_rewind && have psql || missing+=(postgresql)
+    exists /usr/share/postgresql/*/extension/pg_stat_statements.control || missing+=(postgresql-contrib)
+    have etcd || missing+=(etcd-server)
+    have etcdctl || missing+=(etcd-client)
+    # Debian's own python3: another one, first in PATH, may live where user postgres may not go.
+    [ -x /usr/bin/python3 ] && /usr/bin/python3 -c 'import venv, ensurepip' 2>/dev/null || missing+=(python3-venv)
+fi
+if at_least test; then
+    have chromium || missing+=(chromium)
+fi
+if at_least bench; then
+    have haproxy || missing+=(haproxy)
+    have pgbouncer || missing+=(pgbouncer)
+fi
+
+if [ ${#missing[@]} -gt 0 ]; then
+    if ! have apt-get; then
+        echo "Missing: ${missing[*]} (Debian's names). There is no apt-get here: please install them, then try again." >&2
+        exit 69
+    fi
+    as_root=()
+    if [ "$(id -u)" != 0 ]; then
+        if ! have sudo; then
+            echo "Missing: ${missing[*]}. There is no sudo: please let root run  apt-get install ${missing[*]}  and try again." >&2
+            exit 77
+        fi
+        as_root=(sudo)
+    fi
+    echo "Installing ${missing[*]}"
+    "${as_root[@]}" apt-get update -q
+    # Packages may start services on the usual ports; that does no harm, as the demo and the tests pick free ones.
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "${missing[@]}"
+fi
+
+at_least demo || exit 0
+
+if [ "$(id -u)" = 0 ]; then
+    venv=/var/lib/switchyard/venv
+else
+    venv=$root/.venv
+fi
+# The stamp holds the requirements that the environment was made from: a change of either makes it anew.
+current() { cmp -s "$root/scripts/requirements.txt" "$venv/requirements.stamp" && [ -x "$venv/bin/patroni" ]; }
+if ! current; then
+    umask 022
+    mkdir -p "$(dirname "$venv")"
+    exec 9>"$venv.lock"
+    flock 9 # another checkout may be at it
+    if ! current; then
+        echo "Installing Patroni into $venv"
+        rm -rf "$venv"
+        /usr/bin/python3 -m venv "$venv"
+        "$venv/bin/pip" install --quiet --disable-pip-version-check --use-pep517 -r "$root/scripts/requirements.txt"
+        "$venv/bin/patroni" --version
+        cp "$root/scripts/requirements.txt" "$venv/requirements.stamp"
+    fi
+fi

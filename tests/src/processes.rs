@@ -1,0 +1,56 @@
+//! The processes that work in a folder, found by where they are: PostgreSQL's backends and Patroni's helpers change parents and sessions,
+//! but never leave their working directory.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::Context;
+pub use rustix::process::{Pid, Signal};
+
+use crate::machine::Account;
+
+/// The processes with `folder` or a folder below it as working directory, except those with a terminal: somebody's shell is no server.
+///
+/// The question is asked by a process of the same account, as the kernel answers only those (even root may not ask in a container).
+pub fn working_in(account: &Account, folder: &Path) -> anyhow::Result<Vec<Pid>> {
+    let mut words = account.prefix();
+    words.extend(["find", "/proc", "-mindepth", "2", "-maxdepth", "2", "-name", "cwd"]);
+    let output = Command::new(words[0]).args(&words[1..]).args(["-lname"]).arg(glob(folder, "")).args(["-o", "-name", "cwd", "-lname"])
+        .arg(glob(folder, "/*"))
+        .current_dir("/")
+        .output()
+        .context("find")?;
+    let listed = String::from_utf8_lossy(&output.stdout);
+    let pids = listed.lines().filter_map(|line| line.strip_prefix("/proc/")?.strip_suffix("/cwd")?.parse().ok());
+    Ok(pids.filter(|pid| !has_terminal(*pid)).filter_map(Pid::from_raw).collect())
+}
+
+/// Sends `signal` to each; one that is gone by now needs it no more.
+pub fn signal(pids: &[Pid], signal: Signal) -> anyhow::Result<()> {
+    for pid in pids {
+        match rustix::process::kill_process(*pid, signal) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+            Err(error) => return Err(error).with_context(|| format!("kill {pid:?}")),
+        }
+    }
+    Ok(())
+}
+
+/// Whether the process lives and has a controlling terminal: field 7 of proc(5)'s `stat`, counted from behind the name in parentheses.
+fn has_terminal(pid: i32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let after_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+    after_name.split_whitespace().nth(4).is_some_and(|terminal| terminal != "0")
+}
+
+/// A pattern for `find -lname` that matches `folder` literally, and then `rest`.
+pub(crate) fn glob(folder: &Path, rest: &str) -> String {
+    let mut pattern = String::new();
+    for letter in folder.to_string_lossy().chars() {
+        if matches!(letter, '*' | '?' | '[' | ']' | '\\') {
+            pattern.push('\\');
+        }
+        pattern.push(letter);
+    }
+    pattern + rest
+}
