@@ -28,7 +28,7 @@ pub struct Config {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cluster {
     pub scope: String,
-    /// Patroni's `namespace`, with its leading slash. Default `/service`.
+    /// Patroni's `namespace`, with its leading slash and none at the end; empty for the root. Default `/service`.
     pub namespace: String,
     /// Members given by hand, for clusters without etcd: the first that isn't in recovery leads. Empty: etcd is the source.
     pub static_members: Vec<StaticMember>,

@@ -50,6 +50,9 @@ impl fmt::Display for Problem {
     }
 }
 
+/// Problems shown, at most: a file with more is something else than a configuration.
+const SHOWN_MAX: usize = 100;
+
 /// Everything that is wrong with a configuration, in the order in which a reader would meet it. Displays as one line each.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problems(Vec<Problem>);
@@ -72,13 +75,16 @@ impl Problems {
 
 impl fmt::Display for Problems {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, problem) in self.0.iter().enumerate() {
+        for (index, problem) in self.0.iter().take(SHOWN_MAX).enumerate() {
             if index > 0 {
                 f.write_str("\n")?;
             }
             write!(f, "{problem}")?;
         }
-        Ok(())
+        match self.0.len().saturating_sub(SHOWN_MAX) {
+            0 => Ok(()),
+            more => write!(f, "\n... and {more} more"),
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 //! Invariant: reading never stops at the first mistake, and a key that isn't declared here is reported. The walk is ours rather than a
 //! derived `Deserialize`, because that one stops at the first error and knows no second.
 
+use std::collections::HashSet;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -328,7 +329,7 @@ pub(crate) fn parse(file: &Arc<str>, text: &str) -> Parsed {
         let span = error.span().unwrap_or(text.len()..text.len());
         reader.report(span, "", error.message().replace('\n', ", "));
     }
-    let broken: Vec<usize> = reader.problems.iter().filter_map(|problem| line_of(&problem.place)).collect();
+    let broken: HashSet<usize> = reader.problems.iter().filter_map(|problem| line_of(&problem.place)).collect();
     let syntax_errors = reader.problems.len();
     let raw = Raw::read_table(&mut reader, "", table.get_ref());
     // What the parser guessed on a line that it couldn't read is no news.

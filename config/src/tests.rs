@@ -607,6 +607,17 @@ fn the_example_loads_and_shows_the_defaults() {
     }
 }
 
+#[test]
+fn hostile_files_end_soon() {
+    let deep = ["[".repeat(50_000), format!("a = {}", "[".repeat(50_000)), format!("{}a = 1", "a.".repeat(50_000)), "a={".repeat(50_000)];
+    for text in deep {
+        from_text(&text, &[]).expect_err("it is no configuration");
+    }
+    let long = from_text(&"not a line of TOML\n".repeat(10_000), &[]).expect_err("it is no configuration");
+    assert_eq!(long.count(), 10_000);
+    assert!(long.to_string().ends_with("\n... and 9900 more"));
+}
+
 proptest! {
     #[test]
     fn arbitrary_text_never_panics(text in "\\PC*", name in "SWITCHYARD_[A-Z_]{0,12}", value in "\\PC*") {

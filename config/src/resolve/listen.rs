@@ -25,7 +25,7 @@ impl Resolver {
         let read_write = self.addresses("listen.read_write", raw.read_write, READ_WRITE_PORT, &mut taken);
         let read_only = self.addresses("listen.read_only", raw.read_only, READ_ONLY_PORT, &mut taken);
         let http = self.addresses("listen.http", raw.http, HTTP_PORT, &mut taken);
-        if read_write.is_empty() && read_only.is_empty() && raw.unix_socket_dir.is_none() {
+        if read_write.is_empty() && read_only.is_empty() {
             self.problem(self.nowhere(), "listen.read_write", "is empty, and so is listen.read_only: clients have no port to come to");
         }
         let unix_socket_dir = raw.unix_socket_dir.map(|given| self.socket_folder(given, &read_write, &read_only));
