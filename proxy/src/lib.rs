@@ -3,8 +3,15 @@
 pub mod admin;
 pub mod app;
 pub mod auth;
+mod client;
+mod clients;
+mod context;
 pub mod door;
+mod listener;
 pub mod logging;
+mod pool;
+mod raw;
+mod server;
 pub mod stats;
 pub mod stream;
 pub mod tls;

@@ -186,6 +186,12 @@ pub struct Tally {
     pub refusals: Vec<&'static str>,
 }
 
+impl Tally {
+    pub fn is_empty(&self) -> bool {
+        self.queries == 0 && self.errors == 0 && self.reruns.is_empty() && self.refusals.is_empty()
+    }
+}
+
 impl Work {
     /// Whether nothing is in it that the next input needs.
     pub fn is_spare(&self) -> bool {
@@ -292,6 +298,16 @@ impl Session {
     /// Nothing is under way: a shutdown may end the session here.
     pub fn is_quiet(&self, work: &Work) -> bool {
         self.starting.is_none() && self.status == TxStatus::Idle && work.owed.is_empty() && work.batch.is_empty()
+    }
+
+    /// Nothing is under way, and nothing that the session holds is in `work`.
+    pub fn is_idle(&self, work: &Work) -> bool {
+        self.starting.is_none() && self.want.is_none() && matches!(self.phase, Phase::Idle) && work.is_spare()
+    }
+
+    /// Whether a message that is larger than what was read so far has begun.
+    pub fn needs_more(&self, work: &Work) -> bool {
+        matches!(frame::header(&work.client_in), Ok(Some(header)) if work.client_in.len() < header.total)
     }
 
     /// Whether more of the client's bytes can be taken now.

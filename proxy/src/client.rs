@@ -1,0 +1,623 @@
+//! One client's task: moves bytes between its sockets and its [`Session`], and gets the session what it wants.
+//!
+//! Invariant: the only place that waits. The session decides; nothing here looks into a message.
+//! An idle client holds neither buffers nor a server connection.
+
+use std::cell::RefCell;
+use std::future::{Future, poll_fn};
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context as TaskContext, Poll, ready};
+use std::time::{Duration, Instant, SystemTime};
+
+use switchyard_core::refusal::Refusal;
+use switchyard_core::route::{Need, ServerRole, Why};
+use switchyard_core::session::{CancelKey, Env, Pins, Policy, Session, Settings, Want, Work};
+use tokio::io::AsyncWrite;
+use tokio_util::io::poll_read_buf;
+
+use crate::auth::{ConnectError, Identity};
+use crate::clients::Registered;
+use crate::context::Context;
+use crate::pool::{Acquired, Key, Lease, LeaseError};
+use crate::stats::{Pinned, Port};
+use crate::stream::Stream;
+
+/// Room for one read of a socket, in bytes.
+const READ_BYTES: usize = 16 * 1024;
+/// What may wait to be written to a client before its server is read on, in bytes.
+const TO_CLIENT_MAX: usize = 32 * 1024;
+/// What may have been read from a client and not been taken, in bytes, unless a single message is larger.
+const CLIENT_IN_MAX: usize = 256 * 1024;
+/// Buffers larger than this aren't kept for the next client.
+const SPARE_BYTES_MAX: usize = 64 * 1024;
+/// Sets of buffers kept by each worker thread.
+const SPARES_MAX: usize = 32;
+/// Between two attempts to reach a leader that doesn't accept connections yet.
+const LEADER_RETRY: Duration = Duration::from_millis(20);
+/// Between two looks at the topology in the hold line, where nothing says that it has changed.
+const HOLD_LOOK: Duration = Duration::from_millis(100);
+
+thread_local! {
+    static SPARES: RefCell<Vec<Box<Work>>> = const { RefCell::new(Vec::new()) };
+}
+
+fn spare_work() -> Box<Work> {
+    SPARES.with_borrow_mut(Vec::pop).unwrap_or_default()
+}
+
+fn keep_work(mut work: Box<Work>) {
+    for buffer in [&mut work.client_in, &mut work.server_in, &mut work.to_client, &mut work.to_server] {
+        if buffer.capacity() > SPARE_BYTES_MAX {
+            *buffer = Vec::new();
+        }
+    }
+    SPARES.with_borrow_mut(|spares| {
+        if spares.len() < SPARES_MAX {
+            spares.push(work);
+        }
+    });
+}
+
+/// A client that has logged in.
+pub(crate) struct Client {
+    context: Arc<Context>,
+    policy: Arc<Policy>,
+    port: Port,
+    identity: Arc<Identity>,
+    slot: Registered,
+    stream: Stream,
+    session: Session,
+    work: Option<Box<Work>>,
+    lease: Option<Lease>,
+    /// Bytes of `to_client` and of `to_server` that are written already.
+    client_written: usize,
+    server_written: usize,
+    /// The batch under way: why it went where it went, and when.
+    running: Option<(Why, Instant)>,
+    waiting: Option<Pin<Box<dyn Future<Output = Waited> + Send>>>,
+    held_since: Option<Instant>,
+    pins_shown: Pins,
+    closing: bool,
+}
+
+/// What the session waited for.
+enum Waited {
+    Leased(Need, Result<Lease, LeaseError>),
+    TopologyChanged,
+    HoldTimedOut,
+}
+
+enum Event {
+    Client(io::Result<usize>),
+    Server(io::Result<usize>),
+    /// Writing to the client failed: it is gone.
+    ClientGone,
+    ServerKilled,
+    Waited(Waited),
+    Canceled,
+    Ending,
+    /// Everything is written; only told when something waits for it.
+    Flushed,
+}
+
+impl Client {
+    pub(crate) fn new(
+        context: Arc<Context>,
+        policy: Arc<Policy>,
+        port: Port,
+        identity: Identity,
+        slot: Registered,
+        key: CancelKey,
+        stream: Stream,
+    ) -> Client {
+        let startup = Settings::from_startup(identity.settings.iter().map(|(name, value)| (name.as_str(), value.as_bytes())));
+        Client {
+            context,
+            policy,
+            port,
+            identity: Arc::new(identity),
+            slot,
+            stream,
+            session: Session::new(startup, key),
+            work: None,
+            lease: None,
+            client_written: 0,
+            server_written: 0,
+            running: None,
+            waiting: None,
+            held_since: None,
+            pins_shown: Pins::default(),
+            closing: false,
+        }
+    }
+
+    /// Serves the client until one side is gone.
+    pub(crate) async fn run(mut self) {
+        self.with_session(|session, env, work, _| session.returned(env, work));
+        loop {
+            self.satisfy();
+            if self.closing && self.nothing_to_write() {
+                break;
+            }
+            let event = poll_fn(|cx| self.poll_event(cx)).await;
+            if !self.handle(event) {
+                break;
+            }
+        }
+    }
+
+    fn nothing_to_write(&self) -> bool {
+        self.work.as_ref().is_none_or(|work| work.to_client.is_empty())
+    }
+
+    /// Calls into the session with the world as it is now.
+    fn with_session(
+        &mut self,
+        call: impl FnOnce(&mut Session, &Env<'_>, &mut Work, Option<&mut switchyard_core::session::ServerState>),
+    ) {
+        let topology = self.context.health.topology.load();
+        let env = Env {
+            now: Instant::now(),
+            topology: &topology,
+            loads: &self.context.loads,
+            judge: &self.context.verdicts,
+            policy: &self.policy,
+            random: rand::random(),
+        };
+        let work = self.work.get_or_insert_with(spare_work);
+        call(&mut self.session, &env, work, self.lease.as_mut().map(Lease::state));
+        if !work.tally.is_empty() {
+            self.count();
+        }
+    }
+
+    /// Gets the session what it wants, as far as that can be had at once.
+    fn satisfy(&mut self) {
+        while let Some(want) = self.session.take_want() {
+            match want {
+                Want::Lease(need) => self.ask_for(need),
+                Want::Hold => self.hold(None),
+                Want::Return => {
+                    self.give_back();
+                    self.with_session(|session, env, work, _| session.returned(env, work));
+                }
+                Want::Close => {
+                    self.closing = true;
+                    self.lease = None;
+                    self.waiting = None;
+                }
+            }
+        }
+        if self.pins_shown != self.session.pins() {
+            self.show_pins();
+        }
+    }
+
+    fn ask_for(&mut self, need: Need) {
+        self.context.health_demand(&need);
+        let key = Key {
+            node: need.node.clone(),
+            role: need.role,
+            database: self.identity.database.clone(),
+            user: self.identity.user.clone(),
+        };
+        let pool = self.context.pools.pool(key, &self.identity.credential);
+        match pool.acquire(self.slot.id, need.epoch) {
+            Acquired::Now(lease) => self.leased(&need, lease),
+            Acquired::Later(waiting) => {
+                self.waiting = Some(Box::pin(async move { Waited::Leased(need, waiting.lease().await) }));
+            }
+        }
+    }
+
+    fn leased(&mut self, need: &Need, mut lease: Lease) {
+        let topology = self.context.health.topology.load();
+        let Some(member) = topology.member(&need.node).cloned() else {
+            lease.give_back();
+            return self.lease_failed(need, &LeaseError::Gone);
+        };
+        drop(topology);
+        self.slot.hold(&lease.server().handle);
+        self.end_hold();
+        self.server_written = 0;
+        self.running = Some((need.why, Instant::now()));
+        if need.role == ServerRole::Leader && matches!(need.why, Why::NotCaughtUp | Why::NoReplica | Why::Rerun | Why::Hint) {
+            self.context.stats.leader_read(need.why.as_str());
+        }
+        self.lease = Some(lease);
+        self.with_session(|session, env, work, server| {
+            if let Some(server) = server {
+                session.granted(env, work, server, member);
+            }
+        });
+    }
+
+    fn lease_failed(&mut self, need: &Need, error: &LeaseError) {
+        let node = need.node.to_string();
+        match error {
+            LeaseError::Timeout(waited) => {
+                let refusal = Refusal::PoolTimeout { waited: *waited, node };
+                self.with_session(|session, _, work, _| session.denied(work, &refusal));
+            }
+            LeaseError::Connect(ConnectError::Server { sqlstate, raw, .. }) if !leaving(sqlstate) => {
+                if need.role == ServerRole::Replica && sqlstate.starts_with("28") {
+                    // The replica doesn't know the newest password yet.
+                    let refusal = Refusal::ServerUnreachable { node, detail: sqlstate.clone() };
+                    return self.with_session(|session, env, work, _| session.unreachable(env, work, &need.node, &refusal));
+                }
+                // What the server says of this user and database is what the client would have been told.
+                self.work.get_or_insert_with(spare_work).to_client.extend_from_slice(raw);
+                self.context.stats.port(self.port).errors.add(1);
+                self.closing = true;
+            }
+            error if need.role == ServerRole::Leader => {
+                // The leader that is believed in doesn't answer: the statement was not sent, and waits.
+                tracing::debug!(%node, %error, "the leader can't be reached");
+                self.context.health.poke();
+                self.hold(Some(LEADER_RETRY));
+            }
+            error => {
+                let refusal = Refusal::ServerUnreachable { node, detail: error.to_string() };
+                self.with_session(|session, env, work, _| session.unreachable(env, work, &need.node, &refusal));
+            }
+        }
+    }
+
+    /// Waits in line for a leader (or a replica that is fresh enough).
+    fn hold(&mut self, retry: Option<Duration>) {
+        let config = self.context.config.load();
+        let now = Instant::now();
+        if self.held_since.is_none() {
+            if self.context.stats.held.value() >= i64::try_from(config.failover.hold_max).unwrap_or(i64::MAX) {
+                let refusal = Refusal::HoldLineFull { limit: config.failover.hold_max };
+                drop(config);
+                return self.with_session(|session, _, work, _| session.denied(work, &refusal));
+            }
+            self.held_since = Some(now);
+            self.context.stats.held.up();
+            self.context.stats.held_total.add(1);
+        }
+        let until = self.held_since.unwrap_or(now) + config.failover.hold_timeout;
+        let mut changed = self.context.health.changed();
+        let mut sampled = self.context.health.sampled();
+        changed.mark_unchanged();
+        sampled.mark_unchanged();
+        // A snapshot that came between the decision and this line is seen by looking again on our own account, too.
+        let retry = retry.unwrap_or(HOLD_LOOK);
+        self.context.health.demand();
+        self.waiting = Some(Box::pin(async move {
+            tokio::select! {
+                Ok(()) = changed.changed() => Waited::TopologyChanged,
+                Ok(()) = sampled.changed() => Waited::TopologyChanged,
+                () = tokio::time::sleep(retry) => Waited::TopologyChanged,
+                () = tokio::time::sleep_until(until.into()) => Waited::HoldTimedOut,
+            }
+        }));
+    }
+
+    fn end_hold(&mut self) {
+        if self.held_since.take().is_some() {
+            self.context.stats.held.down();
+        }
+    }
+
+    fn give_back(&mut self) {
+        let Some(mut lease) = self.lease.take() else { return };
+        self.slot.release();
+        if let Some((why, started)) = self.running.take() {
+            let took = started.elapsed();
+            self.context.stats.latency(took);
+            if matches!(why, Why::FreshReplica | Why::AnyReplica) {
+                lease.node_stats().observe(took);
+            }
+        }
+        lease.server().owner = self.session.has_affinity().then_some(self.slot.id);
+        lease.give_back();
+    }
+
+    /// Ready with the next thing that happened. Cancel-safe: what was read is in the buffers.
+    fn poll_event(&mut self, cx: &mut TaskContext<'_>) -> Poll<Event> {
+        self.slot.listen(cx);
+        if self.slot.is_ending() && !self.closing && self.work.as_ref().is_none_or(|work| self.session.is_quiet(work)) {
+            return Poll::Ready(Event::Ending);
+        }
+        if let Some(lease) = &mut self.lease {
+            if lease.server().handle.poll_killed(cx).is_ready() {
+                return Poll::Ready(Event::ServerKilled);
+            }
+        } else if self.slot.take_cancel() && self.waiting.is_some() {
+            return Poll::Ready(Event::Canceled);
+        }
+        if let Some(waiting) = &mut self.waiting
+            && let Poll::Ready(waited) = waiting.as_mut().poll(cx)
+        {
+            self.waiting = None;
+            return Poll::Ready(Event::Waited(waited));
+        }
+        if self.work.is_some() {
+            if let Poll::Ready(event) = self.poll_write_server(cx) {
+                return Poll::Ready(event);
+            }
+            // Before the answer so far is written: whatever else has come belongs to the same write.
+            if let Poll::Ready(event) = self.poll_read_server(cx) {
+                return Poll::Ready(event);
+            }
+            if let Poll::Ready(event) = self.poll_write_client(cx) {
+                return Poll::Ready(event);
+            }
+        }
+        self.poll_read_client(cx)
+    }
+
+    fn poll_write_server(&mut self, cx: &mut TaskContext<'_>) -> Poll<Event> {
+        let (Some(work), Some(lease)) = (&mut self.work, &mut self.lease) else { return Poll::Pending };
+        if work.to_server.is_empty() {
+            return Poll::Pending;
+        }
+        let server = lease.server();
+        match ready!(poll_write_all(&mut server.stream, &work.to_server, &mut self.server_written, cx)) {
+            Ok(()) => {
+                lease.node_stats().bytes_out.add(work.to_server.len() as u64);
+                work.to_server.clear();
+                self.server_written = 0;
+                // There may be room again for what the client has sent.
+                if work.client_in.is_empty() { Poll::Pending } else { Poll::Ready(Event::Flushed) }
+            }
+            // What the server still has to say comes first; its end is seen by the read.
+            Err(_) => {
+                work.to_server.clear();
+                self.server_written = 0;
+                Poll::Pending
+            }
+        }
+    }
+
+    fn poll_read_server(&mut self, cx: &mut TaskContext<'_>) -> Poll<Event> {
+        let (Some(work), Some(lease)) = (&mut self.work, &mut self.lease) else { return Poll::Pending };
+        if work.to_client.len() >= TO_CLIENT_MAX {
+            return Poll::Pending;
+        }
+        make_room(&mut work.server_in);
+        let read = ready!(poll_read_buf(Pin::new(&mut lease.server().stream), cx, &mut work.server_in));
+        Poll::Ready(Event::Server(read))
+    }
+
+    fn poll_write_client(&mut self, cx: &mut TaskContext<'_>) -> Poll<Event> {
+        let Some(work) = &mut self.work else { return Poll::Pending };
+        if work.to_client.is_empty() {
+            return Poll::Pending;
+        }
+        match ready!(poll_write_all(&mut self.stream, &work.to_client, &mut self.client_written, cx)) {
+            Ok(()) => {
+                let full = work.to_client.len() >= TO_CLIENT_MAX;
+                self.context.stats.port(self.port).bytes_out.add(work.to_client.len() as u64);
+                work.to_client.clear();
+                self.client_written = 0;
+                if full || self.closing { Poll::Ready(Event::Flushed) } else { Poll::Pending }
+            }
+            Err(_) => Poll::Ready(Event::ClientGone),
+        }
+    }
+
+    /// Reads the client also while its statement runs, so that its end is seen; up to a limit.
+    fn poll_read_client(&mut self, cx: &mut TaskContext<'_>) -> Poll<Event> {
+        if self.closing {
+            return Poll::Pending;
+        }
+        let mut work = match self.work.take() {
+            Some(work) if self.lease.is_none() && self.waiting.is_none() && self.session.is_idle(&work) => {
+                keep_work(work);
+                spare_work()
+            }
+            Some(work) => work,
+            None => spare_work(),
+        };
+        let accepts = self.lease.is_some() || self.waiting.is_none();
+        if work.client_in.len() >= CLIENT_IN_MAX && !(accepts && self.session.needs_more(&work)) {
+            self.work = Some(work);
+            return Poll::Pending;
+        }
+        make_room(&mut work.client_in);
+        match poll_read_buf(Pin::new(&mut self.stream), cx, &mut work.client_in) {
+            Poll::Ready(read) => {
+                self.work = Some(work);
+                Poll::Ready(Event::Client(read))
+            }
+            Poll::Pending => {
+                if self.lease.is_none() && self.waiting.is_none() && self.session.is_idle(&work) {
+                    keep_work(work);
+                } else {
+                    self.work = Some(work);
+                }
+                Poll::Pending
+            }
+        }
+    }
+
+    /// False where the client is gone.
+    fn handle(&mut self, event: Event) -> bool {
+        match event {
+            Event::Client(Ok(0)) | Event::Client(Err(_)) | Event::ClientGone => return false,
+            Event::Client(Ok(count)) => {
+                self.context.stats.port(self.port).bytes_in.add(count as u64);
+                self.take_client_bytes();
+            }
+            Event::Server(Ok(count)) if count > 0 => {
+                if let Some(lease) = &self.lease {
+                    lease.node_stats().bytes_in.add(count as u64);
+                }
+                self.with_session(|session, env, work, server| {
+                    if let Some(server) = server {
+                        session.server_bytes(env, work, server);
+                    }
+                });
+                self.satisfy();
+                self.take_client_bytes();
+            }
+            Event::Server(_) | Event::ServerKilled => {
+                self.server_lost();
+                self.satisfy();
+                self.take_client_bytes();
+            }
+            Event::Waited(Waited::Leased(need, Ok(lease))) => {
+                self.leased(&need, lease);
+                self.satisfy();
+                self.take_client_bytes();
+            }
+            Event::Waited(Waited::Leased(need, Err(error))) => {
+                self.lease_failed(&need, &error);
+                self.satisfy();
+                self.take_client_bytes();
+            }
+            Event::Waited(Waited::TopologyChanged) => self.with_session(|session, env, work, _| session.decide_again(env, work)),
+            Event::Waited(Waited::HoldTimedOut) => {
+                let waited = self.held_since.map_or(Duration::ZERO, |since| since.elapsed());
+                self.end_hold();
+                self.context.stats.hold_timeouts.add(1);
+                let refusal = Refusal::NoLeader { waited };
+                self.with_session(|session, _, work, _| session.denied(work, &refusal));
+                self.satisfy();
+                self.take_client_bytes();
+            }
+            Event::Canceled => {
+                self.waiting = None;
+                self.end_hold();
+                self.with_session(|session, _, work, _| session.denied(work, &Refusal::QueryCanceled));
+                self.satisfy();
+                self.take_client_bytes();
+            }
+            Event::Ending => self.with_session(|session, _, work, _| session.end(work, &Refusal::Administrator)),
+            Event::Flushed => self.take_client_bytes(),
+        }
+        true
+    }
+
+    fn take_client_bytes(&mut self) {
+        while !self.closing && self.waiting.is_none() && self.work.as_ref().is_some_and(|work| !work.client_in.is_empty()) {
+            let before = self.work.as_ref().map_or(0, |work| work.client_in.len());
+            self.with_session(|session, env, work, server| session.client_bytes(env, work, server));
+            self.satisfy();
+            if self.work.as_ref().map_or(0, |work| work.client_in.len()) == before {
+                break;
+            }
+        }
+    }
+
+    fn server_lost(&mut self) {
+        let Some(mut lease) = self.lease.take() else { return };
+        self.slot.release();
+        self.running = None;
+        self.server_written = 0;
+        lease.node_stats().errors.add(1);
+        self.context.health.poke();
+        let state = lease.state();
+        state.tainted = true;
+        let topology = self.context.health.topology.load();
+        let env = Env {
+            now: Instant::now(),
+            topology: &topology,
+            loads: &self.context.loads,
+            judge: &self.context.verdicts,
+            policy: &self.policy,
+            random: rand::random(),
+        };
+        let work = self.work.get_or_insert_with(spare_work);
+        self.session.server_lost(&env, work, state, false);
+        if !work.tally.is_empty() {
+            self.count();
+        }
+    }
+
+    fn count(&mut self) {
+        let Some(work) = &mut self.work else { return };
+        let tally = std::mem::take(&mut work.tally);
+        let stats = &self.context.stats;
+        let port = stats.port(self.port);
+        port.queries.add(tally.queries);
+        port.errors.add(tally.errors + tally.refusals.len() as u64);
+        for sqlstate in &tally.reruns {
+            stats.rerun(std::str::from_utf8(sqlstate).unwrap_or("XX000"));
+        }
+        for sqlstate in tally.refusals {
+            stats.refusal(sqlstate);
+        }
+        if let (Some(lease), Some((why, _))) = (&self.lease, &self.running) {
+            let node = lease.node_stats();
+            match why {
+                Why::Write | Why::Transaction | Why::LookAhead | Why::Local => node.writes.add(tally.queries),
+                _ => node.reads.add(tally.queries),
+            }
+            node.errors.add(tally.errors);
+        }
+    }
+
+    fn show_pins(&mut self) {
+        self.pins_shown = self.session.pins();
+        let mut pinned = self.context.stats.pinned.lock();
+        let Some(lease) = self.lease.as_mut().filter(|_| !self.pins_shown.is_empty()) else {
+            pinned.remove(&self.slot.id);
+            return;
+        };
+        let reasons = self.pins_shown.iter().map(|reason| reason.as_str()).collect();
+        let node = lease.state().node.clone();
+        pinned.entry(self.slot.id).and_modify(|entry| entry.reasons = Vec::clone(&reasons)).or_insert(Pinned {
+            client_id: self.slot.id,
+            user: self.identity.user.clone(),
+            database: self.identity.database.clone(),
+            node,
+            reasons,
+            since: SystemTime::now(),
+        });
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.end_hold();
+        self.slot.release();
+        if !self.pins_shown.is_empty() {
+            self.context.stats.pinned.lock().remove(&self.slot.id);
+        }
+        if let Some(mut lease) = self.lease.take() {
+            // Nobody may inherit what a pinned session left; a transaction is rolled back, a running statement canceled.
+            let server = lease.server();
+            server.state.tainted |= !self.session.pins().is_empty();
+            lease.give_back();
+        }
+        self.context.stats.port(self.port).clients.down();
+    }
+}
+
+impl Context {
+    /// Reads that found no proven replica want samples soon.
+    fn health_demand(&self, need: &Need) {
+        if matches!(need.why, Why::NotCaughtUp | Why::FreshReplica) {
+            self.health.demand();
+        }
+    }
+}
+
+/// SQLSTATEs of a server that is going away or not there yet.
+fn leaving(sqlstate: &str) -> bool {
+    matches!(sqlstate, "57P01" | "57P02" | "57P03")
+}
+
+fn make_room(buffer: &mut Vec<u8>) {
+    if buffer.capacity() - buffer.len() < READ_BYTES / 4 {
+        buffer.reserve(READ_BYTES);
+    }
+}
+
+/// Writes what is left of `bytes`; `written` remembers how far it came.
+fn poll_write_all(stream: &mut Stream, bytes: &[u8], written: &mut usize, cx: &mut TaskContext<'_>) -> Poll<io::Result<()>> {
+    while *written < bytes.len() {
+        match ready!(Pin::new(&mut *stream).poll_write(cx, &bytes[*written..])) {
+            Ok(0) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+            Ok(count) => *written += count,
+            Err(error) => return Poll::Ready(Err(error)),
+        }
+    }
+    if stream.is_tls() { Pin::new(stream).poll_flush(cx) } else { Poll::Ready(Ok(())) }
+}

@@ -1,0 +1,65 @@
+//! The bookkeeping of one pool, under its lock: nothing here waits, and nothing here counts for people.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustc_hash::FxHashMap;
+use switchyard_core::route::ServerRole;
+use switchyard_core::topology::Epoch;
+use tokio::sync::oneshot;
+
+use super::{Lease, Permit};
+use crate::server::{Handle, Server};
+
+/// What a waiting client gets.
+pub(super) enum Offer {
+    Lease(Lease),
+    Permit(Permit),
+}
+
+#[derive(Default)]
+pub(super) struct Book {
+    /// Last in, first out: the rest grow old and are closed.
+    pub(super) idle: Vec<Server>,
+    /// Open or being opened, idle ones included.
+    pub(super) open: usize,
+    pub(super) waiting: VecDeque<oneshot::Sender<Offer>>,
+    /// Every open connection's handle.
+    pub(super) handles: FxHashMap<u64, Arc<Handle>>,
+}
+
+impl Book {
+    /// The idle connection for `client`: its own, else the last returned one that is nobody's, else the one kept longest for somebody
+    /// else where `may_steal`. Connections of another epoch, or that have died, are put into `dead`.
+    pub(super) fn take(&mut self, client: u64, epoch: Epoch, may_steal: bool, dead: &mut Vec<Server>) -> Option<Server> {
+        loop {
+            let own = self.idle.iter().rposition(|server| server.owner == Some(client));
+            let free = || self.idle.iter().rposition(|server| server.owner.is_none());
+            let any = || may_steal.then(|| self.idle.len().checked_sub(1).map(|_| 0)).flatten();
+            let index = own.or_else(free).or_else(any)?;
+            let mut server = self.idle.remove(index);
+            let current = server.state.role == ServerRole::Replica || server.state.epoch == epoch;
+            if current && server.is_alive() {
+                return Some(server);
+            }
+            dead.push(server);
+        }
+    }
+
+    /// Idle connections that have come to their end.
+    pub(super) fn expired(&mut self, now: Instant, idle_timeout: Duration, max_lifetime: Duration, keep: usize) -> Vec<Server> {
+        let mut expired = Vec::new();
+        let mut index = 0;
+        while index < self.idle.len() {
+            let over_age = now.duration_since(self.idle[index].opened_at) >= max_lifetime;
+            let unused = now.duration_since(self.idle[index].idle_since) >= idle_timeout && self.open - expired.len() > keep;
+            if over_age || unused || !self.idle[index].is_alive() {
+                expired.push(self.idle.remove(index));
+            } else {
+                index += 1;
+            }
+        }
+        expired
+    }
+}

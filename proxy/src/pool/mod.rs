@@ -1,0 +1,570 @@
+//! Server connections that are shared: a pool for each (node, role, database, user), and a cap for each node.
+//!
+//! A [`Lease`] is the right to use a connection, a [`Permit`] the right to open one. Both give themselves back when dropped; a lease
+//! that is dropped instead of returned closes its connection, so that an early `?` can't return a dirty server.
+//! Locks are held for bookkeeping only. A pool's lock may be held while a node's is taken, never the other way round.
+
+mod book;
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use parking_lot::{Mutex, RwLock};
+use rustc_hash::FxHashMap;
+use switchyard_config::Config;
+use switchyard_core::route::ServerRole;
+use switchyard_core::session::ServerState;
+use switchyard_core::topology::{Epoch, Topology};
+use switchyard_core::wire::reply::TxStatus;
+use tokio::sync::oneshot;
+
+use self::book::{Book, Offer};
+use crate::auth::{ConnectError, Credential, Login, Target};
+use crate::server::Server;
+use crate::stats::{NodeStats, PoolName, PoolStats, Stats};
+use crate::tls::Connector;
+
+/// Which pool.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Key {
+    pub(crate) node: Arc<str>,
+    pub(crate) role: ServerRole,
+    pub(crate) database: Arc<str>,
+    pub(crate) user: Arc<str>,
+}
+
+/// Why there is no lease.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum LeaseError {
+    #[error("no server connection became free within {0:?}")]
+    Timeout(Duration),
+    #[error("the node is not a member of the cluster any more")]
+    Gone,
+    #[error("the server is in recovery")]
+    InRecovery,
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+}
+
+/// All pools.
+pub(crate) struct Pools {
+    pools: RwLock<FxHashMap<Key, Arc<Pool>>>,
+    nodes: RwLock<FxHashMap<Arc<str>, Arc<Node>>>,
+    pub(crate) config: Arc<ArcSwap<Config>>,
+    topology: Arc<ArcSwap<Topology>>,
+    pub(crate) tls: ArcSwap<Connector>,
+    stats: Arc<Stats>,
+}
+
+/// The cap of one node.
+#[derive(Default)]
+struct Node {
+    book: Mutex<NodeBook>,
+}
+
+#[derive(Default)]
+struct NodeBook {
+    open: usize,
+    /// Pools with waiting clients and no right to open a connection.
+    starving: VecDeque<Weak<Pool>>,
+}
+
+/// The connections of one key.
+pub(crate) struct Pool {
+    key: Key,
+    book: Mutex<Book>,
+    node: Arc<Node>,
+    /// The newest login's: older ones may no longer open connections.
+    credential: ArcSwap<Credential>,
+    stats: Arc<PoolStats>,
+    node_stats: Arc<NodeStats>,
+    pools: Weak<Pools>,
+}
+
+impl Pools {
+    pub(crate) fn new(config: Arc<ArcSwap<Config>>, topology: Arc<ArcSwap<Topology>>, tls: Connector, stats: Arc<Stats>) -> Arc<Pools> {
+        Arc::new(Pools {
+            pools: RwLock::default(),
+            nodes: RwLock::default(),
+            config,
+            topology,
+            tls: ArcSwap::from_pointee(tls),
+            stats,
+        })
+    }
+
+    /// The pool of `key`, made where there is none.
+    pub(crate) fn pool(self: &Arc<Pools>, key: Key, credential: &Arc<Credential>) -> Arc<Pool> {
+        if let Some(pool) = self.pools.read().get(&key) {
+            return pool.clone();
+        }
+        let node = self.nodes.write().entry(key.node.clone()).or_default().clone();
+        let name = PoolName { node: key.node.clone(), database: key.database.clone(), user: key.user.clone() };
+        self.pools
+            .write()
+            .entry(key.clone())
+            .or_insert_with(|| {
+                Arc::new(Pool {
+                    node_stats: self.stats.node(&key.node),
+                    stats: self.stats.pool(&name),
+                    key,
+                    book: Mutex::default(),
+                    node,
+                    credential: ArcSwap::new(credential.clone()),
+                    pools: Arc::downgrade(self),
+                })
+            })
+            .clone()
+    }
+
+    /// A new login's credential is the one to open connections with from now on.
+    pub(crate) fn renew(&self, database: &str, user: &str, credential: &Arc<Credential>) {
+        for pool in self.all() {
+            if *pool.key.database == *database && *pool.key.user == *user {
+                pool.credential.store(credential.clone());
+            }
+        }
+    }
+
+    fn all(&self) -> Vec<Arc<Pool>> {
+        self.pools.read().values().cloned().collect()
+    }
+
+    /// Closes leader connections of other epochs, leased ones included, and whatever belongs to members that have gone.
+    pub(crate) fn topology_changed(&self, topology: &Topology) {
+        for pool in self.all() {
+            let member = topology.member(&pool.key.node).is_some();
+            let handles: Vec<_> = pool.book.lock().handles.values().cloned().collect();
+            for handle in handles {
+                if !member || (handle.role == ServerRole::Leader && handle.epoch != topology.epoch) {
+                    handle.kill();
+                }
+            }
+            pool.sweep(Instant::now());
+        }
+    }
+
+    /// Closes what is too old or unused, and forgets pools without connections.
+    pub(crate) fn sweep(&self) {
+        let now = Instant::now();
+        for pool in self.all() {
+            pool.sweep(now);
+        }
+        self.pools.write().retain(|key, pool| {
+            // A session that is about to use the pool holds it, too.
+            let book = pool.book.lock();
+            let unused = book.open == 0 && book.waiting.is_empty() && Arc::strong_count(pool) == 1;
+            if unused {
+                self.stats.remove_pool(&PoolName { node: key.node.clone(), database: key.database.clone(), user: key.user.clone() });
+            }
+            !unused
+        });
+    }
+}
+
+/// What asking for a lease gives at once.
+pub(crate) enum Acquired {
+    Now(Lease),
+    /// A connection must be opened, or waited for: see [`Waiting::lease`].
+    Later(Waiting),
+}
+
+/// A lease that takes time.
+pub(crate) struct Waiting {
+    pool: Arc<Pool>,
+    epoch: Epoch,
+    offer: Expected,
+}
+
+enum Expected {
+    Permit(Permit),
+    Turn(oneshot::Receiver<Offer>),
+}
+
+impl Waiting {
+    /// Waits for its turn, opens a connection where that is what it got. Cancel-safe: dropped, it gives back what it had.
+    pub(crate) async fn lease(self) -> Result<Lease, LeaseError> {
+        let Some(pools) = self.pool.pools.upgrade() else { return Err(LeaseError::Gone) };
+        let timeout = pools.config.load().pool.wait_timeout;
+        let permit = match self.offer {
+            Expected::Permit(permit) => permit,
+            Expected::Turn(turn) => {
+                let started = Instant::now();
+                let waiting = Counted::new(&self.pool.stats);
+                let offer = tokio::time::timeout(timeout, turn).await;
+                drop(waiting);
+                let us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
+                self.pool.stats.wait_us_total.add(us);
+                match offer {
+                    Ok(Ok(Offer::Lease(mut lease))) => {
+                        let server = lease.server();
+                        let current = server.state.role == ServerRole::Replica || server.state.epoch == self.epoch;
+                        if current && server.is_alive() {
+                            return Ok(lease);
+                        }
+                        // Its place in the pool is free for a new connection.
+                        lease.into_permit()
+                    }
+                    Ok(Ok(Offer::Permit(permit))) => permit,
+                    Ok(Err(_)) => return Err(LeaseError::Gone),
+                    Err(_) => return Err(LeaseError::Timeout(timeout)),
+                }
+            }
+        };
+        self.pool.clone().open(permit, &pools, self.epoch).await
+    }
+}
+
+/// A waiting client, counted while it waits.
+struct Counted(Arc<PoolStats>);
+
+impl Counted {
+    fn new(stats: &Arc<PoolStats>) -> Counted {
+        stats.waiting.up();
+        stats.waits_total.add(1);
+        Counted(stats.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.waiting.down();
+    }
+}
+
+impl Pool {
+    /// A connection for `client`: an idle one at once, else the right to open one, else a place in the waiting line.
+    pub(crate) fn acquire(self: &Arc<Pool>, client: u64, epoch: Epoch) -> Acquired {
+        let Some(pools) = self.pools.upgrade() else { return self.never() };
+        let config = pools.config.load();
+        let mut dead = Vec::new();
+        let mut book = self.book.lock();
+        let room = book.open < config.pool.max_size;
+        let found = book.take(client, epoch, !room, &mut dead);
+        let later = |offer| Acquired::Later(Waiting { pool: self.clone(), epoch, offer });
+        let acquired = match found {
+            Some(server) => {
+                drop(book);
+                self.stats_idle(1);
+                Acquired::Now(self.lease(server))
+            }
+            None => {
+                let may_open = book.open - dead.len() < config.pool.max_size;
+                if may_open && (self.node.take_slot(config.pool.max_per_node) || pools.evict_idle(self, &mut book)) {
+                    book.open += 1;
+                    drop(book);
+                    later(Expected::Permit(Permit { pool: Some(self.clone()) }))
+                } else if let Some(server) = book.take(client, epoch, true, &mut dead) {
+                    drop(book);
+                    self.stats_idle(1);
+                    Acquired::Now(self.lease(server))
+                } else {
+                    let (sender, receiver) = oneshot::channel();
+                    book.waiting.push_back(sender);
+                    if may_open {
+                        self.node.book.lock().starving.push_back(Arc::downgrade(self));
+                    }
+                    drop(book);
+                    later(Expected::Turn(receiver))
+                }
+            }
+        };
+        self.stats_idle(dead.len());
+        for server in dead {
+            self.discard(server);
+        }
+        acquired
+    }
+
+    fn never(self: &Arc<Pool>) -> Acquired {
+        let (_, receiver) = oneshot::channel();
+        Acquired::Later(Waiting { pool: self.clone(), epoch: Epoch(0), offer: Expected::Turn(receiver) })
+    }
+
+    fn stats_idle(&self, taken: usize) {
+        for _ in 0..taken {
+            self.stats.idle.down();
+        }
+    }
+
+    fn lease(self: &Arc<Pool>, server: Server) -> Lease {
+        self.stats.in_use.up();
+        self.node_stats.in_use.up();
+        Lease { server: Some(server), pool: self.clone() }
+    }
+
+    async fn open(self: Arc<Pool>, permit: Permit, pools: &Pools, epoch: Epoch) -> Result<Lease, LeaseError> {
+        let (target, config) = {
+            let topology = pools.topology.load();
+            let member = topology.member(&self.key.node).ok_or(LeaseError::Gone)?;
+            (Target::new(member.host.clone(), member.port), pools.config.load_full())
+        };
+        let mut parameters = Vec::new();
+        if self.key.role == ServerRole::Replica {
+            // The same connection would take writes after a promotion.
+            parameters.push(("default_transaction_read_only".to_owned(), "on".to_owned()));
+        }
+        let credential = self.credential.load_full();
+        let login = Login { user: &self.key.user, database: &self.key.database, credential: &credential, parameters: &parameters };
+        let connected = crate::auth::connect(&target, &login, &pools.tls.load(), config.postgres.connect_timeout).await;
+        let connected = connected.inspect_err(|error| {
+            self.node_stats.connect_errors.add(1);
+            tracing::debug!(node = %self.key.node, %error, "no server connection");
+        })?;
+        let server = Server::new(connected, target, self.key.node.clone(), self.key.role, epoch, config.pool.max_prepared);
+        if self.key.role == ServerRole::Leader && server.in_hot_standby() == Some(true) {
+            return Err(LeaseError::InRecovery);
+        }
+        self.book.lock().handles.insert(server.id, server.handle.clone());
+        self.node_stats.connections.up();
+        self.node_stats.connections_total.add(1);
+        permit.used();
+        Ok(self.lease(server))
+    }
+
+    /// Closes a connection of this pool, and lets somebody else have its place.
+    fn discard(self: &Arc<Pool>, server: Server) {
+        self.forget(&server);
+        server.close();
+        drop(Permit { pool: Some(self.clone()) });
+    }
+
+    fn forget(&self, server: &Server) {
+        self.book.lock().handles.remove(&server.id);
+        self.node_stats.connections.down();
+    }
+
+    fn sweep(self: &Arc<Pool>, now: Instant) {
+        let Some(pools) = self.pools.upgrade() else { return };
+        let config = pools.config.load();
+        let expired = self.book.lock().expired(now, config.pool.idle_timeout, config.pool.max_lifetime, config.pool.min_size);
+        self.stats_idle(expired.len());
+        for server in expired {
+            self.discard(server);
+        }
+        let missing = config.pool.min_size.saturating_sub(self.book.lock().open);
+        for _ in 0..missing {
+            if !self.node.take_slot(config.pool.max_per_node) {
+                break;
+            }
+            self.book.lock().open += 1;
+            let (pool, pools, permit) = (self.clone(), pools.clone(), Permit { pool: Some(self.clone()) });
+            tokio::spawn(async move {
+                let epoch = pools.topology.load().epoch;
+                if let Ok(lease) = pool.open(permit, &pools, epoch).await {
+                    lease.give_back();
+                }
+            });
+        }
+    }
+
+    /// A clean connection comes back: the next client in line gets it, or it rests.
+    fn put(self: &Arc<Pool>, mut server: Server) {
+        server.idle_since = Instant::now();
+        let mut book = self.book.lock();
+        while let Some(turn) = book.waiting.pop_front() {
+            if turn.is_closed() {
+                continue;
+            }
+            drop(book);
+            let offer = Offer::Lease(self.lease(server));
+            // A client that gave up in this very moment drops the lease, and with it the connection; the next in line opens another.
+            let _ = turn.send(offer);
+            return;
+        }
+        if self.node.has_starving() {
+            drop(book);
+            return self.discard(server);
+        }
+        book.idle.push(server);
+        drop(book);
+        self.stats.idle.up();
+    }
+
+    /// A place is free: for the next in line here, or for a starving pool of the same node.
+    fn place_freed(self: &Arc<Pool>) {
+        let Some(pools) = self.pools.upgrade() else { return };
+        let config = pools.config.load();
+        loop {
+            let mut book = self.book.lock();
+            if book.open >= config.pool.max_size {
+                return;
+            }
+            let Some(turn) = book.waiting.pop_front() else { break };
+            if turn.is_closed() {
+                continue;
+            }
+            if !self.node.take_slot(config.pool.max_per_node) {
+                book.waiting.push_front(turn);
+                self.node.book.lock().starving.push_back(Arc::downgrade(self));
+                return;
+            }
+            book.open += 1;
+            drop(book);
+            let _ = turn.send(Offer::Permit(Permit { pool: Some(self.clone()) }));
+            return;
+        }
+        let starving = self.node.book.lock().starving.pop_front();
+        if let Some(pool) = starving.and_then(|pool| pool.upgrade()).filter(|pool| !Arc::ptr_eq(pool, self)) {
+            pool.place_freed();
+        }
+    }
+}
+
+impl Pools {
+    /// Closes the longest idle connection of another pool of the same node, and takes its place under the cap.
+    fn evict_idle(&self, hungry: &Arc<Pool>, _held: &mut Book) -> bool {
+        for pool in self.all() {
+            if Arc::ptr_eq(&pool, hungry) || pool.key.node != hungry.key.node {
+                continue;
+            }
+            // Another session may hold that lock and wait for ours: never wait here.
+            let Some(mut book) = pool.book.try_lock() else { continue };
+            if book.idle.is_empty() {
+                continue;
+            }
+            let server = book.idle.remove(0);
+            book.open -= 1;
+            book.handles.remove(&server.id);
+            drop(book);
+            pool.stats_idle(1);
+            pool.node_stats.connections.down();
+            server.close();
+            return true;
+        }
+        false
+    }
+}
+
+impl Node {
+    fn take_slot(&self, max: usize) -> bool {
+        let mut book = self.book.lock();
+        if book.open >= max {
+            return false;
+        }
+        book.open += 1;
+        true
+    }
+
+    fn has_starving(&self) -> bool {
+        let mut book = self.book.lock();
+        book.starving.retain(|pool| pool.strong_count() > 0);
+        !book.starving.is_empty()
+    }
+}
+
+/// The right to open a connection: a place in the pool and under the node's cap.
+#[must_use]
+pub(crate) struct Permit {
+    pool: Option<Arc<Pool>>,
+}
+
+impl Permit {
+    /// The connection is open: from now on it holds the place.
+    fn used(mut self) {
+        self.pool = None;
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        let Some(pool) = self.pool.take() else { return };
+        pool.book.lock().open -= 1;
+        pool.node.book.lock().open -= 1;
+        pool.place_freed();
+    }
+}
+
+/// The right to use a server connection. Dropped, it closes the connection.
+#[must_use]
+pub(crate) struct Lease {
+    /// `None` only while the lease is being taken apart.
+    server: Option<Server>,
+    pool: Arc<Pool>,
+}
+
+impl Lease {
+    pub(crate) fn server(&mut self) -> &mut Server {
+        self.server.as_mut().expect("a lease holds its server until it is consumed")
+    }
+
+    pub(crate) fn state(&mut self) -> &mut ServerState {
+        &mut self.server().state
+    }
+
+    pub(crate) fn node_stats(&self) -> &Arc<NodeStats> {
+        &self.pool.node_stats
+    }
+
+    /// Gives a connection back. One with a transaction still open is rolled back first, one that owes something or is tainted is closed.
+    pub(crate) fn give_back(mut self) {
+        let Some(mut server) = self.server.take() else { return };
+        self.unlease();
+        let pool = self.pool.clone();
+        let promoted = server.state.role == ServerRole::Replica && server.in_hot_standby() == Some(false) && !pool.serves_fallback();
+        if server.state.tainted || promoted || server.handle.is_killed() {
+            return pool.discard(server);
+        }
+        if !server.state.ready {
+            // A client left in the middle of a statement: what runs is canceled, or the server would work on for nobody.
+            pool.cancel_and_discard(server);
+            return;
+        }
+        if server.state.tx != TxStatus::Idle || server.handle.is_being_canceled() {
+            tokio::spawn(async move {
+                server.handle.clone().cancels_over().await;
+                if server.clean().await { pool.put(server) } else { pool.discard(server) }
+            });
+            return;
+        }
+        pool.put(server);
+    }
+
+    fn unlease(&self) {
+        self.pool.stats.in_use.down();
+        self.pool.node_stats.in_use.down();
+    }
+
+    /// Closes the connection and keeps its place.
+    fn into_permit(mut self) -> Permit {
+        if let Some(server) = self.server.take() {
+            self.unlease();
+            self.pool.forget(&server);
+            server.close();
+        }
+        Permit { pool: Some(self.pool.clone()) }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if let Some(server) = self.server.take() {
+            self.unlease();
+            if server.state.ready { self.pool.discard(server) } else { self.pool.cancel_and_discard(server) }
+        }
+    }
+}
+
+impl Pool {
+    fn cancel_and_discard(self: &Arc<Pool>, server: Server) {
+        let (Some(pools), Ok(runtime)) = (self.pools.upgrade(), tokio::runtime::Handle::try_current()) else {
+            return self.discard(server);
+        };
+        let pool = self.clone();
+        runtime.spawn(async move {
+            if !server.handle.is_killed() {
+                server.handle.begin_cancel().send(&pools.tls.load_full()).await;
+            }
+            pool.discard(server);
+        });
+    }
+
+    /// Whether this is the leader's own pool for the read-only port.
+    fn serves_fallback(&self) -> bool {
+        let Some(pools) = self.pools.upgrade() else { return false };
+        let topology = pools.topology.load();
+        topology.leader.as_ref().and_then(|leader| topology.members.get(leader.member)).is_some_and(|member| member.name == self.key.node)
+    }
+}

@@ -1,0 +1,199 @@
+//! A server connection, and what other tasks may do to it: cancel what it runs, or have it closed.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use atomic_waker::AtomicWaker;
+use parking_lot::Mutex;
+use switchyard_core::route::ServerRole;
+use switchyard_core::session::{Params, ServerState};
+use switchyard_core::topology::Epoch;
+use switchyard_core::wire::frame;
+use switchyard_core::wire::reply::{self, TxStatus};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::Notify;
+
+use crate::auth::{self, Connected, Target};
+use crate::stream::Stream;
+use crate::tls::Connector;
+
+/// How long a cancel request may take.
+const CANCEL_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a server may take to roll an abandoned transaction back, or to discard a session's state.
+const CLEAN_TIMEOUT: Duration = Duration::from_secs(5);
+
+static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+
+/// An open server connection.
+#[derive(Debug)]
+pub(crate) struct Server {
+    pub(crate) id: u64,
+    pub(crate) stream: Stream,
+    pub(crate) state: ServerState,
+    pub(crate) handle: Arc<Handle>,
+    pub(crate) opened_at: Instant,
+    pub(crate) idle_since: Instant,
+    /// The client whose sequences it advanced; it gets this one back where it can.
+    pub(crate) owner: Option<u64>,
+}
+
+/// What others hold of a server connection.
+#[derive(Debug)]
+pub(crate) struct Handle {
+    target: Target,
+    pid: i32,
+    secret: Vec<u8>,
+    /// Its role and epoch, for whoever sees the leader change.
+    pub(crate) role: ServerRole,
+    pub(crate) epoch: Epoch,
+    killed: AtomicBool,
+    waker: AtomicWaker,
+    cancels: Mutex<usize>,
+    cancels_done: Notify,
+}
+
+impl Handle {
+    /// Whoever holds the connection must drop it.
+    pub(crate) fn kill(&self) {
+        self.killed.store(true, Ordering::Release);
+        self.waker.wake();
+    }
+
+    pub(crate) fn is_killed(&self) -> bool {
+        self.killed.load(Ordering::Acquire)
+    }
+
+    /// Ready once the connection is to be dropped.
+    pub(crate) fn poll_killed(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.waker.register(cx.waker());
+        if self.is_killed() { Poll::Ready(()) } else { Poll::Pending }
+    }
+
+    /// Announces a cancel: until it is done, nobody else gets this connection.
+    pub(crate) fn begin_cancel(self: &Arc<Handle>) -> Canceling {
+        *self.cancels.lock() += 1;
+        Canceling(self.clone())
+    }
+
+    pub(crate) fn is_being_canceled(&self) -> bool {
+        *self.cancels.lock() > 0
+    }
+
+    /// Waits until no cancel is under way.
+    pub(crate) async fn cancels_over(&self) {
+        loop {
+            let done = self.cancels_done.notified();
+            if !self.is_being_canceled() {
+                return;
+            }
+            done.await;
+        }
+    }
+}
+
+/// A cancel under way.
+#[derive(Debug)]
+pub(crate) struct Canceling(Arc<Handle>);
+
+impl Canceling {
+    /// Sends the request and waits until the server has taken it.
+    pub(crate) async fn send(self, tls: &Connector) {
+        let handle = &self.0;
+        if let Err(error) = auth::backend::cancel(&handle.target, handle.pid, &handle.secret, tls, CANCEL_TIMEOUT).await {
+            tracing::warn!(%error, "a cancel request did not reach its server");
+        }
+    }
+}
+
+impl Drop for Canceling {
+    fn drop(&mut self) {
+        *self.0.cancels.lock() -= 1;
+        self.0.cancels_done.notify_waiters();
+    }
+}
+
+impl Server {
+    pub(crate) fn new(connected: Connected, target: Target, node: Arc<str>, role: ServerRole, epoch: Epoch, max_prepared: usize) -> Server {
+        let mut params = Params::default();
+        for (name, value) in &connected.parameters {
+            params.set(name.as_bytes(), value.as_bytes());
+        }
+        let now = Instant::now();
+        Server {
+            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+            stream: connected.stream,
+            state: ServerState::new(node, role, epoch, params, max_prepared),
+            handle: Arc::new(Handle {
+                target,
+                pid: connected.pid,
+                secret: connected.secret,
+                role,
+                epoch,
+                killed: AtomicBool::new(false),
+                waker: AtomicWaker::new(),
+                cancels: Mutex::new(0),
+                cancels_done: Notify::new(),
+            }),
+            opened_at: now,
+            idle_since: now,
+            owner: None,
+        }
+    }
+
+    /// Whether the server says that it is in recovery; `None` before PostgreSQL 14.
+    pub(crate) fn in_hot_standby(&self) -> Option<bool> {
+        self.state.params.value("in_hot_standby").map(|value| value == b"on")
+    }
+
+    /// A server has nothing to say to an idle connection but goodbye.
+    pub(crate) fn is_alive(&mut self) -> bool {
+        let mut buffer = [0; 1];
+        let mut buffer = tokio::io::ReadBuf::new(&mut buffer);
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        !self.handle.is_killed() && tokio::io::AsyncRead::poll_read(std::pin::Pin::new(&mut self.stream), &mut cx, &mut buffer).is_pending()
+    }
+
+    /// Rolls back what an abandoned transaction left. False where the connection can't be used again.
+    pub(crate) async fn clean(&mut self) -> bool {
+        if self.state.tx == TxStatus::Idle {
+            return true;
+        }
+        let work = async {
+            let mut message = Vec::new();
+            reply::query(&mut message, b"ROLLBACK");
+            self.stream.write_all(&message).await.ok()?;
+            self.stream.flush().await.ok()?;
+            self.drain_to_ready().await
+        };
+        let status = tokio::time::timeout(CLEAN_TIMEOUT, work).await.ok().flatten();
+        self.state.tx = status.unwrap_or(TxStatus::Failed);
+        status == Some(TxStatus::Idle)
+    }
+
+    async fn drain_to_ready(&mut self) -> Option<TxStatus> {
+        let mut buffer = Vec::with_capacity(512);
+        loop {
+            while let Some(header) = frame::header(&buffer).ok()? {
+                if buffer.len() < header.total {
+                    break;
+                }
+                if header.tag == b'Z' {
+                    return TxStatus::from_byte(*buffer.get(frame::HEADER)?);
+                }
+                buffer.drain(..header.total);
+            }
+            // Answers to a ROLLBACK are short.
+            if buffer.len() > 64 * 1024 || self.stream.read_buf(&mut buffer).await.ok()? == 0 {
+                return None;
+            }
+        }
+    }
+
+    /// Says goodbye as far as the socket takes it at once, and closes.
+    pub(crate) fn close(mut self) {
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        let _ = tokio::io::AsyncWrite::poll_write(std::pin::Pin::new(&mut self.stream), &mut cx, &[b'X', 0, 0, 0, 4]);
+    }
+}
