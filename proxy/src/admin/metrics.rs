@@ -181,9 +181,9 @@ fn statements(out: &mut Writer<'_>, snapshot: &Snapshot) -> fmt::Result {
 }
 
 fn latency(out: &mut Writer<'_>, snapshot: &Snapshot) -> fmt::Result {
-    // The encoder sums the counts up, and prints f64::MAX as +Inf.
+    // The encoder sums the counts up, and prints infinity as +Inf.
     let mut buckets: Vec<(f64, u64)> = BUCKETS.map(|bits| ((1u64 << bits) as f64 / 1e6, 0)).collect();
-    buckets.push((f64::MAX, 0));
+    buckets.push((f64::INFINITY, 0));
     for (bits, count) in snapshot.latency_log2_us.iter().enumerate() {
         let index = bits.max(*BUCKETS.start()).min(*BUCKETS.end() + 1) - *BUCKETS.start();
         buckets[index].1 += count;

@@ -195,6 +195,18 @@ async fn silent_clients_are_let_go_and_too_many_are_told_so() {
 }
 
 #[tokio::test]
+async fn a_client_that_never_reads_is_let_go() {
+    let server = Server::start(fixture::five()).await;
+    let mut stream = TcpStream::connect(server.address).await.expect("the server listens");
+    let request = b"GET /stats HTTP/1.1\r\nHost: test\r\n\r\n";
+    // Ask for more and more until the answers fill all buffers on the way; then the server gives up, and writing fails.
+    let deafness = async { while stream.write_all(request).await.is_ok() {} };
+    tokio::time::timeout(PATIENCE, deafness).await.expect("the server closes");
+    assert_eq!(server.get("/livez").await.0, 200);
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn events_tell_changes_of_the_topology_at_once() {
     let server = Server::start(fixture::five()).await;
     let mut stream = TcpStream::connect(server.address).await.expect("the server listens");

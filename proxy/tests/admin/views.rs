@@ -1,6 +1,6 @@
 //! What `/metrics`, the CSV and the API say is what was counted.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
