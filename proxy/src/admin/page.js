@@ -23,11 +23,12 @@ function rate(n) {
   if (n === 0) return '0';
   return n < 9.95 ? n.toFixed(1) : count(n);
 }
+/// As PostgreSQL counts: a kB is 1024 bytes.
 function bytes(n) {
   if (!known(n)) return NONE;
   const units = ['B', 'kB', 'MB', 'GB', 'TB', 'PB'];
   let unit = 0;
-  while (n >= 999.5 && unit < units.length - 1) { n /= 1000; unit++; }
+  while (n >= 999.5 && unit < units.length - 1) { n /= 1024; unit++; }
   return `${unit === 0 || n >= 99.5 ? Math.round(n) : n.toFixed(1)} ${units[unit]}`;
 }
 function short(seconds) {
@@ -348,16 +349,17 @@ function remember(s) {
 function showCurve(svg, field) {
   const box = svg.getBoundingClientRect(), style = getComputedStyle(svg);
   const width = Math.max(60, box.width - parseFloat(style.paddingLeft)), height = 48;
+  const span = Math.min(SPAN, Math.max(30, past.length ? current.at_unix_seconds - past[0].at : 0));
   const highest = Math.max(1, ...past.map((p) => p[field]));
-  const x = (p) => width - (current.at_unix_seconds - p.at) * width / SPAN;
+  const x = (p) => width - (current.at_unix_seconds - p.at) * width / span;
   const y = (p) => height - 2 - p[field] / highest * (height - 14);
   const points = past.map((p) => `${x(p).toFixed(1)},${y(p).toFixed(1)}`);
   const shapes = [];
   if (points.length > 1) {
     shapes.push(draw('polygon', { class: 'area', points: `${x(past[0]).toFixed(1)},${height} ${points.join(' ')} ${x(past[past.length - 1]).toFixed(1)},${height}` }));
     shapes.push(draw('polyline', { class: 'curve', points: points.join(' ') }));
-    for (const p of past) if (p.held > 0) shapes.push(draw('rect', { class: 'mark', x: x(p).toFixed(1), y: height - 2, width: Math.max(1, width / SPAN), height: 3 }));
-    shapes.push(draw('text', { class: 'tick', x: width, y: 8, 'text-anchor': 'end' }, `5 min, max ${rate(highest === 1 ? Math.max(...past.map((p) => p[field])) : highest)}`));
+    for (const p of past) if (p.held > 0) shapes.push(draw('rect', { class: 'mark', x: x(p).toFixed(1), y: height - 2, width: Math.max(1, width / span), height: 3 }));
+    shapes.push(draw('text', { class: 'tick', x: width, y: 8, 'text-anchor': 'end' }, `last ${span > SPAN - 5 ? '5 min' : age(span)}, max ${rate(Math.max(...past.map((p) => p[field])))}`));
   }
   svg.replaceChildren(...shapes);
 }

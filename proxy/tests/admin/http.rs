@@ -116,8 +116,7 @@ async fn routes() {
 #[tokio::test]
 async fn readiness_says_why_not() {
     let unknown = Topology::default();
-    let mut etcd_down = Topology::default();
-    etcd_down.etcd_error = Some("connection refused".into());
+    let etcd_down = Topology { etcd_error: Some("connection refused".into()), ..Topology::default() };
     let mut expired = fixture::five();
     expired.leader = Some(fixture::leader(Duration::ZERO));
     let mut nobody = fixture::leaderless();
