@@ -4,18 +4,23 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+
 use crate::fixture;
 use crate::http::Server;
 
+/// The stream of events never ends, so waiting for the network to fall silent would not, either.
+const LOADED: &str = "--timeout=2500";
+
 /// The document after the page's script has run, as HTML.
-async fn dom(url: String) -> String {
+async fn dom(url: String, until: &'static str) -> String {
     let dump = move || {
         let profile = std::env::temp_dir().join(format!("switchyard-page-{}-{:?}", std::process::id(), std::thread::current().id()));
         let output = Command::new("chromium")
             .args(["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"])
             .args(["--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--window-size=1280,1500"])
-            // The stream of events never ends, so loading doesn't either.
-            .args(["--timeout=2500", "--dump-dom"])
+            .args([until, "--dump-dom"])
             .arg(format!("--user-data-dir={}", profile.display()))
             .arg(&url)
             .stderr(Stdio::null())
@@ -50,7 +55,7 @@ async fn the_page_shows_the_numbers() {
     while server.json().await["traffic"]["reads_per_second"].is_null() {
         assert!(Instant::now() < deadline, "no rates");
     }
-    let dom = dom(format!("http://{}/stats", server.address)).await;
+    let dom = dom(format!("http://{}/stats", server.address), LOADED).await;
     let member = |name: &str, field: &str| {
         let marks = ["<td", &format!("data-member=\"{name}\""), &format!("data-field=\"{field}\"")];
         text(&dom, &marks).to_owned()
@@ -82,11 +87,37 @@ async fn data_is_text_and_a_lost_leader_is_told() {
     let server = Server::start(topology).await;
     fixture::set(&server.admin.stats.held, 12);
     server.admin.stats.event(hostile);
-    let dom = dom(format!("http://{}/stats", server.address)).await;
+    let dom = dom(format!("http://{}/stats", server.address), LOADED).await;
     assert!(text(&dom, &["id=\"summary\""]).starts_with("No leader for "), "{dom}");
     assert!(text(&dom, &["id=\"summary\""]).contains("12 writes wait"));
     assert_eq!(text(&dom, &["id=\"held\""]), "12");
     assert!(!dom.contains("<img"), "markup came out of data");
     assert!(!dom.contains("<title>owned"));
     assert!(dom.contains("&lt;img src=x"), "the text itself is shown");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_page_without_its_router_says_so() {
+    let server = Server::start(fixture::all_well()).await;
+    let (_, html) = server.get("/stats").await;
+    // Somebody who has the page, and no stream of events for it.
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = listener.local_addr().expect("bound");
+    let orphan = tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut request = [0; 4096];
+            let n = stream.read(&mut request).await.unwrap_or(0);
+            let body = if request[..n].starts_with(b"GET /stats HTTP") { &html } else { "" };
+            let status = if body.is_empty() { "404 Not Found" } else { "200 OK" };
+            let length = body.len();
+            let head = format!("HTTP/1.1 {status}\r\nContent-Type: text/html\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n");
+            let _ = stream.write_all(head.as_bytes()).await;
+            let _ = stream.write_all(body.as_bytes()).await;
+        }
+    });
+    // On the browser's virtual clock.
+    let dom = dom(format!("http://{address}/stats"), "--virtual-time-budget=8000").await;
+    orphan.abort();
+    assert!(text(&dom, &["id=\"connection\""]).starts_with("Disconnected: numbers are "), "{}", text(&dom, &["id=\"connection\""]));
+    assert!(dom.contains("<body class=\"stale\">"));
 }
