@@ -17,9 +17,7 @@ struct Row {
 
 impl Row {
     fn new() -> Row {
-        Row {
-            cells: vec![String::new(); columns().count()],
-        }
+        Row { cells: vec![String::new(); columns().count()] }
     }
 
     fn with(mut self, column: &str, value: impl ToString) -> Row {
@@ -152,14 +150,7 @@ fn server(member: &MemberView, iid: usize, sid: usize) -> Row {
         .with("last_chk", member.check.error.as_deref().unwrap_or_default())
         .maybe("rtime", member.response_seconds.map(milliseconds))
         .with("check_desc", description)
-        .with(
-            "addr",
-            if member.port == 0 {
-                String::new()
-            } else {
-                format!("{}:{}", member.host, member.port)
-            },
-        )
+        .with("addr", if member.port == 0 { String::new() } else { format!("{}:{}", member.host, member.port) })
         .with("cookie", member.role)
         .with("mode", "tcp")
         .with("used_conn_cur", member.in_use)

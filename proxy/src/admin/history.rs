@@ -136,16 +136,9 @@ impl History {
         });
         let nodes: BTreeMap<_, _> = nodes.collect();
         let sum = |field: fn(&NodeRates) -> f64| nodes.values().map(field).sum();
-        let quantiles = self
-            .reference(now, QUANTILE_WINDOW)
-            .and_then(|from| quantiles(&from.latency, &to.latency));
+        let quantiles = self.reference(now, QUANTILE_WINDOW).and_then(|from| quantiles(&from.latency, &to.latency));
         Some(Rates {
-            all: NodeRates {
-                reads: sum(|n| n.reads),
-                writes: sum(|n| n.writes),
-                errors: sum(|n| n.errors),
-                bytes: sum(|n| n.bytes),
-            },
+            all: NodeRates { reads: sum(|n| n.reads), writes: sum(|n| n.writes), errors: sum(|n| n.errors), bytes: sum(|n| n.bytes) },
             nodes,
             queries: to.queries.saturating_sub(from.queries) as f64 / seconds,
             quantiles,
@@ -179,12 +172,7 @@ impl History {
 
 fn between(from: &NodeCounts, to: &NodeCounts, seconds: f64) -> NodeRates {
     let rate = |field: fn(&NodeCounts) -> u64| field(to).saturating_sub(field(from)) as f64 / seconds;
-    NodeRates {
-        reads: rate(|n| n.reads),
-        writes: rate(|n| n.writes),
-        errors: rate(|n| n.errors),
-        bytes: rate(|n| n.bytes),
-    }
+    NodeRates { reads: rate(|n| n.reads), writes: rate(|n| n.writes), errors: rate(|n| n.errors), bytes: rate(|n| n.bytes) }
 }
 
 fn quantiles(from: &[u64; BUCKETS], to: &[u64; BUCKETS]) -> Option<Quantiles> {
@@ -208,11 +196,7 @@ fn quantiles(from: &[u64; BUCKETS], to: &[u64; BUCKETS]) -> Option<Quantiles> {
         }
         0.0
     };
-    (total > 0).then(|| Quantiles {
-        p50_seconds: quantile(0.5),
-        p95_seconds: quantile(0.95),
-        p99_seconds: quantile(0.99),
-    })
+    (total > 0).then(|| Quantiles { p50_seconds: quantile(0.5), p95_seconds: quantile(0.95), p99_seconds: quantile(0.99) })
 }
 
 #[cfg(test)]
@@ -257,11 +241,7 @@ mod tests {
         let stats = Stats::default();
         let (mut history, start) = (History::default(), Instant::now());
         history.tick(start, &stats);
-        assert!(
-            history
-                .rates(start + Duration::from_secs(1), &stats)
-                .is_some_and(|r| r.quantiles.is_none())
-        );
+        assert!(history.rates(start + Duration::from_secs(1), &stats).is_some_and(|r| r.quantiles.is_none()));
         (0..98).for_each(|_| stats.latency(Duration::from_micros(700)));
         (0..2).for_each(|_| stats.latency(Duration::from_millis(40)));
         let rates = history.rates(start + Duration::from_secs(1), &stats).expect("a point exists");

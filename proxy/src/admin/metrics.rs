@@ -19,6 +19,9 @@ pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0
 /// States of `switchyard_cluster_state`: exactly one of them is 1.
 const STATES: [&str; 4] = ["starting", "stable", "switching", "leaderless"];
 
+/// Upper bounds of the response time's buckets, as powers of two in microseconds: 32 us to 67 s.
+const BUCKETS: std::ops::RangeInclusive<usize> = 5..=26;
+
 /// The whole exposition, with its end mark.
 pub fn exposition(snapshot: &Snapshot) -> String {
     let mut registry = Registry::default();
@@ -67,6 +70,9 @@ impl Writer<'_> {
         }
         let mut family = self.encoder.encode_descriptor(&name, help, unit.as_ref(), kind)?;
         for (labels, value) in samples {
+            if labels.is_empty() {
+                return value.encode(family);
+            }
             let encoder: MetricEncoder<'_> = family.encode_family(&labels)?;
             value.encode(encoder)?;
         }
@@ -114,12 +120,7 @@ fn flag(yes: bool) -> f64 {
 }
 
 fn router(out: &mut Writer<'_>, snapshot: &Snapshot) -> fmt::Result {
-    out.gauges(
-        "build_info",
-        "Always 1; the version is a label",
-        None,
-        [(vec![("version", snapshot.version)], 1.0)],
-    )?;
+    out.gauges("build_info", "Always 1; the version is a label", None, [(vec![("version", snapshot.version)], 1.0)])?;
     out.gauge("uptime", "Since the router started", Some(Unit::Seconds), snapshot.uptime_seconds)?;
     out.gauge("ready", "Whether /readyz says yes", None, flag(snapshot.not_ready.is_none()))?;
     out.gauge("draining", "Whether the router is shutting down", None, flag(snapshot.draining))
@@ -134,63 +135,28 @@ fn cluster(out: &mut Writer<'_>, snapshot: &Snapshot) -> fmt::Result {
         STATES.map(|state| (vec![("state", state)], flag(state == cluster.state))),
     )?;
     out.gauge("epoch", "Leaderships that this router has believed in", None, cluster.epoch as f64)?;
-    out.gauges(
-        "timeline",
-        "Timeline of the leader in force",
-        None,
-        cluster.timeline.map(|t| (Labels::new(), f64::from(t))),
-    )?;
+    out.gauges("timeline", "Timeline of the leader in force", None, cluster.timeline.map(|t| (Labels::new(), f64::from(t))))?;
     out.gauges(
         "leader_validity",
         "For how long the leader stays in force if no news comes",
         Some(Unit::Seconds),
         cluster.leader_valid_seconds.map(|seconds| (Labels::new(), seconds)),
     )?;
-    out.gauge(
-        "etcd_up",
-        "Whether the last read of etcd succeeded",
-        None,
-        flag(cluster.etcd_error.is_none()),
-    )?;
-    out.gauge(
-        "failsafe",
-        "Whether the leader is in force by Patroni's word alone",
-        None,
-        flag(cluster.failsafe),
-    )?;
+    out.gauge("etcd_up", "Whether the last read of etcd succeeded", None, flag(cluster.etcd_error.is_none()))?;
+    out.gauge("failsafe", "Whether the leader is in force by Patroni's word alone", None, flag(cluster.failsafe))?;
     out.gauge("replicas", "Replicas that should serve reads", None, cluster.replicas as f64)?;
-    out.gauge(
-        "replicas_serving",
-        "Replicas that serve reads",
-        None,
-        cluster.replicas_serving as f64,
-    )
+    out.gauge("replicas_serving", "Replicas that serve reads", None, cluster.replicas_serving as f64)
 }
 
 fn ports(out: &mut Writer<'_>, ports: &[Port]) -> fmt::Result {
-    let gauges = |field: fn(&Port) -> i64| {
-        ports
-            .iter()
-            .map(move |p| (vec![("port", p.name)], field(p) as f64))
-            .collect::<Vec<_>>()
-    };
+    let gauges = |field: fn(&Port) -> i64| ports.iter().map(move |p| (vec![("port", p.name)], field(p) as f64)).collect::<Vec<_>>();
     let counters = |field: fn(&Port) -> u64| ports.iter().map(move |p| (vec![("port", p.name)], field(p))).collect::<Vec<_>>();
     out.gauges("clients", "Clients connected", None, gauges(|p| p.clients))?;
-    out.gauges(
-        "clients_highest",
-        "Most clients connected at once",
-        None,
-        gauges(|p| p.clients_highest),
-    )?;
+    out.gauges("clients_highest", "Most clients connected at once", None, gauges(|p| p.clients_highest))?;
     out.counters("clients_accepted", "Clients ever connected", None, counters(|p| p.clients_total))?;
     out.counters("logins_failed", "Logins refused", None, counters(|p| p.logins_failed))?;
     out.counters("queries", "Statement batches from clients", None, counters(|p| p.queries))?;
-    out.counters(
-        "client_errors",
-        "Errors that clients got, from servers or the router",
-        None,
-        counters(|p| p.errors),
-    )?;
+    out.counters("client_errors", "Errors that clients got, from servers or the router", None, counters(|p| p.errors))?;
     out.counters("client_received", "From clients", Some(Unit::Bytes), counters(|p| p.bytes_in))?;
     out.counters("client_sent", "To clients", Some(Unit::Bytes), counters(|p| p.bytes_out))
 }
@@ -203,55 +169,28 @@ fn statements(out: &mut Writer<'_>, snapshot: &Snapshot) -> fmt::Result {
     out.gauge("held_statements", "Statements that wait for a leader", None, held.now as f64)?;
     out.counter("holds", "Statements that had to wait for a leader", held.total)?;
     out.counter("hold_timeouts", "Statements that waited in vain", held.timeouts)?;
-    out.gauge(
-        "pinned_sessions",
-        "Sessions that keep their server connection",
-        None,
-        snapshot.pinned_count as f64,
-    )?;
-    out.counters(
-        "leader_reads",
-        "Reads that went to the leader, by reason",
-        None,
-        by("reason", &snapshot.leader_reads),
-    )?;
-    out.counters(
-        "reruns",
-        "Batches run again elsewhere, by what the replica said",
-        None,
-        by("sqlstate", &snapshot.reruns),
-    )?;
-    out.counters(
-        "refusals",
-        "Errors that the router itself authored",
-        None,
-        by("sqlstate", &snapshot.refusals),
-    )?;
+    out.gauge("pinned_sessions", "Sessions that keep their server connection", None, snapshot.pinned_count as f64)?;
+    out.counters("leader_reads", "Reads that went to the leader, by reason", None, by("reason", &snapshot.leader_reads))?;
+    out.counters("reruns", "Batches run again elsewhere, by what the replica said", None, by("sqlstate", &snapshot.reruns))?;
+    out.counters("refusals", "Errors that the router itself authored", None, by("sqlstate", &snapshot.refusals))?;
     out.counter("cancels", "Cancel requests", snapshot.cancels)?;
     out.counter("verdict_cache_hits", "Statements whose verdict was cached", snapshot.verdicts.hits)?;
     out.counter("verdict_cache_misses", "Statements that had to be parsed", snapshot.verdicts.misses)?;
-    out.gauge(
-        "verdict_cache_entries",
-        "Verdicts in the cache",
-        None,
-        snapshot.verdicts.cached as f64,
-    )?;
+    out.gauge("verdict_cache_entries", "Verdicts in the cache", None, snapshot.verdicts.cached as f64)?;
     latency(out, snapshot)
 }
 
 fn latency(out: &mut Writer<'_>, snapshot: &Snapshot) -> fmt::Result {
-    let last = snapshot.latency_log2_us.len().saturating_sub(1);
-    let buckets = snapshot.latency_log2_us.iter().enumerate().map(|(index, count)| {
-        // The encoder prints f64::MAX as +Inf, and sums the counts up. The last bucket holds whatever was longer.
-        let upper = if index == last { f64::MAX } else { (1u64 << index) as f64 / 1e6 };
-        (upper, *count)
-    });
-    let buckets: Vec<(f64, u64)> = buckets.collect();
+    // The encoder sums the counts up, and prints infinity as +Inf.
+    let mut buckets: Vec<(f64, u64)> = BUCKETS.map(|bits| ((1u64 << bits) as f64 / 1e6, 0)).collect();
+    buckets.push((f64::INFINITY, 0));
+    for (bits, count) in snapshot.latency_log2_us.iter().enumerate() {
+        let index = bits.max(*BUCKETS.start()).min(*BUCKETS.end() + 1) - *BUCKETS.start();
+        buckets[index].1 += count;
+    }
     let count = buckets.iter().map(|(_, count)| count).sum();
     let help = "From a statement batch's arrival to its answer's end, as clients see it";
-    let mut encoder = out
-        .encoder
-        .encode_descriptor("switchyard_response", help, Some(&Unit::Seconds), MetricType::Histogram)?;
+    let mut encoder = out.encoder.encode_descriptor("switchyard_response", help, Some(&Unit::Seconds), MetricType::Histogram)?;
     encoder.encode_histogram::<NoLabelSet>(snapshot.latency_seconds_total, count, &buckets, None)
 }
 
@@ -264,69 +203,19 @@ fn members(out: &mut Writer<'_>, members: &[MemberView]) -> fmt::Result {
     let flags = |is: fn(&MemberView) -> bool| present().map(move |m| (node(m), flag(is(m))));
     let values = |field: fn(&MemberView) -> Option<f64>| present().filter_map(move |m| Some((node(m), field(m)?)));
     out.gauges("member_up", "Whether the last probe succeeded", None, flags(|m| m.check.ok))?;
-    out.gauges(
-        "member_leader",
-        "Whether it is the leader in force",
-        None,
-        flags(|m| m.status == "leader"),
-    )?;
-    out.gauges(
-        "member_serving_reads",
-        "Whether it is a replica that gets reads",
-        None,
-        flags(|m| m.status == "serving"),
-    )?;
+    out.gauges("member_leader", "Whether it is the leader in force", None, flags(|m| m.status == "leader"))?;
+    out.gauges("member_serving_reads", "Whether it is a replica that gets reads", None, flags(|m| m.status == "serving"))?;
     let out_of_rotation = present().filter_map(|m| Some((vec![("node", &*m.name), ("reason", m.out?)], 1.0)));
-    out.gauges(
-        "member_out",
-        "1 for a replica that gets no reads; why is a label",
-        None,
-        out_of_rotation,
-    )?;
+    out.gauges("member_out", "1 for a replica that gets no reads; why is a label", None, out_of_rotation)?;
     let bytes = Some(Unit::Bytes);
-    out.gauges(
-        "member_lag",
-        "WAL not yet replayed",
-        bytes.clone(),
-        values(|m| m.lag_bytes.map(|b| b as f64)),
-    )?;
-    out.gauges(
-        "member_replay_delay",
-        "How far replay is behind the leader",
-        Some(Unit::Seconds),
-        values(|m| m.lag_seconds),
-    )?;
+    out.gauges("member_lag", "WAL not yet replayed", bytes.clone(), values(|m| m.lag_bytes.map(|b| b as f64)))?;
+    out.gauges("member_replay_delay", "How far replay is behind the leader", Some(Unit::Seconds), values(|m| m.lag_seconds))?;
     out.gauges("member_timeline", "Timeline", None, values(|m| m.timeline.map(f64::from)))?;
-    out.gauges(
-        "member_wal_position",
-        "Replay position; the leader's flush position",
-        bytes,
-        values(|m| m.lsn_bytes.map(|b| b as f64)),
-    )?;
-    out.gauges(
-        "member_probe_round_trip",
-        "Of the last probe",
-        Some(Unit::Seconds),
-        values(|m| m.check.round_trip_seconds),
-    )?;
-    out.gauges(
-        "member_clock_offset",
-        "Its clock minus the router's",
-        Some(Unit::Seconds),
-        values(|m| m.check.clock_offset_seconds),
-    )?;
-    out.gauges(
-        "member_response",
-        "Smoothed response time",
-        Some(Unit::Seconds),
-        values(|m| m.response_seconds),
-    )?;
-    out.gauges(
-        "server_waiting_clients",
-        "Clients waiting for a connection to it",
-        None,
-        values(|m| Some(m.waiting as f64)),
-    )
+    out.gauges("member_wal_position", "Replay position; the leader's flush position", bytes, values(|m| m.lsn_bytes.map(|b| b as f64)))?;
+    out.gauges("member_probe_round_trip", "Of the last probe", Some(Unit::Seconds), values(|m| m.check.round_trip_seconds))?;
+    out.gauges("member_clock_offset", "Its clock minus the router's", Some(Unit::Seconds), values(|m| m.check.clock_offset_seconds))?;
+    out.gauges("member_response", "Smoothed response time", Some(Unit::Seconds), values(|m| m.response_seconds))?;
+    out.gauges("server_waiting_clients", "Clients waiting for a connection to it", None, values(|m| Some(m.waiting as f64)))
 }
 
 /// Of members that are gone, too: counters must not vanish while they still count in sums.
@@ -335,18 +224,8 @@ fn traffic(out: &mut Writer<'_>, members: &[MemberView]) -> fmt::Result {
     let gauges = |field: fn(&MemberView) -> i64| members.iter().map(move |m| (node(m), field(m) as f64));
     out.gauges("server_connections", "Server connections open", None, gauges(|m| m.connections))?;
     out.gauges("server_connections_in_use", "Server connections leased", None, gauges(|m| m.in_use))?;
-    out.counters(
-        "server_connections_opened",
-        "Server connections ever opened",
-        None,
-        counters(|m| m.connections_total),
-    )?;
-    out.counters(
-        "server_connect_errors",
-        "Server connections that couldn't be opened",
-        None,
-        counters(|m| m.connect_errors),
-    )?;
+    out.counters("server_connections_opened", "Server connections ever opened", None, counters(|m| m.connections_total))?;
+    out.counters("server_connect_errors", "Server connections that couldn't be opened", None, counters(|m| m.connect_errors))?;
     out.counters("reads", "Batches sent that only read", None, counters(|m| m.reads))?;
     out.counters("writes", "Batches sent that may write", None, counters(|m| m.writes))?;
     out.counters("server_errors", "Errors that servers answered", None, counters(|m| m.errors))?;
@@ -362,15 +241,6 @@ fn pools(out: &mut Writer<'_>, pools: &[Pool]) -> fmt::Result {
     out.gauges("pool_idle", "Idle server connections", None, gauges(|p| p.idle))?;
     out.gauges("pool_in_use", "Leased server connections", None, gauges(|p| p.in_use))?;
     out.gauges("pool_waiting", "Clients waiting", None, gauges(|p| p.waiting))?;
-    out.counters(
-        "pool_waits",
-        "Leases that had to wait",
-        None,
-        pools.iter().map(|p| (labels(p), p.waits)),
-    )?;
-    out.seconds_counters(
-        "pool_wait",
-        "Time spent waiting",
-        pools.iter().map(|p| (labels(p), p.wait_seconds_total)),
-    )
+    out.counters("pool_waits", "Leases that had to wait", None, pools.iter().map(|p| (labels(p), p.waits)))?;
+    out.seconds_counters("pool_wait", "Time spent waiting", pools.iter().map(|p| (labels(p), p.wait_seconds_total)))
 }

@@ -23,11 +23,12 @@ function rate(n) {
   if (n === 0) return '0';
   return n < 9.95 ? n.toFixed(1) : count(n);
 }
+/// As PostgreSQL counts: a kB is 1024 bytes.
 function bytes(n) {
   if (!known(n)) return NONE;
   const units = ['B', 'kB', 'MB', 'GB', 'TB', 'PB'];
   let unit = 0;
-  while (n >= 999.5 && unit < units.length - 1) { n /= 1000; unit++; }
+  while (n >= 999.5 && unit < units.length - 1) { n /= 1024; unit++; }
   return `${unit === 0 || n >= 99.5 ? Math.round(n) : n.toFixed(1)} ${units[unit]}`;
 }
 function short(seconds) {
@@ -168,8 +169,10 @@ function statusWords(m) {
 }
 const inOrder = (members) => [...members].sort((a, b) => (b.status === 'leader') - (a.status === 'leader') || (a.status === 'gone') - (b.status === 'gone'));
 
+/// Whether its lag means anything: a leader has none, and what is known of a member that is down is old.
+const lags = (m) => m.status === 'serving' || m.status === 'out';
 function lagTone(m) {
-  if (m.status === 'leader') return '';
+  if (!lags(m)) return '';
   const { max_lag_bytes: bytesMax, max_lag_seconds: secondsMax } = current.settings;
   const part = Math.max((m.lag_bytes || 0) / bytesMax, secondsMax ? (m.lag_seconds || 0) / secondsMax : 0);
   return part > 1 ? 'bad' : part > 0.5 ? 'warn' : '';
@@ -194,8 +197,8 @@ const MEMBER_COLUMNS = [
   { field: 'waiting', label: 'waiting', value: (m) => m.waiting, tone: alarm((m) => m.waiting, 'warn'), title: 'Clients that wait for a connection' },
   { field: 'bytes_out', label: 'in', short: 'bytes in', group: 'Bytes', value: (m) => m.bytes_out, text: (m) => bytes(m.bytes_out), title: 'From clients to this member' },
   { field: 'bytes_in', label: 'out', short: 'bytes out', value: (m) => m.bytes_in, text: (m) => bytes(m.bytes_in), title: 'From this member to clients' },
-  { field: 'lag_bytes', label: 'lag', group: 'Replication', value: (m) => (m.status === 'leader' ? null : m.lag_bytes), text: (m) => (m.status === 'leader' ? NONE : bytes(m.lag_bytes)), tone: lagTone },
-  { field: 'lag_seconds', label: 'behind', value: (m) => (m.status === 'leader' ? null : m.lag_seconds), text: (m) => (m.status === 'leader' ? NONE : short(m.lag_seconds)), tone: lagTone },
+  { field: 'lag_bytes', label: 'lag', group: 'Replication', value: (m) => (lags(m) ? m.lag_bytes : null), text: (m) => (lags(m) ? bytes(m.lag_bytes) : NONE), tone: lagTone },
+  { field: 'lag_seconds', label: 'behind', value: (m) => (lags(m) ? m.lag_seconds : null), text: (m) => (lags(m) ? short(m.lag_seconds) : NONE), tone: lagTone },
   { field: 'timeline', label: 'line', short: 'timeline', title: 'Timeline', value: (m) => m.timeline, tone: (m) => (known(m.timeline) && known(current.cluster.timeline) && m.timeline !== current.cluster.timeline ? 'warn' : '') },
   { field: 'check', label: 'probe', kind: 'text', value: (m) => m.check.round_trip_seconds, text: (m) => (m.status === 'gone' ? NONE : m.check.ok ? `ok, ${short(m.check.round_trip_seconds)}` : m.check.error ? 'failed' : 'not yet'), tone: (m) => (m.check.error ? 'bad' : ''), title: 'The last probe, and its round trip' },
 ];
@@ -346,16 +349,17 @@ function remember(s) {
 function showCurve(svg, field) {
   const box = svg.getBoundingClientRect(), style = getComputedStyle(svg);
   const width = Math.max(60, box.width - parseFloat(style.paddingLeft)), height = 48;
+  const span = Math.min(SPAN, Math.max(30, past.length ? current.at_unix_seconds - past[0].at : 0));
   const highest = Math.max(1, ...past.map((p) => p[field]));
-  const x = (p) => width - (current.at_unix_seconds - p.at) * width / SPAN;
+  const x = (p) => width - (current.at_unix_seconds - p.at) * width / span;
   const y = (p) => height - 2 - p[field] / highest * (height - 14);
   const points = past.map((p) => `${x(p).toFixed(1)},${y(p).toFixed(1)}`);
   const shapes = [];
   if (points.length > 1) {
     shapes.push(draw('polygon', { class: 'area', points: `${x(past[0]).toFixed(1)},${height} ${points.join(' ')} ${x(past[past.length - 1]).toFixed(1)},${height}` }));
     shapes.push(draw('polyline', { class: 'curve', points: points.join(' ') }));
-    for (const p of past) if (p.held > 0) shapes.push(draw('rect', { class: 'mark', x: x(p).toFixed(1), y: height - 2, width: Math.max(1, width / SPAN), height: 3 }));
-    shapes.push(draw('text', { class: 'tick', x: width, y: 8, 'text-anchor': 'end' }, `5 min, max ${rate(highest === 1 ? Math.max(...past.map((p) => p[field])) : highest)}`));
+    for (const p of past) if (p.held > 0) shapes.push(draw('rect', { class: 'mark', x: x(p).toFixed(1), y: height - 2, width: Math.max(1, width / span), height: 3 }));
+    shapes.push(draw('text', { class: 'tick', x: width, y: 8, 'text-anchor': 'end' }, `last ${span > SPAN - 5 ? '5 min' : age(span)}, max ${rate(Math.max(...past.map((p) => p[field])))}`));
   }
   svg.replaceChildren(...shapes);
 }
@@ -382,7 +386,7 @@ function memberBox(s, m, x, y, width, height, narrow) {
   const rates = m.rates || {};
   const work = narrow ? `${rate(rates.reads)} r/s${m.status === 'leader' ? `, ${rate(rates.writes)} w/s` : ''}` : `${count(m.in_use)} of ${plural(m.connections, 'connection', 'connections')} in use`;
   group.append(draw('text', { class: 'small', x: x + width - 10, y: y + 35, 'text-anchor': 'end' }, work));
-  if (known(m.lag_bytes) && m.status !== 'leader' && s.settings.max_lag_bytes > 0) {
+  if (known(m.lag_bytes) && lags(m) && s.settings.max_lag_bytes > 0) {
     const part = Math.min(1, m.lag_bytes / s.settings.max_lag_bytes);
     group.append(draw('rect', { class: 'track', x: x + 14, y: y + height - 6, width: width - 24, height: 2 }));
     group.append(draw('rect', { class: lagTone(m) || 'ok', x: x + 14, y: y + height - 6, width: Math.max(part > 0 ? 2 : 0, (width - 24) * part), height: 2 }));

@@ -24,13 +24,9 @@ struct First<'a> {
 pub(super) fn render(snapshot: &Snapshot, past: &[Past]) -> String {
     // Numbers and strings only: can't fail. `<` can only stand inside strings, where an escape means the same, and without it nothing in
     // the data can end the script element.
-    let first = serde_json::to_string(&First { snapshot, past })
-        .unwrap_or_default()
-        .replace('<', "\\u003c");
+    let first = serde_json::to_string(&First { snapshot, past }).unwrap_or_default().replace('<', "\\u003c");
     // The data goes last, so that nothing within it is taken for a mark.
-    PAGE.replace("{{style}}", STYLE)
-        .replace("{{script}}", SCRIPT)
-        .replacen("{{first}}", &first, 1)
+    PAGE.replace("{{style}}", STYLE).replace("{{script}}", SCRIPT).replacen("{{first}}", &first, 1)
 }
 
 /// Only this very style and script, and nothing from elsewhere.
@@ -38,7 +34,8 @@ pub(super) fn policy() -> HeaderValue {
     static POLICY: LazyLock<HeaderValue> = LazyLock::new(|| {
         let hash = |text: &str| STANDARD.encode(Sha256::digest(text));
         let policy = format!(
-            "default-src 'none'; style-src 'sha256-{}'; script-src 'sha256-{}'; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'",
+            "default-src 'none'; style-src 'sha256-{}'; script-src 'sha256-{}'; connect-src 'self'; img-src data:; \
+             base-uri 'none'; form-action 'none'",
             hash(STYLE),
             hash(SCRIPT),
         );

@@ -58,10 +58,7 @@ pub(super) fn answer(shared: &Shared, request: &Request<impl Body>) -> Answer {
             None => text(StatusCode::OK, "ready\n"),
             Some(reason) => full(StatusCode::SERVICE_UNAVAILABLE, TEXT, format!("{reason}\n")),
         },
-        _ => text(
-            StatusCode::NOT_FOUND,
-            "not here; try /stats, /stats;csv, /metrics, /api/v1/cluster, /livez, /readyz\n",
-        ),
+        _ => text(StatusCode::NOT_FOUND, "not here; try /stats, /stats;csv, /metrics, /api/v1/cluster, /livez, /readyz\n"),
     }
 }
 

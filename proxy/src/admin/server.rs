@@ -60,11 +60,7 @@ pub(super) struct Shared {
 /// Cancel-safe: dropping the future closes all its connections.
 pub async fn serve(listener: TcpListener, admin: Arc<Admin>, shutdown: impl Future) {
     let (publish, feed) = watch::channel(Bytes::new());
-    let shared = Arc::new(Shared {
-        admin: admin.clone(),
-        feed,
-        streams: Arc::new(Semaphore::new(STREAMS_MAX)),
-    });
+    let shared = Arc::new(Shared { admin: admin.clone(), feed, streams: Arc::new(Semaphore::new(STREAMS_MAX)) });
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let (stop, stopped) = watch::channel(());
     let mut connections = JoinSet::new();
@@ -158,18 +154,9 @@ async fn feed_snapshots(admin: &Admin, publish: watch::Sender<Bytes>) {
 /// A fingerprint of what people want to see at once, without what changes with each probe; and whether a leader is in force.
 fn face(admin: &Admin, now: Instant) -> (u64, bool) {
     let topology = admin.topology.load();
-    let leader = topology
-        .leader_at(now)
-        .map(|(leader, _)| (leader.member, leader.timeline, leader.failsafe));
+    let leader = topology.leader_at(now).map(|(leader, _)| (leader.member, leader.timeline, leader.failsafe));
     let mut hasher = rustc_hash::FxHasher::default();
-    (
-        topology.state,
-        topology.epoch,
-        leader,
-        topology.ready,
-        topology.etcd_error.is_some(),
-    )
-        .hash(&mut hasher);
+    (topology.state, topology.epoch, leader, topology.ready, topology.etcd_error.is_some()).hash(&mut hasher);
     (admin.live)().draining.hash(&mut hasher);
     for member in &topology.members {
         (&member.name, member.role, member.out, member.probe_error.is_some()).hash(&mut hasher);

@@ -22,6 +22,9 @@ const POOLS_MAX: usize = 200;
 const PINNED_MAX: usize = 100;
 /// Kinds of reasons and SQLSTATEs shown, at most.
 const WORDS_MAX: usize = 64;
+/// Leader changes shown, at most.
+const CHANGES_MAX: usize = 50;
+const EVENT_CHARACTERS_MAX: usize = 500;
 /// The name that stands for whatever was summed up.
 pub(super) const OTHERS: &str = "(others)";
 
@@ -299,11 +302,7 @@ pub(super) fn take(from: &Sources<'_>) -> Snapshot {
         leader_reads: words(stats.leader_reads.read().iter()),
         reruns: words(stats.reruns.read().iter()),
         refusals: words(stats.refusals.read().iter()),
-        verdicts: Verdicts {
-            hits: stats.verdict_hits.value(),
-            misses: stats.verdict_misses.value(),
-            cached: from.live.verdicts_cached,
-        },
+        verdicts: Verdicts { hits: stats.verdict_hits.value(), misses: stats.verdict_misses.value(), cached: from.live.verdicts_cached },
         cancels: stats.cancels.value(),
         changes: changes(topology),
         events: events(stats),
@@ -371,7 +370,8 @@ fn cluster(from: &Sources<'_>, members: &[MemberView], held: i64) -> Cluster {
         _ => None,
     };
     let in_force = (state != "leaderless").then_some(leader).flatten();
-    let is_replica = |m: &&MemberView| matches!(m.status, "serving" | "out" | "down");
+    // A leader that was lost is still announced as one for a while; it is no replica that fails to serve.
+    let is_replica = |m: &&MemberView| m.status == "serving" || matches!(m.status, "out" | "down") && !m.role.ends_with("leader");
     // Members that were taken out on purpose are nobody's worry.
     let should_serve =
         |m: &&MemberView| is_replica(m) && m.out != Some(Out::NoLoadBalance.as_str()) && m.out != Some(Out::Drained.as_str());
@@ -420,24 +420,16 @@ fn describe(cluster: &Cluster, held: i64) -> (&'static str, String) {
             None => ("bad", format!("No leader: {waits}, {replicas}")),
         },
         "switching" => ("warn", format!("Switchover: {leader} is handing over, {waits}, {replicas}")),
-        _ if cluster.standby_cluster => (
-            "ok",
-            format!("Standby cluster: {leader} leads (timeline {timeline}) and takes no writes, {replicas}"),
-        ),
+        _ if cluster.standby_cluster => {
+            ("ok", format!("Standby cluster: {leader} leads (timeline {timeline}) and takes no writes, {replicas}"))
+        }
         _ => {
-            let level = if cluster.replicas_serving < cluster.replicas {
-                "warn"
-            } else {
-                "ok"
-            };
+            let level = if cluster.replicas_serving < cluster.replicas { "warn" } else { "ok" };
             (level, format!("Stable: {leader} leads (timeline {timeline}), {replicas}"))
         }
     };
     match &cluster.etcd_error {
-        Some(error) if cluster.failsafe => (
-            worse(level, "warn"),
-            format!("{text}. Patroni's failsafe mode: etcd can't be read ({error})"),
-        ),
+        Some(error) if cluster.failsafe => (worse(level, "warn"), format!("{text}. Patroni's failsafe mode: etcd can't be read ({error})")),
         Some(error) => (worse(level, "warn"), format!("{text}. etcd can't be read: {error}")),
         None => (level, text),
     }
@@ -527,11 +519,7 @@ fn role_word(role: Role) -> &'static str {
 }
 
 fn gone(from: &Sources<'_>, name: Arc<str>, node: &NodeStats) -> MemberView {
-    MemberView {
-        status: "gone",
-        out: Some("not in the cluster"),
-        ..counts(from, name, node)
-    }
+    MemberView { status: "gone", out: Some("not in the cluster"), ..counts(from, name, node) }
 }
 
 /// What was counted, without what the topology knows.
@@ -554,13 +542,7 @@ fn counts(from: &Sources<'_>, name: Arc<str>, node: &NodeStats) -> MemberView {
         lsn_bytes: None,
         lag_bytes: None,
         lag_seconds: None,
-        check: Check {
-            ok: false,
-            age_seconds: None,
-            round_trip_seconds: None,
-            clock_offset_seconds: None,
-            error: None,
-        },
+        check: Check { ok: false, age_seconds: None, round_trip_seconds: None, clock_offset_seconds: None, error: None },
         connections: node.connections.value(),
         connections_highest: node.connections.highest(),
         connections_total: node.connections_total.value(),
@@ -610,14 +592,7 @@ fn pools(stats: &Stats) -> (Vec<Pool>, usize) {
                 sum.wait_seconds_total += row.wait_seconds_total;
             }
             None => {
-                others.insert(
-                    name.node.clone(),
-                    Pool {
-                        database: OTHERS.into(),
-                        user: OTHERS.into(),
-                        ..row
-                    },
-                );
+                others.insert(name.node.clone(), Pool { database: OTHERS.into(), user: OTHERS.into(), ..row });
             }
         }
     }
@@ -659,17 +634,13 @@ fn changes(topology: &Topology) -> Vec<Change> {
         epoch: change.epoch.0,
         reason: change.reason.clone(),
     };
-    topology.changes.iter().take(50).map(view).collect()
+    topology.changes.iter().take(CHANGES_MAX).map(view).collect()
 }
 
 fn events(stats: &Stats) -> Vec<Event> {
-    let events = stats.events.lock();
-    events
-        .iter()
-        .rev()
-        .map(|(at, text)| Event {
-            at_unix_seconds: unix_seconds(*at),
-            text: text.clone(),
-        })
-        .collect()
+    let view = |(at, text): &(SystemTime, String)| Event {
+        at_unix_seconds: unix_seconds(*at),
+        text: text.chars().take(EVENT_CHARACTERS_MAX).collect(),
+    };
+    stats.events.lock().iter().rev().map(view).collect()
 }

@@ -204,7 +204,9 @@ pub(crate) fn count(stats: &Stats) {
     stats.verdict_hits.add(28_200_000);
     stats.verdict_misses.add(1_204);
     stats.cancels.add(9);
-    for (reason, times) in [("session wrote recently", 84_211), ("volatile function", 3_310), ("in a transaction", 812_004), ("could not be parsed", 12)] {
+    for (reason, times) in
+        [("session wrote recently", 84_211), ("volatile function", 3_310), ("in a transaction", 812_004), ("could not be parsed", 12)]
+    {
         stats.leader_read(reason);
         if let Some(counter) = stats.leader_reads.read().get(reason) {
             counter.add(times);
