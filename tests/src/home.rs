@@ -31,6 +31,25 @@ pub struct Home {
     _lock: File,
 }
 
+/// What goes at the end of a run.
+#[derive(Clone, Copy, Debug)]
+enum Remove {
+    All,
+    /// All but the logs.
+    Data,
+    Nothing,
+}
+
+impl Remove {
+    fn word(self) -> &'static str {
+        match self {
+            Remove::All => "all",
+            Remove::Data => "data",
+            Remove::Nothing => "nothing",
+        }
+    }
+}
+
 impl Home {
     /// A new folder for a run of tests. Runs whose owner is gone are ended and removed first.
     pub fn temporary() -> anyhow::Result<Home> {
@@ -39,24 +58,37 @@ impl Home {
         let _turn = lock(&base.join("turn"))?;
         sweep(&base)?;
         let path = base.join(format!("{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed)));
-        Home::make(path, std::env::var_os(KEEP).is_some())
+        Home::make(path, Remove::All)
     }
 
-    /// A folder that outlives the run, and is emptied at its start: what works in it then is ended. Fails if its owner lives.
+    /// A folder whose logs outlive the run. It is emptied at the start: what works in it then is ended. Fails if its owner lives.
     pub fn at(path: PathBuf) -> anyhow::Result<Home> {
         if let Some(parent) = path.parent() {
             std::fs::create_dir_all(parent).with_context(|| format!("create {}", parent.display()))?;
         }
         end(&path)?.with_context(|| format!("another one is running in {}", path.display()))?;
-        Home::make(path, true)
+        Home::make(path, Remove::Data)
     }
 
-    fn make(path: PathBuf, keep: bool) -> anyhow::Result<Home> {
+    fn make(path: PathBuf, remove: Remove) -> anyhow::Result<Home> {
         let account = Machine::look()?.account.clone();
-        std::fs::DirBuilder::new().mode(0o755).create(&path).with_context(|| format!("create {}", path.display()))?;
+        std::fs::DirBuilder::new()
+            .mode(0o755)
+            .create(&path)
+            .with_context(|| format!("create {}", path.display()))?;
         let lock = lock(&path.join("lock"))?;
-        let guard = guard(&path, keep, &account, Stdio::piped())?;
-        Ok(Home { path, account, guard: Some(guard), _lock: lock })
+        let remove = if std::env::var_os(KEEP).is_some() {
+            Remove::Nothing
+        } else {
+            remove
+        };
+        let guard = guard(&path, remove, &account, Stdio::piped())?;
+        Ok(Home {
+            path,
+            account,
+            guard: Some(guard),
+            _lock: lock,
+        })
     }
 
     pub fn path(&self) -> &Path {
@@ -66,7 +98,10 @@ impl Home {
     /// Makes a folder in it that belongs to the account that the servers run as, and to nobody else.
     pub fn folder(&self, name: &str) -> anyhow::Result<PathBuf> {
         let path = self.path.join(name);
-        std::fs::DirBuilder::new().mode(0o700).create(&path).with_context(|| format!("create {}", path.display()))?;
+        std::fs::DirBuilder::new()
+            .mode(0o700)
+            .create(&path)
+            .with_context(|| format!("create {}", path.display()))?;
         self.account.own(&path)?;
         Ok(path)
     }
@@ -74,14 +109,23 @@ impl Home {
     /// Makes a folder in it that belongs to whoever runs this program, for what needn't run as the servers' account.
     pub fn private_folder(&self, name: &str) -> anyhow::Result<PathBuf> {
         let path = self.path.join(name);
-        std::fs::DirBuilder::new().mode(0o700).create(&path).with_context(|| format!("create {}", path.display()))?;
+        std::fs::DirBuilder::new()
+            .mode(0o700)
+            .create(&path)
+            .with_context(|| format!("create {}", path.display()))?;
         Ok(path)
     }
 
     /// The ends of all log files of this run.
     pub fn logs(&self) -> String {
-        let entries = std::fs::read_dir(&self.path).into_iter().flatten().flatten().map(|entry| entry.path());
-        let mut logs: Vec<PathBuf> = entries.filter(|path| path.extension().is_some_and(|extension| extension == "log")).collect();
+        let entries = std::fs::read_dir(&self.path)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|entry| entry.path());
+        let mut logs: Vec<PathBuf> = entries
+            .filter(|path| path.extension().is_some_and(|extension| extension == "log"))
+            .collect();
         logs.sort();
         let tail = |path: &PathBuf| {
             let bytes = std::fs::read(path).unwrap_or_default();
@@ -104,7 +148,11 @@ impl Drop for Home {
 /// Where the runs of tests are: a folder that only this user writes to, which the servers' account may pass through.
 pub fn base() -> anyhow::Result<PathBuf> {
     let user = rustix::process::geteuid();
-    let path = if user.is_root() { PathBuf::from("/tmp") } else { std::env::temp_dir() };
+    let path = if user.is_root() {
+        PathBuf::from("/tmp")
+    } else {
+        std::env::temp_dir()
+    };
     let path = path.join(format!("switchyard-tests-{}", user.as_raw()));
     match std::fs::DirBuilder::new().mode(0o755).create(&path) {
         Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
@@ -142,7 +190,9 @@ fn end(path: &Path) -> anyhow::Result<Option<()>> {
         Err(TryLockError::WouldBlock) => return Ok(None),
         Err(TryLockError::Error(error)) => return Err(error).context("lock a run's folder"),
     }
-    guard(path, false, &Machine::look()?.account, Stdio::null())?.wait().context("the guard")?;
+    guard(path, Remove::All, &Machine::look()?.account, Stdio::null())?
+        .wait()
+        .context("the guard")?;
     Ok(Some(()))
 }
 
@@ -152,9 +202,9 @@ fn lock(path: &Path) -> anyhow::Result<File> {
     Ok(file)
 }
 
-fn guard(path: &Path, keep: bool, account: &Account, stdin: Stdio) -> anyhow::Result<Child> {
+fn guard(path: &Path, remove: Remove, account: &Account, stdin: Stdio) -> anyhow::Result<Child> {
     Command::new("setsid")
-        .args(["bash", "-c", GUARD, "switchyard-guard", if keep { "keep" } else { "remove" }])
+        .args(["bash", "-c", GUARD, "switchyard-guard", remove.word()])
         .args([path.as_os_str(), glob(path, "").as_ref(), glob(path, "/*").as_ref()])
         .args(account.prefix())
         .current_dir("/")

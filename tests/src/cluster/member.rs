@@ -39,9 +39,26 @@ struct Inner {
 }
 
 impl Member {
-    pub(super) fn new(name: String, port: u16, rest_port: u16, folder: PathBuf, log: PathBuf, settings: Value, roles: Arc<Vec<Role>>) -> Member {
+    pub(super) fn new(
+        name: String,
+        port: u16,
+        rest_port: u16,
+        folder: PathBuf,
+        log: PathBuf,
+        settings: Value,
+        roles: Arc<Vec<Role>>,
+    ) -> Member {
         let (settings, patroni) = (Mutex::new(settings), Mutex::new(None));
-        Member(Arc::new(Inner { name, port, rest_port, folder, log, settings, patroni, roles }))
+        Member(Arc::new(Inner {
+            name,
+            port,
+            rest_port,
+            folder,
+            log,
+            settings,
+            patroni,
+            roles,
+        }))
     }
 
     pub fn name(&self) -> &str {
@@ -86,12 +103,16 @@ impl Member {
     /// The first column of the first row, as text, asked by the superuser.
     pub async fn ask(&self, query: &str) -> anyhow::Result<String> {
         let client = self.connect().await?;
-        let messages = client.simple_query(query).await.with_context(|| format!("{}: {query}", self.name()))?;
+        let messages = client
+            .simple_query(query)
+            .await
+            .with_context(|| format!("{}: {query}", self.name()))?;
         let row = messages.iter().find_map(|message| match message {
             tokio_postgres::SimpleQueryMessage::Row(row) => row.get(0),
             _ => None,
         });
-        row.map(str::to_owned).with_context(|| format!("{}: {query}: no row, or NULL", self.name()))
+        row.map(str::to_owned)
+            .with_context(|| format!("{}: {query}: no row, or NULL", self.name()))
     }
 
     /// Runs psql as superuser.
@@ -106,7 +127,10 @@ impl Member {
     /// Waits until it has replayed up to `lsn` (PostgreSQL's text form).
     pub async fn replayed(&self, lsn: &str, limit: Duration) -> anyhow::Result<()> {
         let query = format!("SELECT NOT pg_is_in_recovery() OR pg_last_wal_replay_lsn() >= '{lsn}'::pg_lsn");
-        eventually(limit, &format!("{} replays {lsn}", self.name()), || async { Ok((self.ask(&query).await? == "t").then_some(())) }).await
+        eventually(limit, &format!("{} replays {lsn}", self.name()), || async {
+            Ok((self.ask(&query).await? == "t").then_some(()))
+        })
+        .await
     }
 
     /// The processes of its Patroni and its PostgreSQL.
@@ -150,7 +174,11 @@ impl Member {
             bail!("{} is running", self.name());
         }
         self.write_settings()?;
-        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log()).context("a member's log")?;
+        let log = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.log())
+            .context("a member's log")?;
         let path = std::env::join_paths([machine.postgres_bin.as_path(), Path::new("/usr/bin"), Path::new("/bin")])?;
         let child = machine
             .account
@@ -220,8 +248,9 @@ impl PartialEq for Member {
 
 /// Connects and drives the connection in a task of its own, which ends with the client.
 pub async fn connect(dsn: &str) -> anyhow::Result<tokio_postgres::Client> {
-    let (client, connection) =
-        tokio::time::timeout(CONNECT, tokio_postgres::connect(dsn, tokio_postgres::NoTls)).await.context("no answer")??;
+    let (client, connection) = tokio::time::timeout(CONNECT, tokio_postgres::connect(dsn, tokio_postgres::NoTls))
+        .await
+        .context("no answer")??;
     tokio::spawn(connection);
     Ok(client)
 }
@@ -245,7 +274,9 @@ pub(super) fn settings(name: &str, port: u16, rest_port: u16, folder: &Path, com
 
 fn merge(into: &mut Value, from: Value) {
     match (into, from) {
-        (Value::Object(into), Value::Object(from)) => from.into_iter().for_each(|(key, value)| merge(into.entry(key).or_insert(Value::Null), value)),
+        (Value::Object(into), Value::Object(from)) => from
+            .into_iter()
+            .for_each(|(key, value)| merge(into.entry(key).or_insert(Value::Null), value)),
         (into, from) => *into = from,
     }
 }

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use serde_json::{Value, json};
 
 pub use member::{Member, connect};
@@ -48,30 +48,53 @@ impl Cluster {
     /// Starts etcd and the members. Done when the leader takes writes, every role is there, and every other member streams and has
     /// replayed all of it.
     pub async fn start(options: Options) -> anyhow::Result<Cluster> {
+        let cluster = Cluster::prepare(options)?;
+        cluster.begin().await?;
+        Ok(cluster)
+    }
+
+    /// The first half of [`start`](Cluster::start): the folder, and the end of what worked in it before. Starts nothing.
+    pub fn prepare(options: Options) -> anyhow::Result<Cluster> {
         let home = match options.folder.clone() {
             None => Home::temporary()?,
             Some(folder) => Home::at(folder)?,
         };
         let ports = Ports::new(&home::base()?)?;
         let roles = roles(&options);
-        let cluster = Cluster { etcd: Etcd::new(&home, &ports)?, options, members: RwLock::default(), roles: Arc::new(roles), ports, home };
-        match cluster.begin().await {
-            Ok(()) => Ok(cluster),
-            Err(error) => Err(error.context(cluster.logs())),
-        }
+        Ok(Cluster {
+            etcd: Etcd::new(&home, &ports)?,
+            options,
+            members: RwLock::default(),
+            roles: Arc::new(roles),
+            ports,
+            home,
+        })
     }
 
-    async fn begin(&self) -> anyhow::Result<()> {
+    /// The second half of [`start`](Cluster::start).
+    pub async fn begin(&self) -> anyhow::Result<()> {
+        self.launch().await.map_err(|error| error.context(self.logs()))
+    }
+
+    async fn launch(&self) -> anyhow::Result<()> {
         self.etcd.start().await?;
         let first = self.make_member(0)?;
         first.launch()?;
         // Whoever comes first makes the cluster: the others may only start when that is decided.
         let initialize = self.key("initialize");
-        eventually(START, "the first member begins", || async { Ok(self.etcd.value(&initialize).await?.map(drop)) }).await?;
-        let others: Vec<Member> = (1..self.options.members).map(|index| self.make_member(index)).collect::<Result<_, _>>()?;
+        eventually(START, "the first member begins", || async {
+            Ok(self.etcd.value(&initialize).await?.map(drop))
+        })
+        .await?;
+        let others: Vec<Member> = (1..self.options.members)
+            .map(|index| self.make_member(index))
+            .collect::<Result<_, _>>()?;
         others.iter().try_for_each(Member::launch)?;
 
-        eventually(START, "the first member leads", || async { Ok((self.leader_now().await?).filter(|leader| *leader == first)) }).await?;
+        eventually(START, "the first member leads", || async {
+            Ok((self.leader_now().await?).filter(|leader| *leader == first))
+        })
+        .await?;
         self.make_roles(&first).await.context("make the roles")?;
         for member in &others {
             self.joined(member).await?;
@@ -131,7 +154,10 @@ impl Cluster {
 
     /// Like [`leader`](Cluster::leader), but another one than `old`.
     pub async fn new_leader(&self, old: &Member) -> anyhow::Result<Member> {
-        eventually(NEW_LEADER, "there is another leader", || async { Ok(self.leader_now().await?.filter(|leader| leader != old)) }).await
+        eventually(NEW_LEADER, "there is another leader", || async {
+            Ok(self.leader_now().await?.filter(|leader| leader != old))
+        })
+        .await
     }
 
     /// Every member but the leader.
@@ -188,7 +214,9 @@ impl Cluster {
     async fn joined(&self, member: &Member) -> anyhow::Result<()> {
         let key = format!("members/{}", member.name());
         eventually(START, &format!("{} streams", member.name()), || async {
-            let streams = member.ask("SELECT count(*) FROM pg_stat_wal_receiver WHERE status = 'streaming'").await?;
+            let streams = member
+                .ask("SELECT count(*) FROM pg_stat_wal_receiver WHERE status = 'streaming'")
+                .await?;
             let announced: Value = serde_json::from_str(&self.key_value(&key).await?.unwrap_or_default())?;
             Ok((streams == "1" && announced["state"] == "running").then_some(()))
         })
@@ -200,9 +228,8 @@ impl Cluster {
     fn make_member(&self, index: usize) -> anyhow::Result<Member> {
         let name = self.options.name(index);
         let port = match self.options.ports.get(index) {
-            Some(&port) if !ports::is_free(port) => bail!("port {port} is taken"),
-            Some(&port) => port,
-            None => self.ports.take()?,
+            Some(&port) if ports::is_free(port) => port,
+            _ => self.ports.take()?,
         };
         let rest_port = self.ports.take()?;
         let folder = self.home.folder(&name)?;
@@ -225,6 +252,8 @@ impl Cluster {
         let mut parameters = options.parameters.clone();
         // Data that is thrown away at the end needn't survive a power cut; kill -9 loses nothing that was written.
         parameters.entry("fsync").or_insert_with(|| json!("off"));
+        // In files of the data folder, so that kill -9 leaves nothing behind in /dev/shm.
+        parameters.entry("dynamic_shared_memory_type").or_insert_with(|| json!("mmap"));
         let mut settings = json!({
             "scope": options.scope,
             "namespace": self.namespace(),
@@ -260,7 +289,8 @@ impl Cluster {
                 "appmd5" => ("", "md5"),
                 _ => ("", "scram-sha-256"),
             };
-            let statement = format!("SET password_encryption = '{encryption}'; CREATE ROLE {name} LOGIN {attributes} PASSWORD '{password}'; RESET ALL");
+            let statement =
+                format!("SET password_encryption = '{encryption}'; CREATE ROLE {name} LOGIN {attributes} PASSWORD '{password}'; RESET ALL");
             client.batch_execute(&statement).await.with_context(|| name.clone())?;
         }
         // As before PostgreSQL 15: ordinary users make their tables here.
@@ -286,7 +316,10 @@ const HBA: [&str; 3] = [
 
 /// The superuser; Patroni's two; the router's; an ordinary user; and one with an md5 password.
 fn roles(options: &Options) -> Vec<Role> {
-    let role = |name: &str, password: &str| Role { name: name.to_owned(), password: password.to_owned() };
+    let role = |name: &str, password: &str| Role {
+        name: name.to_owned(),
+        password: password.to_owned(),
+    };
     vec![
         role("postgres", &options.superuser_password),
         role("replicator", "replicator-secret"),
@@ -299,13 +332,24 @@ fn roles(options: &Options) -> Vec<Role> {
 
 /// A connection string to the database `postgres` on loopback.
 pub(crate) fn dsn(roles: &[Role], user: &str, port: u16) -> String {
-    let password = roles.iter().find(|role| role.name == user).map(|role| format!(":{}", percent_encoded(&role.password)));
+    let password = roles
+        .iter()
+        .find(|role| role.name == user)
+        .map(|role| format!(":{}", percent_encoded(&role.password)));
     format!("postgresql://{user}{}@127.0.0.1:{port}/postgres", password.unwrap_or_default())
 }
 
 fn percent_encoded(text: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
-    text.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
+    text.bytes()
+        .map(|byte| {
+            if plain(byte) {
+                char::from(byte).to_string()
+            } else {
+                format!("%{byte:02X}")
+            }
+        })
+        .collect()
 }
 
 fn template_path() -> PathBuf {
