@@ -1,1 +1,101 @@
-fn main() {}
+//! Arguments in, exit code out; everything else is in the library.
+
+mod cli;
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Parser;
+use switchyard::app::{self, ConfigSource};
+use switchyard::logging::Logging;
+use switchyard_config::{Config, Problem, Problems};
+
+use crate::cli::{Cli, Command};
+
+/// EX_USAGE of sysexits(3): a bad configuration or bad arguments.
+const BAD_USAGE: u8 = 64;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // --help and --version come as errors too. A closed pipe is the reader's choice.
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::from(BAD_USAGE) } else { ExitCode::SUCCESS };
+        }
+    };
+    match cli.command {
+        Command::Run { config } => run(ConfigSource::new(config)),
+        Command::Check { file } => check(&file),
+    }
+}
+
+fn run(source: ConfigSource) -> ExitCode {
+    let loaded = match source.load() {
+        Ok(loaded) => loaded,
+        Err(problems) => return refuse(&problems),
+    };
+    let logging = match Logging::init(&loaded.config.log) {
+        Ok(logging) => logging,
+        Err(error) => return fail(&error),
+    };
+    for warning in &loaded.warnings {
+        tracing::warn!("{warning}");
+    }
+    match app::run(loaded.config, source, logging) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error),
+    }
+}
+
+fn check(file: &Path) -> ExitCode {
+    match ConfigSource::new(Some(file.to_owned())).load() {
+        Ok(loaded) => {
+            let _ = write!(std::io::stdout(), "{}", summary(file, &loaded.config, &loaded.warnings));
+            ExitCode::SUCCESS
+        }
+        Err(problems) => refuse(&problems),
+    }
+}
+
+/// What `check` says about a good configuration.
+fn summary(file: &Path, config: &Config, warnings: &[Problem]) -> String {
+    let mut text = String::new();
+    for warning in warnings {
+        let _ = writeln!(text, "warning: {warning}");
+    }
+    let list = |items: Vec<String>| if items.is_empty() { "off".to_owned() } else { items.join(", ") };
+    let addresses = |addresses: &[std::net::SocketAddr]| list(addresses.iter().map(ToString::to_string).collect());
+    let _ = writeln!(text, "{}: ok", file.display());
+    let _ = writeln!(text, "  cluster     {} (namespace {}/)", config.cluster.scope, config.cluster.namespace);
+    if config.cluster.static_members.is_empty() {
+        let _ = writeln!(text, "  etcd        {}", list(config.etcd.endpoints.clone()));
+    } else {
+        let members = config.cluster.static_members.iter();
+        let _ = writeln!(text, "  members     {}", list(members.map(|m| format!("{} ({}:{})", m.name, m.host, m.port)).collect()));
+    }
+    let _ = writeln!(text, "  read/write  {}", addresses(&config.listen.read_write));
+    let _ = writeln!(text, "  read-only   {}", addresses(&config.listen.read_only));
+    let _ = writeln!(text, "  stats       {}", addresses(&config.listen.http));
+    if let Some(folder) = &config.listen.unix_socket_dir {
+        let _ = writeln!(text, "  sockets in  {}", PathBuf::from(folder).display());
+    }
+    text
+}
+
+fn refuse(problems: &Problems) -> ExitCode {
+    let count = problems.count();
+    let _ = writeln!(
+        std::io::stderr(),
+        "{problems}\nswitchyard: {count} {} in the configuration",
+        if count == 1 { "problem" } else { "problems" }
+    );
+    ExitCode::from(BAD_USAGE)
+}
+
+fn fail(error: &anyhow::Error) -> ExitCode {
+    let _ = writeln!(std::io::stderr(), "switchyard: {error:#}");
+    ExitCode::FAILURE
+}

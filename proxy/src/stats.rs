@@ -64,6 +64,7 @@ pub struct PortStats {
     pub clients: Gauge,
     pub clients_total: Counter,
     pub logins_failed: Counter,
+    /// From clients, and to them.
     pub bytes_in: Counter,
     pub bytes_out: Counter,
     pub queries: Counter,
@@ -83,6 +84,7 @@ pub struct NodeStats {
     pub reads: Counter,
     pub writes: Counter,
     pub errors: Counter,
+    /// From the server, and to it.
     pub bytes_in: Counter,
     pub bytes_out: Counter,
     /// Exponentially weighted response time, microseconds.
@@ -140,6 +142,8 @@ pub struct Stats {
     pub verdict_misses: Counter,
     /// Client-visible time of a statement batch, microseconds: a coarse log2 histogram, index = bit length.
     pub latency_log2_us: [Counter; 32],
+    /// The sum of those times, microseconds.
+    pub latency_us_total: Counter,
     /// Router events worth a line on the page, newest last, bounded.
     pub events: Mutex<VecDeque<(SystemTime, String)>>,
 }
@@ -201,6 +205,7 @@ impl Stats {
         let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         let index = (64 - us.leading_zeros() as usize).min(self.latency_log2_us.len() - 1);
         self.latency_log2_us[index].add(1);
+        self.latency_us_total.add(us);
     }
 
     pub fn event(&self, text: impl Into<String>) {

@@ -3,6 +3,7 @@
 //! Time and bytes come in as arguments; what must be done comes out as values. Everything here can be tested on a
 //! virtual clock and fuzzed.
 
+pub mod causal;
 pub mod lsn;
 pub mod refusal;
 pub mod route;

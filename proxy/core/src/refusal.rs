@@ -30,8 +30,16 @@ pub enum Refusal {
     BadStartup { detail: Cow<'static, str> },
     UnsupportedProtocol { major: u16, minor: u16 },
     NoUserName,
+    /// The startup parameter `replication` is no boolean and not `database`.
+    BadReplication { value: String },
+    /// The startup parameter `options` can't be read.
+    BadOptions { message: Cow<'static, str>, hint: Option<&'static str> },
+    /// Bytes between an SSLRequest and the TLS handshake: a buggy client or a man in the middle.
+    UnencryptedData,
     /// PostgreSQL's text for a wrong password, an unknown user and a user without password alike.
     PasswordFailed { user: String },
+    CertificateFailed { user: String },
+    EmptyPassword,
     /// The password is right, but its `VALID UNTIL` has passed, and so on: PostgreSQL tells only its log.
     UnknownDatabase { database: String },
     DatabaseNotAccepting { database: String },
@@ -45,6 +53,14 @@ pub enum Refusal {
     /// A rule says reject, or TLS is required.
     RejectedByRule { address: String, user: String, database: String, tls: bool },
     SaslMalformed { detail: &'static str },
+    /// The client's final message answers another exchange.
+    SaslInvalid { detail: &'static str },
+    /// Something in SCRAM that PostgreSQL doesn't support.
+    SaslUnsupported { message: &'static str },
+    /// The client thinks that the server can't do channel binding, though it can: a downgrade.
+    SaslBindingDowngrade,
+    /// Another message came where a password or SASL response was due.
+    ExpectedAuthMessage { expected: &'static str, got: u8 },
     LoginTimeout,
     /// No key to log in to the servers with.
     NoServerKey { user: String },
@@ -117,9 +133,18 @@ impl Refusal {
                 format!("unsupported frontend protocol {major}.{minor}: server supports 3.0 to 3.2").into(),
             ),
             Refusal::NoUserName => (Fatal, "28000", "no PostgreSQL user name specified in startup packet".into()),
+            Refusal::BadReplication { value } => {
+                (Fatal, "22023", format!("invalid value for parameter \"replication\": \"{value}\"").into())
+            }
+            Refusal::BadOptions { message, .. } => (Fatal, "42601", message.clone()),
+            Refusal::UnencryptedData => (Fatal, "08P01", "received unencrypted data after SSL request".into()),
             Refusal::PasswordFailed { user } => {
                 (Fatal, "28P01", format!("password authentication failed for user \"{user}\"").into())
             }
+            Refusal::CertificateFailed { user } => {
+                (Fatal, "28000", format!("certificate authentication failed for user \"{user}\"").into())
+            }
+            Refusal::EmptyPassword => (Fatal, "28P01", "empty password returned by client".into()),
             Refusal::UnknownDatabase { database } => (Fatal, "3D000", format!("database \"{database}\" does not exist").into()),
             Refusal::DatabaseNotAccepting { database } => {
                 (Fatal, "55000", format!("database \"{database}\" is not currently accepting connections").into())
@@ -141,6 +166,12 @@ impl Refusal {
                 .into(),
             ),
             Refusal::SaslMalformed { .. } => (Fatal, "08P01", "malformed SCRAM message".into()),
+            Refusal::SaslInvalid { .. } => (Fatal, "08P01", "invalid SCRAM response".into()),
+            Refusal::SaslUnsupported { message } => (Fatal, "0A000", (*message).into()),
+            Refusal::SaslBindingDowngrade => (Fatal, "28000", "SCRAM channel binding negotiation error".into()),
+            Refusal::ExpectedAuthMessage { expected, got } => {
+                (Fatal, "08P01", format!("expected {expected} response, got message type {got}").into())
+            }
             Refusal::LoginTimeout => (Fatal, "57014", "canceling authentication due to timeout".into()),
             Refusal::NoServerKey { user } => {
                 (Fatal, "28000", format!("the router has no key to log in to the servers as user \"{user}\"").into())
@@ -214,7 +245,15 @@ impl Refusal {
 
     fn detail(&self) -> Option<Cow<'static, str>> {
         match self {
-            Refusal::SaslMalformed { detail } => Some((*detail).into()),
+            Refusal::SaslMalformed { detail } | Refusal::SaslInvalid { detail } => Some((*detail).into()),
+            Refusal::SaslBindingDowngrade => Some(
+                "The client supports SCRAM channel binding but thinks the server does not.  \
+                 However, this server does support channel binding."
+                    .into(),
+            ),
+            Refusal::UnencryptedData => {
+                Some("This could be either a client-software bug or evidence of an attempted man-in-the-middle attack.".into())
+            }
             Refusal::NoConnectPrivilege { .. } => Some("User does not have CONNECT privilege.".into()),
             Refusal::ServerUnreachable { detail, .. } => Some(detail.clone().into()),
             Refusal::PinnedLost { reasons, .. } => Some(format!("The session was pinned by: {reasons}.").into()),
@@ -225,6 +264,8 @@ impl Refusal {
     fn hint(&self) -> Option<Cow<'static, str>> {
         Some(
             match self {
+                Refusal::BadReplication { .. } => "Valid values are: \"false\", 0, \"true\", 1, \"database\".",
+                Refusal::BadOptions { hint, .. } => (*hint)?,
                 Refusal::NoServerKey { .. } => {
                     "Log in with a password (SCRAM-SHA-256), or add a [[server_auth]] rule to the router's configuration."
                 }

@@ -113,7 +113,7 @@ impl Out {
 }
 
 /// A member of the cluster.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Member {
     pub name: Arc<str>,
     /// Host and port for clients, from Patroni's `conn_url`.

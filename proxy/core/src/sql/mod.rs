@@ -1,5 +1,22 @@
 //! Statement text to verdict: where it may run, why, and what it changes in the session.
+//!
+//! Two readers look at a query: a scan of PostgreSQL's own tokens, and sqlparser's tree. It is a read only if neither objects.
 
+mod builtins;
+pub mod catalog;
+pub mod classify;
+mod control;
+pub mod fingerprint;
+mod functions;
+mod keywords;
+pub mod lexer;
+pub mod memo;
+mod query;
+mod tree;
 pub mod verdict;
 
+pub use catalog::{Facts, FactsBuilder};
+pub use classify::{Dialect, classify};
+pub use fingerprint::Fingerprint;
+pub use memo::Memo;
 pub use verdict::*;

@@ -1,0 +1,126 @@
+//! The watermark: what a session has seen, and which replica may therefore serve it.
+//!
+//! What a session has seen is one value, [`Seen`]: the node that showed it last, and when. It is set *before* the bytes that show
+//! it are forwarded. The argument:
+//!
+//! - Everything that the leader showed at time `at` was in WAL below its insert position at `at`. A leader sample whose
+//!   question was *sent* after `at` reports an insert position at least as high. So the earliest such sample is an upper
+//!   bound on all that the session has seen (`needed`), whichever node showed it: replicas only show what the leader wrote.
+//! - A replica's sampled replay position is a lower bound on what it shows from then on: commits become visible before the
+//!   replay position passes them.
+//! - Hence a replica whose sample is at or above `needed`, on the leader's timeline, shows everything that the session has seen.
+//! - A replica that showed something goes on showing it, so staying there needs no check, as long as it hasn't restarted (a
+//!   standby killed and started again opens at its minimum recovery point, which may lie before what it showed).
+//!
+//! No question is ever put to a server on behalf of a statement: where no sample proves a replica, the leader serves the read.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::lsn::Lsn;
+use crate::topology::{Epoch, Member, Topology};
+
+/// The node that showed the session something last, and when.
+#[derive(Clone, Debug)]
+struct Seen {
+    node: Arc<str>,
+    /// Start time of that node's server: 0.0 where it isn't known.
+    started_at: f64,
+    at: Instant,
+}
+
+/// An upper bound on what the session has seen, as a leader's insert position.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Needed {
+    epoch: Epoch,
+    lsn: Lsn,
+}
+
+/// The session's watermark. A new session has seen nothing.
+#[derive(Clone, Debug, Default)]
+pub struct Watermark {
+    seen: Option<Seen>,
+    /// Taken from the ring once, when a read needs it; void when something new is seen.
+    needed: Option<Needed>,
+}
+
+/// What a replica has to show.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bound {
+    /// The session has seen nothing.
+    Nothing,
+    /// Everything up to this position of the leader's WAL.
+    At(Lsn),
+    /// No sample bounds it yet.
+    Unknown,
+}
+
+impl Watermark {
+    /// The session is about to be shown what `member` answered. Call before the bytes are forwarded.
+    pub fn saw(&mut self, member: &Member, now: Instant) {
+        let started_at = started_at(member);
+        match &mut self.seen {
+            Some(seen) if seen.node == member.name => {
+                seen.at = now;
+                // A restart between two answers: what counts is the server that answered last.
+                seen.started_at = started_at;
+            }
+            seen => *seen = Some(Seen { node: member.name.clone(), started_at, at: now }),
+        }
+        self.needed = None;
+    }
+
+    /// Something was seen, or may have been done, that no member's name can be put to (an unknown outcome).
+    pub fn saw_unknown(&mut self, now: Instant) {
+        self.seen = Some(Seen { node: Arc::from(""), started_at: 0.0, at: now });
+        self.needed = None;
+    }
+
+    /// The bound that a replica has to meet under `topology`, taken from its samples once and kept.
+    pub fn bound(&mut self, topology: &Topology, now: Instant) -> Bound {
+        let Some(seen) = &mut self.seen else { return Bound::Nothing };
+        if let Some(needed) = self.needed {
+            if needed.epoch == topology.epoch {
+                return Bound::At(needed.lsn);
+            }
+            // Positions past a fork are void, and where the fork lies isn't known here: a sample of the new leader, taken from now on, bounds
+            // all that has survived.
+            self.needed = None;
+            seen.at = now;
+        }
+        // Samples are of this epoch only. One that was sent after `at` bounds what was seen, also across a change of leader: the new
+        // leader's WAL continues the old one's, less what is lost.
+        let sample = topology.samples.iter().find(|sample| sample.sent_at > seen.at);
+        match sample {
+            Some(sample) => {
+                self.needed = Some(Needed { epoch: topology.epoch, lsn: sample.insert_lsn });
+                Bound::At(sample.insert_lsn)
+            }
+            None => Bound::Unknown,
+        }
+    }
+
+    /// Whether `member` answered last, and hasn't restarted since.
+    pub fn stays_on(&self, member: &Member) -> bool {
+        self.seen
+            .as_ref()
+            .is_some_and(|seen| seen.node == member.name && seen.started_at == started_at(member) && seen.started_at != 0.0)
+    }
+}
+
+fn started_at(member: &Member) -> f64 {
+    member.probed.as_ref().map_or(0.0, |probed| probed.started_at_unix_seconds)
+}
+
+/// Whether a replica shows everything up to `bound`.
+pub fn shows(member: &Member, bound: Bound) -> bool {
+    match bound {
+        Bound::Nothing => true,
+        Bound::Unknown => false,
+        Bound::At(lsn) => member.probed.as_ref().is_some_and(|probed| {
+            // Behind a fork the replica's positions count up to the fork only; the judge has put a replica past it out.
+            let proven = member.fork.map_or(probed.replay_lsn, |fork| probed.replay_lsn.min(fork));
+            proven >= lsn
+        }),
+    }
+}

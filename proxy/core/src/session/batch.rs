@@ -1,0 +1,154 @@
+//! What a client has sent and no server has got yet: the messages up to a Query, FunctionCall, Flush or Sync.
+//!
+//! The bytes are kept until rows of the answer have been forwarded, so that the batch can run again elsewhere.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::server::StatementId;
+use crate::sql::{Class, Effect, Hint, Kind, Verdict};
+
+/// A statement that a client has prepared.
+#[derive(Debug)]
+pub(super) struct Statement {
+    pub(super) id: StatementId,
+    /// Parse's body behind the name.
+    pub(super) tail: Box<[u8]>,
+    pub(super) verdict: Arc<Verdict>,
+}
+
+impl Statement {
+    /// The text without its terminator.
+    pub(super) fn text(&self) -> &[u8] {
+        self.tail.split(|byte| *byte == 0).next().unwrap_or_default()
+    }
+}
+
+/// One message of a batch.
+#[derive(Clone, Debug)]
+pub(super) enum Item {
+    Query(Arc<Verdict>),
+    Parse { name: Box<[u8]>, statement: Arc<Statement> },
+    /// `statement`: `None` for a name that this session hasn't prepared.
+    Bind { statement: Option<Arc<Statement>>, unnamed: bool },
+    DescribeStatement { statement: Option<Arc<Statement>>, unnamed: bool },
+    DescribePortal,
+    /// The verdict is that of the statement bound to the portal.
+    Execute(Option<Arc<Verdict>>),
+    CloseStatement(Box<[u8]>),
+    ClosePortal,
+    FunctionCall,
+    Flush,
+    Sync,
+}
+
+/// How a batch ends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum End {
+    #[default]
+    Open,
+    /// A Query, a FunctionCall or a Sync: ReadyForQuery follows.
+    Ready,
+    Flush,
+    /// Longer than the look-ahead limit.
+    Overflow,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Batch {
+    pub(super) bytes: Vec<u8>,
+    pub(super) items: Vec<(Item, Range<usize>)>,
+    pub(super) end: End,
+}
+
+impl Batch {
+    pub(super) fn push(&mut self, item: Item, message: &[u8]) {
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(message);
+        self.items.push((item, start..self.bytes.len()));
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.bytes.clear();
+        self.items.clear();
+        self.end = End::Open;
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.items.is_empty()
+    }
+
+    /// Verdicts of all that would run or be analysed.
+    pub(super) fn verdicts(&self) -> impl Iterator<Item = &Arc<Verdict>> {
+        self.items.iter().filter_map(|(item, _)| match item {
+            Item::Query(verdict) => Some(verdict),
+            Item::Parse { statement, .. } => Some(&statement.verdict),
+            Item::Bind { statement, .. } | Item::DescribeStatement { statement, .. } => {
+                statement.as_ref().map(|statement| &statement.verdict)
+            }
+            Item::Execute(verdict) => verdict.as_ref(),
+            Item::DescribePortal | Item::CloseStatement(_) | Item::ClosePortal | Item::FunctionCall | Item::Flush | Item::Sync => None,
+        })
+    }
+
+    /// Verdicts of what runs.
+    pub(super) fn executed(&self) -> impl Iterator<Item = &Arc<Verdict>> {
+        self.items.iter().filter_map(|(item, _)| match item {
+            Item::Query(verdict) => Some(verdict),
+            Item::Execute(verdict) => verdict.as_ref(),
+            _ => None,
+        })
+    }
+
+    /// The batch's class: the highest of its parts'.
+    pub(super) fn class(&self) -> Class {
+        let mut class = Class::Local;
+        for (item, _) in &self.items {
+            let part = match item {
+                Item::FunctionCall => Class::Write,
+                // A portal or statement that this session doesn't know: the server says what it is.
+                Item::Execute(None) => Class::Write,
+                Item::Bind { statement: None, .. } | Item::DescribeStatement { statement: None, .. } => Class::Write,
+                _ => Class::Local,
+            };
+            class = class.max(part);
+        }
+        self.verdicts().fold(class, |class, verdict| class.max(verdict.class))
+    }
+
+    pub(super) fn hint(&self) -> Option<Hint> {
+        self.verdicts().find_map(|verdict| verdict.hint)
+    }
+
+    pub(super) fn executes(&self) -> bool {
+        self.items
+            .iter()
+            .any(|(item, _)| matches!(item, Item::Query(_) | Item::Execute(_) | Item::Bind { .. } | Item::FunctionCall))
+    }
+
+    /// The only statement of a batch that is one simple query with one statement.
+    pub(super) fn lone_query(&self) -> Option<(&Arc<Verdict>, &[u8])> {
+        match self.items.as_slice() {
+            [(Item::Query(verdict), range)] if verdict.statements == 1 => {
+                // Between header and terminator.
+                Some((verdict, &self.bytes[range.start + 5..range.end - 1]))
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether something in it begins, ends or may end a transaction.
+    pub(super) fn may_end_transaction(&self) -> bool {
+        self.items.iter().any(|(item, _)| matches!(item, Item::Execute(None)))
+            || self.executed().any(|verdict| verdict.effects.iter().any(ends_transaction))
+    }
+
+    /// What only reads, and may therefore be run twice.
+    pub(super) fn repeatable(&self) -> bool {
+        self.class() <= Class::Read && self.executed().all(|verdict| matches!(verdict.kind, Kind::Select | Kind::Copy | Kind::Empty | Kind::Utility))
+    }
+}
+
+pub(super) fn ends_transaction(effect: &Effect) -> bool {
+    matches!(effect, Effect::Commit { .. } | Effect::Rollback { .. } | Effect::PrepareTransaction | Effect::MayCommit)
+}

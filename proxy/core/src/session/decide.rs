@@ -1,0 +1,207 @@
+//! Where a complete batch goes.
+
+use super::batch::{End, Item};
+use super::{Access, Env, HeldBegin, Lost, Phase, Session, Work};
+use crate::causal::Bound;
+use crate::refusal::Refusal;
+use crate::route::{self, Ask, Need, ServerRole, Why};
+use crate::sql::{Class, Effect, Hint, TransactionModes};
+use crate::wire::reply::{self, TxStatus};
+
+impl Session {
+    /// Chooses a node for the batch that waits (or for the session's start), and says so in `want`.
+    pub(super) fn decide(&mut self, env: &Env<'_>, work: &mut Work) {
+        self.phase = Phase::Idle;
+        if self.lost == Some(Lost::Untold) && self.tell_of_lost_transaction(work) {
+            return;
+        }
+        if self.starting.is_some() || self.lost.is_some() {
+            return self.lease_any(env, work);
+        }
+        match env.policy.access {
+            Access::ReadOnly => self.decide_read_only(env, work),
+            Access::ReadWrite => self.decide_read_write(env, work),
+        }
+    }
+
+    /// A server connection that will do for settings and for what ends a failed transaction: the leader's, else any.
+    fn lease_any(&mut self, env: &Env<'_>, work: &mut Work) {
+        if env.policy.access == Access::ReadWrite
+            && let Some((leader, member)) = env.topology.leader_at(env.now)
+            && !work.excluded.contains(&member.name)
+        {
+            let need = Need { node: member.name.clone(), role: ServerRole::Leader, epoch: leader.epoch, why: Why::Local };
+            return self.lease(need);
+        }
+        match self.replica(env, work, false) {
+            Ok(need) => self.lease(Need { why: Why::Local, ..need }),
+            Err(_) if env.policy.access == Access::ReadOnly => self.fall_back(env, work),
+            Err(_) => self.hold(),
+        }
+    }
+
+    fn decide_read_only(&mut self, env: &Env<'_>, work: &mut Work) {
+        match self.replica(env, work, env.policy.causal) {
+            Ok(need) => self.lease(need),
+            Err(_) => self.fall_back(env, work),
+        }
+    }
+
+    /// No replica is left for the read-only port: the leader serves it, enforced read-only, or nobody.
+    fn fall_back(&mut self, env: &Env<'_>, work: &mut Work) {
+        if !env.policy.fallback_to_leader {
+            return self.denied(work, &Refusal::NoReplica);
+        }
+        let Some((leader, member)) = env.topology.leader_at(env.now) else { return self.hold() };
+        // Opened as a replica's, so that it is read-only by its startup, too.
+        let need = Need { node: member.name.clone(), role: ServerRole::Replica, epoch: leader.epoch, why: Why::Fallback };
+        self.lease(need);
+    }
+
+    /// What the router refuses while the leader serves the read-only port: `default_transaction_read_only` alone stops neither
+    /// VACUUM nor NOTIFY, and `set_config` turns it off. Only what is judged a read runs.
+    pub(super) fn fallback_refuses(&self, env: &Env<'_>, work: &Work) -> Option<Refusal> {
+        let Phase::Holding { member, role: ServerRole::Replica } = &self.phase else { return None };
+        let leads = env.topology.leader.as_ref().and_then(|leader| env.topology.members.get(leader.member));
+        if leads.is_none_or(|leader| leader.name != member.name) {
+            return None;
+        }
+        let refused = |command: &'static str| Some(Refusal::ReadOnly { command: command.into() });
+        for (item, _) in &work.batch.items {
+            let verdict = match item {
+                Item::FunctionCall => return refused("fastpath function call"),
+                Item::Query(verdict) => verdict,
+                Item::Execute(Some(verdict)) => verdict,
+                Item::Execute(None) => return refused("EXECUTE"),
+                _ => continue,
+            };
+            let controls = verdict.effects.iter().any(|effect| {
+                matches!(effect, Effect::Begin(_) | Effect::Commit { .. } | Effect::Rollback { .. } | Effect::SetTransaction { .. })
+            });
+            if verdict.class > Class::Read || (controls && verdict.statements > 1) {
+                return refused(verdict.command);
+            }
+            // Session state that would make a write possible later.
+            if verdict.effects.iter().any(|effect| {
+                matches!(effect, Effect::Set { name, .. } if matches!(&**name, "transaction_read_only" | "default_transaction_read_only"))
+                    || matches!(effect, Effect::SetTransaction { modes, .. } | Effect::Begin(modes) if modes.read_only == Some(false))
+            }) {
+                return refused(verdict.command);
+            }
+        }
+        None
+    }
+
+    fn decide_read_write(&mut self, env: &Env<'_>, work: &mut Work) {
+        if work.rerun_on_leader {
+            return self.lease_leader(env, Why::Rerun);
+        }
+        if self.begin.is_some() || self.status == TxStatus::Idle {
+            if self.hold_transaction_control(env, work) {
+                return;
+            }
+        }
+        if work.batch.end == End::Overflow || (work.batch.end == End::Flush && work.batch.executes()) {
+            return self.lease_leader(env, Why::LookAhead);
+        }
+        let class = work.batch.class();
+        if let Some(begin) = self.begin.as_ref().map(|begin| begin.modes).or_else(|| begins(work)) {
+            let read_only = begin.read_only.unwrap_or(self.default_read_only());
+            let serializable = begin.serializable.unwrap_or(self.reading_allowed_on_leader_only());
+            if !(env.policy.readonly_on_replica && read_only && !serializable && class == Class::Read) {
+                return self.lease_leader(env, Why::Transaction);
+            }
+        }
+        match (class, work.batch.hint()) {
+            (Class::Local | Class::Read, Some(Hint::Leader)) => self.lease_leader(env, Why::Hint),
+            (_, Some(Hint::Replica)) | (Class::Read, None) => {
+                if self.reading_allowed_on_leader_only() {
+                    return self.lease_leader(env, Why::Write);
+                }
+                match self.replica(env, work, env.policy.causal) {
+                    Ok(need) => self.lease(need),
+                    Err(why) => self.lease_leader(env, why),
+                }
+            }
+            (Class::Local, None) => self.lease_any(env, work),
+            (Class::Write, _) => self.lease_leader(env, Why::Write),
+        }
+    }
+
+    fn replica(&mut self, env: &Env<'_>, work: &Work, causal: bool) -> Result<Need, Why> {
+        let why = if causal && self.watermark.bound(env.topology, env.now) != Bound::Nothing { Why::FreshReplica } else { Why::AnyReplica };
+        let ask = Ask {
+            watermark: causal.then_some(&mut self.watermark),
+            excluded: &work.excluded,
+            zone: env.policy.zone.as_deref(),
+            random: env.random,
+        };
+        let member = route::replica(ask, env.topology, env.loads, env.now)?;
+        Ok(Need { node: member.name.clone(), role: ServerRole::Replica, epoch: env.topology.epoch, why })
+    }
+
+    /// A BEGIN is answered and held back until the transaction's first statement, so that an empty transaction costs nothing
+    /// and `BEGIN; SET TRANSACTION READ ONLY` is seen. True where the batch has been answered.
+    fn hold_transaction_control(&mut self, env: &Env<'_>, work: &mut Work) -> bool {
+        if !env.policy.hold_begin || self.pinned(env) {
+            return false;
+        }
+        let Some((verdict, text)) = work.batch.lone_query() else { return false };
+        let [effect] = verdict.effects.as_slice() else { return false };
+        let (tag, status): (&[u8], _) = match (effect, &mut self.begin) {
+            (Effect::Begin(modes), None) => {
+                self.begin = Some(HeldBegin { text: text.to_vec(), modes: *modes });
+                // The tag tells BEGIN from START TRANSACTION.
+                let tag: &[u8] = if verdict.command.starts_with("START") { b"START TRANSACTION" } else { b"BEGIN" };
+                (tag, TxStatus::InTransaction)
+            }
+            (Effect::SetTransaction { modes, session: false }, Some(begin)) if text.len() < 1024 && begin.text.len() < 8192 => {
+                begin.text.extend_from_slice(b"\n;");
+                begin.text.extend_from_slice(text);
+                begin.modes = merged(begin.modes, *modes);
+                (b"SET", TxStatus::InTransaction)
+            }
+            (Effect::Commit { chain: false }, Some(_)) => {
+                self.begin = None;
+                (b"COMMIT", TxStatus::Idle)
+            }
+            (Effect::Rollback { chain: false }, Some(_)) => {
+                self.begin = None;
+                (b"ROLLBACK", TxStatus::Idle)
+            }
+            _ => return false,
+        };
+        reply::command_complete(&mut work.to_client, tag);
+        self.status = status;
+        reply::ready_for_query(&mut work.to_client, status);
+        work.tally.queries += 1;
+        work.batch.clear();
+        true
+    }
+
+    /// Whether the batch is the leader's own, while its READ ONLY transaction runs on a replica that it can leave.
+    pub(super) fn must_move(&self, work: &Work) -> bool {
+        self.movable.is_some()
+            && work.owed.is_empty()
+            && self.status == TxStatus::InTransaction
+            && work.batch.class() == Class::Write
+            && !work.batch.may_end_transaction()
+    }
+}
+
+fn begins(work: &Work) -> Option<TransactionModes> {
+    work.batch.executed().flat_map(|verdict| &verdict.effects).find_map(|effect| match effect {
+        Effect::Begin(modes) => Some(*modes),
+        _ => None,
+    })
+}
+
+fn merged(first: TransactionModes, then: TransactionModes) -> TransactionModes {
+    TransactionModes {
+        read_only: then.read_only.or(first.read_only),
+        serializable: then.serializable.or(first.serializable),
+        repeatable_read: then.repeatable_read.or(first.repeatable_read),
+        deferrable: then.deferrable.or(first.deferrable),
+    }
+}
+

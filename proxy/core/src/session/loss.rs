@@ -1,0 +1,148 @@
+//! A server connection was lost: what each client gets to hear of it.
+//!
+//! Nothing was shown of a read: it runs again elsewhere. Something that may have taken effect: 08007. Surely rolled back: 40001. State that
+//! can't be rebuilt: FATAL. An idle session: nothing.
+
+use super::batch::ends_transaction;
+use super::replies::{Owed, Sync};
+use super::{Env, Lost, Phase, ServerState, Session, Work};
+use crate::refusal::Refusal;
+use crate::sql::Effect;
+use crate::wire::reply::{self, TxStatus};
+
+impl Session {
+    /// The server connection that was held is gone, and with it whatever it owed. `torn`: a message was forwarded in part.
+    pub fn server_lost(&mut self, env: &Env<'_>, work: &mut Work, server: &ServerState, torn: bool) {
+        let node = server.node.to_string();
+        self.phase = Phase::Idle;
+        let torn = torn || (work.server_passing > 0 && !work.server_swallowing);
+        work.server_passing = 0;
+        work.server_in.clear();
+        work.to_server.clear();
+        work.copy_in = false;
+        work.after_bring = false;
+        work.prelude_failed = None;
+        work.segment_failed = false;
+        work.last_words = None;
+        self.undo = None;
+        if torn {
+            // Half a row went out: no error can be put behind it.
+            self.want = Some(super::Want::Close);
+            return;
+        }
+        if self.starting.is_some() {
+            work.owed.clear();
+            return self.unreachable(env, work, &server.node, &Refusal::ServerUnreachable { node, detail: "the connection was lost".into() });
+        }
+        if let Some(attempt) = work.attempt.take() {
+            work.owed.clear();
+            work.kept_back.clear();
+            work.excluded.push(server.node.clone());
+            self.put_begin_back(attempt.begin);
+            return self.decide(env, work);
+        }
+        if work.batch.end != super::batch::End::Open && work.owed.iter().all(|owed| matches!(owed, Owed::Bring)) {
+            // The batch was still waiting for the settings: never sent.
+            work.owed.clear();
+            if self.status == TxStatus::Idle && self.pins.is_empty() {
+                work.excluded.push(server.node.clone());
+                return self.decide(env, work);
+            }
+        }
+        let in_flight = work.owed.iter().any(Owed::is_clients);
+        if in_flight {
+            self.watermark.saw_unknown(env.now);
+        }
+        if !self.pins.is_empty() {
+            let reasons: Vec<_> = self.pins.iter().map(|reason| reason.as_str()).collect();
+            let refusal = if in_flight && work.writing {
+                Refusal::PinnedLostInFlight { node }
+            } else {
+                Refusal::PinnedLost { node, reasons: reasons.join(", ") }
+            };
+            return self.refuse_fatal(work, &refusal);
+        }
+        match self.status {
+            TxStatus::Idle if in_flight => {
+                let refusal = if work.writing { Refusal::OutcomeUnknown { node } } else { Refusal::ReadCut { node } };
+                self.answer_owed(work, &refusal);
+            }
+            TxStatus::Idle => work.owed.clear(),
+            TxStatus::InTransaction | TxStatus::Failed if !in_flight => {
+                work.owed.clear();
+                self.lost = Some(if self.status == TxStatus::Failed { Lost::Told } else { Lost::Untold });
+            }
+            TxStatus::InTransaction | TxStatus::Failed => {
+                let may_have_ended = work.owed.iter().any(|owed| match owed {
+                    Owed::Query(verdict) | Owed::Execute(Some(verdict)) => verdict.effects.iter().any(ends_transaction),
+                    Owed::Execute(None) => true,
+                    _ => false,
+                });
+                if may_have_ended && self.status == TxStatus::InTransaction {
+                    self.status = TxStatus::Idle;
+                    self.answer_owed(work, &Refusal::OutcomeUnknown { node });
+                } else {
+                    self.status = TxStatus::Failed;
+                    self.lost = Some(Lost::Told);
+                    self.answer_owed(work, &Refusal::TransactionLost { node });
+                }
+            }
+        }
+        self.portals.clear();
+        self.movable = None;
+        work.excluded.clear();
+    }
+
+    /// Puts `refusal` in the place of every answer that is owed to the client.
+    fn answer_owed(&mut self, work: &mut Work, refusal: &Refusal) {
+        let mut open = false;
+        let mut refusal = refusal;
+        for owed in std::mem::take(&mut work.owed) {
+            match owed {
+                Owed::Query(_) | Owed::FunctionCall | Owed::Sync(Sync::Clients) => {
+                    work.tally.refusals.push(refusal.wording().sqlstate);
+                    refusal.encode(&mut work.to_client);
+                    reply::ready_for_query(&mut work.to_client, self.status);
+                    open = false;
+                    if self.status == TxStatus::Failed {
+                        refusal = &Refusal::InFailedTransaction;
+                    }
+                }
+                Owed::Parse { name, .. } => {
+                    open = true;
+                    if let Some((name, _)) = name {
+                        self.forget_statement(&name);
+                    }
+                }
+                owed => open |= owed.is_clients(),
+            }
+        }
+        if open {
+            work.tally.refusals.push(refusal.wording().sqlstate);
+            refusal.encode(&mut work.to_client);
+            self.skipping = true;
+            self.abandon_batch(work);
+        }
+    }
+
+    /// The transaction's server was lost while the client was idle; now the client has sent something.
+    /// True where the batch has been answered.
+    pub(super) fn tell_of_lost_transaction(&mut self, work: &mut Work) -> bool {
+        let rolls_back = work.batch.executed().any(|verdict| matches!(verdict.effects.as_slice(), [Effect::Rollback { chain: false }]));
+        let commits = work.batch.executed().any(|verdict| verdict.effects.iter().any(ends_transaction));
+        if rolls_back {
+            // What the client asks for has happened: a failed transaction says so in PostgreSQL's words.
+            self.lost = Some(Lost::Told);
+            return false;
+        }
+        let refusal = Refusal::TransactionLost { node: "the leader".into() };
+        if commits {
+            self.lost = None;
+            self.status = TxStatus::Idle;
+        } else {
+            self.lost = Some(Lost::Told);
+        }
+        self.refuse_batch(work, &refusal);
+        true
+    }
+}

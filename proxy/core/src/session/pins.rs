@@ -1,0 +1,67 @@
+//! Why a session keeps its server connection.
+
+use crate::sql::PinReason;
+
+/// A set of [`PinReason`]s.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pins(u32);
+
+const ALL: [PinReason; 14] = [
+    PinReason::TempTable,
+    PinReason::Listen,
+    PinReason::AdvisoryLock,
+    PinReason::WithHoldCursor,
+    PinReason::SqlPrepare,
+    PinReason::Sequence,
+    PinReason::Load,
+    PinReason::SetRole,
+    PinReason::SettingOutOfSight,
+    PinReason::BackendPid,
+    PinReason::Setseed,
+    PinReason::UserCode,
+    PinReason::SessionMode,
+    PinReason::Other,
+];
+
+impl Pins {
+    pub fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    pub fn add(&mut self, reason: PinReason) {
+        self.0 |= bit(reason);
+    }
+
+    pub fn remove(&mut self, reason: PinReason) {
+        self.0 &= !bit(reason);
+    }
+
+    pub fn has(self, reason: PinReason) -> bool {
+        self.0 & bit(reason) != 0
+    }
+
+    pub fn iter(self) -> impl Iterator<Item = PinReason> {
+        ALL.into_iter().filter(move |reason| self.has(*reason))
+    }
+
+    /// What DISCARD ALL undoes. Loaded libraries, seeds and what user code left behind stay.
+    pub fn discard(&mut self) {
+        for reason in [
+            PinReason::TempTable,
+            PinReason::Listen,
+            PinReason::AdvisoryLock,
+            PinReason::WithHoldCursor,
+            PinReason::SqlPrepare,
+            PinReason::Sequence,
+            PinReason::SetRole,
+            PinReason::SettingOutOfSight,
+            PinReason::BackendPid,
+        ] {
+            self.remove(reason);
+        }
+    }
+}
+
+fn bit(reason: PinReason) -> u32 {
+    1 << ALL.iter().position(|known| *known == reason).unwrap_or(ALL.len())
+}

@@ -1,0 +1,136 @@
+//! What is known of a database's own functions, relations, operators and types.
+//!
+//! An immutable snapshot that sessions share; a new one has a higher generation. Names are kept as the catalog has them. Invariant: what
+//! several objects of one name would give is the worst of them, since `search_path` and overloads aren't resolved here.
+
+use rustc_hash::FxHashMap;
+
+use super::verdict::Class;
+
+/// What is known of one function, by its name in one schema (overloads with different answers are several).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FunctionFact {
+    pub schema: Box<str>,
+    /// [`Class::Read`] or [`Class::Write`].
+    pub class: Class,
+    /// A stable word that says why, such as `volatile`, `body_writes`, `server_function`, `language`.
+    pub rule: &'static str,
+    /// `pg_catalog` has a function of this name and these argument types, which comes first unless `search_path` names `pg_catalog` later.
+    pub hidden_by_builtin: bool,
+    /// Can be called with one argument, and so as `(argument).name` too.
+    pub one_argument: bool,
+}
+
+/// What is known of one relation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RelationFact {
+    pub schema: Box<str>,
+    /// [`Class::Read`], or [`Class::Write`] for views that reach what is, unlogged, foreign and temporary tables, and sequences.
+    pub class: Class,
+    /// A stable word that says why, such as `view`, `unlogged`, `foreign`, `sequence`, `policy`.
+    pub rule: &'static str,
+}
+
+/// Catalog facts of one database.
+#[derive(Clone, Debug, Default)]
+pub struct Facts {
+    generation: u64,
+    complete: bool,
+    functions: FxHashMap<Box<str>, Vec<FunctionFact>>,
+    relations: FxHashMap<Box<str>, Vec<RelationFact>>,
+    operators: FxHashMap<Box<str>, (Class, &'static str)>,
+    types: FxHashMap<Box<str>, &'static str>,
+}
+
+impl Facts {
+    /// Nothing known: a function that isn't built in is a write, a relation a read.
+    pub fn empty() -> Facts {
+        Facts::default()
+    }
+
+    /// Begins a snapshot. `generation` must differ from that of every other snapshot that shares a [`super::Memo`] with it (so each
+    /// database's are numbered from one counter).
+    pub fn builder(generation: u64) -> FactsBuilder {
+        FactsBuilder { facts: Facts { generation, ..Facts::default() } }
+    }
+
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Whether every relation of the database is here, so that an unknown one must be younger.
+    pub fn is_complete(&self) -> bool {
+        self.complete
+    }
+
+    /// All functions of a name, in every schema but `pg_catalog`.
+    pub fn functions(&self, name: &str) -> &[FunctionFact] {
+        self.functions.get(name).map_or(&[], Vec::as_slice)
+    }
+
+    /// All relations of a name, in every schema.
+    pub fn relations(&self, name: &str) -> &[RelationFact] {
+        self.relations.get(name).map_or(&[], Vec::as_slice)
+    }
+
+    /// The worst user-defined operator of a symbol.
+    pub fn operator(&self, symbol: &str) -> Option<(Class, &'static str)> {
+        self.operators.get(symbol).copied()
+    }
+
+    /// Why a type's casts or constraints can't run on a replica.
+    pub fn bad_type(&self, name: &str) -> Option<&'static str> {
+        self.types.get(name).copied()
+    }
+}
+
+/// Collects facts, row by row.
+#[derive(Clone, Debug)]
+pub struct FactsBuilder {
+    facts: Facts,
+}
+
+impl FactsBuilder {
+    /// Adds a function.
+    pub fn function(mut self, name: &str, fact: FunctionFact) -> FactsBuilder {
+        let known = self.facts.functions.entry(name.into()).or_default();
+        if !known.contains(&fact) {
+            known.push(fact);
+        }
+        self
+    }
+
+    /// Adds a relation.
+    pub fn relation(mut self, name: &str, fact: RelationFact) -> FactsBuilder {
+        let known = self.facts.relations.entry(name.into()).or_default();
+        if !known.contains(&fact) {
+            known.push(fact);
+        }
+        self
+    }
+
+    /// Adds a user-defined operator by its symbol; the worst of several stays.
+    pub fn operator(mut self, symbol: &str, class: Class, rule: &'static str) -> FactsBuilder {
+        let known = self.facts.operators.entry(symbol.into()).or_insert((class, rule));
+        if class > known.0 {
+            *known = (class, rule);
+        }
+        self
+    }
+
+    /// Adds a type (a domain, or one with a cast) whose use can't run on a replica.
+    pub fn bad_type(mut self, name: &str, rule: &'static str) -> FactsBuilder {
+        self.facts.types.insert(name.into(), rule);
+        self
+    }
+
+    /// Says that every relation of the database has been added.
+    pub fn complete(mut self) -> FactsBuilder {
+        self.facts.complete = true;
+        self
+    }
+
+    pub fn build(self) -> Facts {
+        self.facts
+    }
+}

@@ -1,0 +1,238 @@
+//! A query string to its verdict.
+//!
+//! Splits the string into statements by PostgreSQL's tokens, and hands each to the reader for its kind: session and transaction statements
+//! to `control`, what can be a read to `query` (and, as a second opinion, `tree`). Invariant: a statement is a write unless a rule says
+//! otherwise, and a string is as bad as its worst statement.
+
+use std::sync::Arc;
+
+use super::catalog::Facts;
+use super::fingerprint::leading_hint;
+use super::lexer::{Lexer, Name, Token, TokenKind};
+use super::verdict::{Class, Effect, Kind, PinReason, Reason, Verdict};
+use super::{control, query};
+
+/// What decides how a session's text is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Dialect {
+    pub standard_conforming_strings: bool,
+    /// `false` for SJIS, BIG5, GBK, UHC, GB18030 and JOHAB, in which the second byte of a character may be a backslash or a letter.
+    pub client_encoding_is_ascii_safe: bool,
+}
+
+impl Default for Dialect {
+    fn default() -> Dialect {
+        Dialect { standard_conforming_strings: true, client_encoding_is_ascii_safe: true }
+    }
+}
+
+impl Dialect {
+    /// Whether the lexer can be sure of what it sees.
+    pub(super) fn can_lex(self, sql: &[u8]) -> bool {
+        self.client_encoding_is_ascii_safe || sql.is_ascii()
+    }
+}
+
+/// Reasons kept of one verdict; the first ones tell enough.
+const REASONS_LIMIT: usize = 16;
+
+/// Judges a simple query string (one statement or several) or the text of a Parse.
+pub fn classify(sql: &[u8], facts: &Facts, dialect: Dialect) -> Verdict {
+    let mut judge = Judge::new(sql, facts, dialect);
+    if dialect.can_lex(sql) {
+        judge.all_statements();
+    } else {
+        judge.verdict.statements = 1;
+        judge.verdict.kind = Kind::Unknown;
+        judge.write("encoding", "non-ASCII text in an encoding that can hide a backslash");
+        judge.effect(Effect::SetUnknown);
+    }
+    judge.verdict
+}
+
+/// The verdict in the making.
+pub(super) struct Judge<'a> {
+    pub(super) sql: &'a [u8],
+    pub(super) facts: &'a Facts,
+    pub(super) dialect: Dialect,
+    pub(super) verdict: Verdict,
+}
+
+impl<'a> Judge<'a> {
+    fn new(sql: &'a [u8], facts: &'a Facts, dialect: Dialect) -> Judge<'a> {
+        let verdict = Verdict {
+            class: Class::Local,
+            reasons: Vec::new(),
+            effects: Vec::new(),
+            statements: 0,
+            kind: Kind::Empty,
+            command: "",
+            hint: leading_hint(sql),
+        };
+        Judge { sql, facts, dialect, verdict }
+    }
+
+    fn all_statements(&mut self) {
+        let mut statement = Vec::new();
+        let mut splitter = Splitter::default();
+        for token in Lexer::new(self.sql, self.dialect.standard_conforming_strings) {
+            if token.kind == TokenKind::Semicolon && splitter.ends_statement() {
+                self.statement(&statement);
+                statement.clear();
+                splitter = Splitter::default();
+            } else {
+                splitter.see(token, self.sql);
+                statement.push(token);
+            }
+        }
+        self.statement(&statement);
+    }
+
+    fn statement(&mut self, tokens: &[Token]) {
+        let Some(last) = tokens.last() else { return };
+        self.verdict.statements += 1;
+        let words = Words { sql: self.sql, tokens };
+        let described = if last.kind == TokenKind::Invalid || tokens.iter().any(|token| token.kind == TokenKind::Invalid) {
+            // PostgreSQL's own scanner refuses it, or would read it otherwise than we do.
+            self.write("unparsed", "text that can't be scanned");
+            (Kind::Unknown, "")
+        } else {
+            self.dispatch(words)
+        };
+        if self.verdict.statements == 1 {
+            (self.verdict.kind, self.verdict.command) = described;
+        }
+    }
+
+    fn dispatch(&mut self, words: Words<'_>) -> (Kind, &'static str) {
+        let first = words.tokens.iter().position(|token| token.kind != TokenKind::OpenParen).unwrap_or(0);
+        match words.word(first).as_str() {
+            "select" | "values" | "table" | "with" => query::judge(self, words),
+            _ if first > 0 => {
+                self.write("unparsed", &words.text(first));
+                (Kind::Unknown, "")
+            }
+            _ => control::judge(self, words),
+        }
+    }
+
+    /// Raises the class, with no reason to show.
+    pub(super) fn at_least(&mut self, class: Class) {
+        self.verdict.class = self.verdict.class.max(class);
+    }
+
+    /// A reason for the leader.
+    pub(super) fn write(&mut self, rule: &'static str, piece: &str) {
+        self.at_least(Class::Write);
+        let reasons = &mut self.verdict.reasons;
+        if reasons.len() < REASONS_LIMIT && !reasons.iter().any(|reason| reason.rule == rule && &*reason.piece == piece) {
+            reasons.push(Reason { rule, piece: Arc::from(piece) });
+        }
+    }
+
+    pub(super) fn effect(&mut self, effect: Effect) {
+        // Effects of the same kind in a row say nothing new, except where they nest.
+        let repeats = matches!(effect, Effect::Pin(_) | Effect::UsesClock | Effect::SetUnknown | Effect::Ddl | Effect::MayCommit)
+            && self.verdict.effects.contains(&effect);
+        if !repeats {
+            self.verdict.effects.push(effect);
+        }
+    }
+
+    pub(super) fn pin(&mut self, reason: PinReason) {
+        self.effect(Effect::Pin(reason));
+    }
+}
+
+/// Tells which semicolons end a statement: not those in parentheses (CREATE RULE) or in a BEGIN ATOMIC body.
+#[derive(Default)]
+struct Splitter {
+    parens: usize,
+    tokens: usize,
+    creates: bool,
+    routine: bool,
+    begin: bool,
+    /// BEGIN ATOMIC and CASE that await their END.
+    blocks: usize,
+}
+
+impl Splitter {
+    fn see(&mut self, token: Token, sql: &[u8]) {
+        self.tokens += 1;
+        match token.kind {
+            TokenKind::OpenParen => self.parens += 1,
+            TokenKind::CloseParen => self.parens = self.parens.saturating_sub(1),
+            TokenKind::Word if self.parens == 0 || self.blocks > 0 => {
+                let name = Name::of(token, sql);
+                let begin = std::mem::replace(&mut self.begin, name.as_str() == "begin");
+                match name.as_str() {
+                    "create" if self.tokens == 1 => self.creates = true,
+                    "function" | "procedure" if self.creates && self.tokens <= 4 => self.routine = true,
+                    "atomic" if self.routine && begin => self.blocks += 1,
+                    "case" if self.blocks > 0 => self.blocks += 1,
+                    "end" if self.blocks > 0 => self.blocks -= 1,
+                    _ => {}
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn ends_statement(&self) -> bool {
+        self.parens == 0 && self.blocks == 0
+    }
+}
+
+/// The tokens of one statement.
+#[derive(Clone, Copy)]
+pub(super) struct Words<'a> {
+    pub(super) sql: &'a [u8],
+    pub(super) tokens: &'a [Token],
+}
+
+impl<'a> Words<'a> {
+    pub(super) fn kind(self, at: usize) -> Option<TokenKind> {
+        self.tokens.get(at).map(|token| token.kind)
+    }
+
+    /// The unquoted word at a place, in lower case; an empty name for anything else.
+    pub(super) fn word(self, at: usize) -> Name {
+        match self.tokens.get(at) {
+            Some(token) if token.kind == TokenKind::Word => Name::of(*token, self.sql),
+            _ => Name::empty(),
+        }
+    }
+
+    /// Whether the unquoted word at a place is this one.
+    pub(super) fn is(self, at: usize, word: &str) -> bool {
+        self.tokens.get(at).is_some_and(|token| {
+            token.kind == TokenKind::Word && self.sql[token.start..token.end].eq_ignore_ascii_case(word.as_bytes())
+        })
+    }
+
+    /// The name at a place, quoted or not.
+    pub(super) fn name(self, at: usize) -> Option<Name> {
+        self.tokens
+            .get(at)
+            .filter(|token| matches!(token.kind, TokenKind::Word | TokenKind::QuotedName))
+            .map(|token| Name::of(*token, self.sql))
+    }
+
+    /// The text of one token, for a reason; cut where it is long.
+    pub(super) fn text(self, at: usize) -> String {
+        let Some(token) = self.tokens.get(at) else { return String::new() };
+        let end = token.end.min(token.start + 64);
+        String::from_utf8_lossy(&self.sql[token.start..end]).into_owned()
+    }
+
+    pub(super) fn from(self, at: usize) -> Words<'a> {
+        Words { sql: self.sql, tokens: self.tokens.get(at..).unwrap_or(&[]) }
+    }
+
+    pub(super) fn len(self) -> usize {
+        self.tokens.len()
+    }
+}
+
+#[cfg(test)]
+mod tests;

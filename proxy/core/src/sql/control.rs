@@ -1,0 +1,547 @@
+//! Statements that aren't queries: transactions, session state, utility commands, and those that only wrap a query.
+//!
+//! Recognised by their key words. Invariant: what isn't recognised is a write, and whatever changes the session's state says so as an effect.
+//! Source: PostgreSQL `src/backend/parser/gram.y`; the names of commands are those of `CreateCommandTag` (`src/backend/tcop/utility.c`).
+
+use std::sync::Arc;
+
+use super::classify::{Judge, Words};
+use super::lexer::TokenKind;
+use super::query;
+use super::verdict::{Class, Effect, Kind, PinReason, TransactionModes};
+
+type Described = (Kind, &'static str);
+
+/// Judges a statement that begins with none of SELECT, VALUES, TABLE, WITH or a parenthesis.
+pub(super) fn judge(judge: &mut Judge<'_>, words: Words<'_>) -> Described {
+    let first = words.word(0);
+    match first.as_str() {
+        "insert" => data(judge, words, Kind::Insert, "INSERT"),
+        "update" => data(judge, words, Kind::Update, "UPDATE"),
+        "delete" => data(judge, words, Kind::Delete, "DELETE"),
+        "merge" => data(judge, words, Kind::Merge, "MERGE"),
+        "begin" | "start" => begin(judge, words),
+        "commit" | "end" | "rollback" | "abort" | "savepoint" | "release" => transaction(judge, words, first.as_str()),
+        "set" => set(judge, words),
+        "reset" => reset(judge, words),
+        "discard" => discard(judge, words),
+        "prepare" => prepare(judge, words),
+        "execute" => {
+            judge.write("execute", "EXECUTE");
+            judge.effect(Effect::Execute { name: name_at(words, 1) });
+            (Kind::Utility, "EXECUTE")
+        }
+        "deallocate" => deallocate(judge, words),
+        "listen" => {
+            judge.effect(Effect::Listen);
+            judge.pin(PinReason::Listen);
+            utility(judge, "listen", "LISTEN")
+        }
+        "unlisten" => {
+            judge.effect(if words.kind(1) == Some(TokenKind::Operator) { Effect::UnlistenAll } else { Effect::Unlisten });
+            (Kind::Utility, "UNLISTEN")
+        }
+        "notify" => utility(judge, "notify", "NOTIFY"),
+        "declare" => declare(judge, words),
+        "fetch" => utility(judge, "cursor", "FETCH"),
+        "move" => utility(judge, "cursor", "MOVE"),
+        "close" => utility(judge, "cursor", if words.is(1, "all") { "CLOSE CURSOR ALL" } else { "CLOSE CURSOR" }),
+        "lock" => utility(judge, "lock", "LOCK TABLE"),
+        "load" => {
+            judge.pin(PinReason::Load);
+            utility(judge, "load", "LOAD")
+        }
+        "checkpoint" => utility(judge, "checkpoint", "CHECKPOINT"),
+        "show" => utility(judge, "show", "SHOW"),
+        "do" => {
+            judge.effect(Effect::MayCommit);
+            utility(judge, "code", "DO")
+        }
+        "call" => {
+            judge.effect(Effect::MayCommit);
+            utility(judge, "code", "CALL")
+        }
+        "vacuum" => utility(judge, "maintenance", "VACUUM"),
+        "analyze" | "analyse" => utility(judge, "maintenance", "ANALYZE"),
+        "reindex" => utility(judge, "maintenance", "REINDEX"),
+        "cluster" | "repack" => utility(judge, "maintenance", "CLUSTER"),
+        "copy" => copy(judge, words),
+        "explain" => explain(judge, words),
+        "truncate" => data(judge, words, Kind::Utility, "TRUNCATE TABLE"),
+        "create" => create(judge, words),
+        "alter" => ddl(judge, alter_or_drop(words, &ALTERED)),
+        "drop" if words.is(1, "owned") => ddl(judge, "DROP OWNED"),
+        "drop" => ddl(judge, alter_or_drop(words, &DROPPED)),
+        "comment" => ddl(judge, "COMMENT"),
+        "grant" => ddl(judge, if has_word(words, "on") { "GRANT" } else { "GRANT ROLE" }),
+        "revoke" => ddl(judge, if has_word(words, "on") { "REVOKE" } else { "REVOKE ROLE" }),
+        "refresh" => ddl(judge, "REFRESH MATERIALIZED VIEW"),
+        "reassign" => ddl(judge, "REASSIGN OWNED"),
+        "security" => ddl(judge, "SECURITY LABEL"),
+        "import" => ddl(judge, "IMPORT FOREIGN SCHEMA"),
+        _ => {
+            judge.write("unparsed", &words.text(0));
+            (Kind::Unknown, "")
+        }
+    }
+}
+
+fn utility(judge: &mut Judge<'_>, rule: &'static str, command: &'static str) -> Described {
+    judge.write(rule, command);
+    (Kind::Utility, command)
+}
+
+fn ddl(judge: &mut Judge<'_>, command: &'static str) -> Described {
+    judge.write("ddl", command);
+    judge.effect(Effect::Ddl);
+    (Kind::Utility, command)
+}
+
+/// INSERT, UPDATE, DELETE, MERGE and TRUNCATE: writes, whose calls may still change the session.
+fn data(judge: &mut Judge<'_>, words: Words<'_>, kind: Kind, command: &'static str) -> Described {
+    judge.write(if kind == Kind::Utility { "truncate" } else { "data_change" }, command);
+    query::effects(judge, words);
+    (kind, command)
+}
+
+/// The name at a place, as effects carry it.
+fn name_at(words: Words<'_>, at: usize) -> Arc<str> {
+    words.name(at).map_or_else(|| Arc::from(""), |name| Arc::from(name.as_str()))
+}
+
+fn has_word(words: Words<'_>, word: &str) -> bool {
+    (0..words.len()).any(|at| words.is(at, word))
+}
+
+/// `transaction_mode_list`, from `at` on.
+fn transaction_modes(words: Words<'_>, at: usize) -> TransactionModes {
+    let mut modes = TransactionModes::default();
+    for at in at..words.len() {
+        match words.word(at).as_str() {
+            "serializable" => (modes.serializable, modes.repeatable_read) = (Some(true), Some(false)),
+            "repeatable" => (modes.serializable, modes.repeatable_read) = (Some(false), Some(true)),
+            "committed" | "uncommitted" => (modes.serializable, modes.repeatable_read) = (Some(false), Some(false)),
+            "only" => modes.read_only = Some(true),
+            "write" => modes.read_only = Some(false),
+            "deferrable" => modes.deferrable = Some(!words.is(at.wrapping_sub(1), "not")),
+            _ => {}
+        }
+    }
+    modes
+}
+
+/// What a standby refuses: SERIALIZABLE, and READ WRITE.
+fn judge_modes(judge: &mut Judge<'_>, modes: TransactionModes) {
+    if modes.serializable == Some(true) {
+        judge.write("serializable", "SERIALIZABLE");
+    }
+    if modes.read_only == Some(false) {
+        judge.write("read_write", "READ WRITE");
+    }
+}
+
+fn begin(judge: &mut Judge<'_>, words: Words<'_>) -> Described {
+    let start = words.is(0, "start");
+    if start && !words.is(1, "transaction") {
+        judge.write("unparsed", &words.text(0));
+        return (Kind::Unknown, "");
+    }
+    let modes = transaction_modes(words, 1);
+    judge_modes(judge, modes);
+    judge.effect(Effect::Begin(modes));
+    (Kind::Transaction, if start { "START TRANSACTION" } else { "BEGIN" })
+}
+
+fn transaction(judge: &mut Judge<'_>, words: Words<'_>, first: &str) -> Described {
+    let prepared = words.is(1, "prepared");
+    let chain = words.len() >= 3 && words.is(words.len() - 1, "chain") && !words.is(words.len() - 2, "no");
+    let to = has_word(words, "to");
+    let (effect, command) = match first {
+        "commit" if prepared => return utility(judge, "two_phase", "COMMIT PREPARED"),
+        "rollback" if prepared => return utility(judge, "two_phase", "ROLLBACK PREPARED"),
+        "commit" | "end" => (Effect::Commit { chain }, "COMMIT"),
+        "savepoint" => (Effect::Savepoint, "SAVEPOINT"),
+        "release" => (Effect::Release, "RELEASE"),
+        "rollback" if to => (Effect::RollbackTo, "ROLLBACK"),
+        _ => (Effect::Rollback { chain }, "ROLLBACK"),
+    };
+    judge.effect(effect);
+    (Kind::Transaction, command)
+}
+
+fn set(judge: &mut Judge<'_>, words: Words<'_>) -> Described {
+    let local = words.is(1, "local");
+    let session = words.is(1, "session") && !words.is(2, "authorization");
+    let at = if local || session { 2 } else { 1 };
+    if words.is(at, "transaction") || (session && words.is(at, "characteristics")) {
+        return set_transaction(judge, words, session);
+    }
+    if !local && !session && words.is(at, "constraints") {
+        return utility(judge, "set_constraints", "SET CONSTRAINTS");
+    }
+    let (name, value): (Arc<str>, usize) = match (words.word(at).as_str(), words.word(at + 1).as_str()) {
+        ("time", "zone") => ("timezone".into(), at + 2),
+        ("session", "authorization") => ("session_authorization".into(), at + 2),
+        ("xml", "option") => ("xmloption".into(), at + 2),
+        ("names", following) if following != "to" => ("client_encoding".into(), at + 1),
+        ("role", following) if following != "to" && words.kind(at + 1) != Some(TokenKind::Operator) => ("role".into(), at + 1),
+        ("schema", _) if words.kind(at + 1) == Some(TokenKind::String) => ("search_path".into(), at + 1),
+        ("seed", following) if following != "to" && words.kind(at + 1) != Some(TokenKind::Operator) => ("seed".into(), at + 1),
+        _ => match setting_name(words, at) {
+            Some((name, end)) => (name, end + 1),
+            None => {
+                judge.write("unparsed", "SET");
+                judge.effect(Effect::SetUnknown);
+                return (Kind::Utility, "SET");
+            }
+        },
+    };
+    if &*name == "seed" {
+        judge.write("session_state", "seed");
+        judge.pin(PinReason::Setseed);
+    }
+    if &*name == "transaction_isolation" || &*name == "transaction_read_only" {
+        judge.write("set_transaction", &name);
+    }
+    let to_default = words.is(value, "default") || (words.is(value, "local") && &*name == "timezone");
+    judge.effect(Effect::Set { name, local, to_default });
+    (Kind::Utility, "SET")
+}
+
+/// A setting's name, qualified or not, in lower case, and the place behind it.
+fn setting_name(words: Words<'_>, at: usize) -> Option<(Arc<str>, usize)> {
+    let mut name = words.name(at)?.as_str().to_ascii_lowercase();
+    let mut end = at + 1;
+    while words.kind(end) == Some(TokenKind::Dot) {
+        let part = words.name(end + 1)?;
+        name.push('.');
+        name.push_str(&part.as_str().to_ascii_lowercase());
+        end += 2;
+    }
+    (!name.is_empty()).then(|| (name.into(), end))
+}
+
+/// `SET TRANSACTION ...` and `SET SESSION CHARACTERISTICS AS TRANSACTION ...`.
+fn set_transaction(judge: &mut Judge<'_>, words: Words<'_>, session: bool) -> Described {
+    if has_word(words, "snapshot") {
+        judge.write("snapshot", "SET TRANSACTION SNAPSHOT");
+        judge.effect(Effect::SetSnapshot);
+    } else {
+        let modes = transaction_modes(words, 2);
+        if !session {
+            judge_modes(judge, modes);
+        }
+        judge.effect(Effect::SetTransaction { modes, session });
+    }
+    (Kind::Utility, "SET")
+}
+
+fn reset(judge: &mut Judge<'_>, words: Words<'_>) -> Described {
+    let effect = match (words.word(1).as_str(), words.word(2).as_str()) {
+        ("all", "") if words.len() == 2 => Effect::ResetAll,
+        ("time", "zone") => Effect::Reset { name: "timezone".into() },
+        ("transaction", "isolation") => Effect::Reset { name: "transaction_isolation".into() },
+        ("session", "authorization") => Effect::Reset { name: "session_authorization".into() },
+        _ => match setting_name(words, 1) {
+            Some((name, _)) => Effect::Reset { name },
+            None => {
+                judge.write("unparsed", "RESET");
+                Effect::SetUnknown
+            }
+        },
+    };
+    judge.effect(effect);
+    (Kind::Utility, "RESET")
+}
+
+fn discard(judge: &mut Judge<'_>, words: Words<'_>) -> Described {
+    let (effect, command) = match words.word(1).as_str() {
+        "all" => (Effect::DiscardAll, "DISCARD ALL"),
+        "plans" => (Effect::DiscardPlans, "DISCARD PLANS"),
+        "sequences" => (Effect::DiscardSequences, "DISCARD SEQUENCES"),
+        "temp" | "temporary" => (Effect::DiscardTemp, "DISCARD TEMP"),
+        _ => {
+            judge.write("unparsed", "DISCARD");
+            return (Kind::Unknown, "DISCARD");
+        }
+    };
+    judge.effect(effect);
+    (Kind::Utility, command)
+}
+
+fn prepare(judge: &mut Judge<'_>, words: Words<'_>) -> Described {
+    if words.is(1, "transaction") && words.kind(2) == Some(TokenKind::String) {
+        judge.effect(Effect::PrepareTransaction);
+        return utility(judge, "two_phase", "PREPARE TRANSACTION");
+    }
+    judge.effect(Effect::Prepare { name: name_at(words, 1) });
+    judge.pin(PinReason::SqlPrepare);
+    utility(judge, "sql_prepare", "PREPARE")
+}
+
+fn deallocate(judge: &mut Judge<'_>, words: Words<'_>) -> Described {
+    let at = if words.is(1, "prepare") && words.len() > 2 { 2 } else { 1 };
+    if words.is(at, "all") {
+        judge.effect(Effect::DeallocateAll);
+        return (Kind::Utility, "DEALLOCATE ALL");
+    }
+    judge.effect(Effect::Deallocate { name: name_at(words, at) });
+    (Kind::Utility, "DEALLOCATE")
+}
+
+fn declare(judge: &mut Judge<'_>, words: Words<'_>) -> Described {
+    let query_at = (0..words.len()).find(|at| words.is(*at, "for")).unwrap_or(words.len());
+    let holds = (1..query_at).any(|at| words.is(at, "hold") && words.is(at - 1, "with"));
+    if holds {
+        judge.pin(PinReason::WithHoldCursor);
+    }
+    query::effects(judge, words.from(query_at + 1));
+    utility(judge, "cursor", "DECLARE CURSOR")
+}
+
+/// `COPY name [(columns)] TO|FROM ...` and `COPY (query) TO ...`.
+fn copy(judge: &mut Judge<'_>, words: Words<'_>) -> Described {
+    let close = matching_paren(words, 1);
+    if words.kind(1) == Some(TokenKind::OpenParen) {
+        let Some(close) = close else {
+            judge.write("unparsed", "COPY");
+            return (Kind::Unknown, "COPY");
+        };
+        let inner = Words { sql: words.sql, tokens: &words.tokens[2..close] };
+        let (_, command) = wrapped(judge, inner);
+        copy_target(judge, words, close + 1);
+        return (Kind::Copy, if command.is_empty() { "COPY" } else { command });
+    }
+    let at = if words.is(1, "binary") { 2 } else { 1 };
+    let (schema, name, mut end) = query::qualified_name(words, at);
+    if words.kind(end) == Some(TokenKind::OpenParen) {
+        end = (end..words.len()).find(|at| words.kind(*at) == Some(TokenKind::CloseParen)).map_or(end, |close| close + 1);
+    }
+    if words.is(end, "from") {
+        judge.write("data_change", "COPY FROM");
+        if words.is(end + 1, "stdin") || words.is(end + 1, "stdout") {
+            judge.effect(Effect::CopyIn);
+        }
+        return (Kind::Copy, "COPY FROM");
+    }
+    judge.at_least(Class::Read);
+    match name {
+        Some(name) => query::relation(judge, schema.as_ref().map(|schema| schema.as_str()), name.as_str(), false),
+        None => judge.write("unparsed", &words.text(at)),
+    }
+    copy_target(judge, words, end);
+    (Kind::Copy, "COPY")
+}
+
+fn copy_target(judge: &mut Judge<'_>, words: Words<'_>, at: usize) {
+    if !(words.is(at, "to") && (words.is(at + 1, "stdout") || words.is(at + 1, "stdin"))) {
+        judge.write("server_file", &words.text(at + 1));
+    }
+}
+
+/// The place of the parenthesis that closes the one at `open`.
+fn matching_paren(words: Words<'_>, open: usize) -> Option<usize> {
+    let mut depth = 0usize;
+    for at in open..words.len() {
+        match words.kind(at) {
+            Some(TokenKind::OpenParen) => depth += 1,
+            Some(TokenKind::CloseParen) => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        if depth == 0 {
+            return Some(at);
+        }
+    }
+    None
+}
+
+fn explain(judge: &mut Judge<'_>, words: Words<'_>) -> Described {
+    let mut at = 1;
+    let options = words.kind(1) == Some(TokenKind::OpenParen)
+        && !["select", "values", "table", "with"].iter().any(|word| words.is(2, word))
+        && words.kind(2) != Some(TokenKind::OpenParen);
+    if options {
+        at = matching_paren(words, 1).map_or(words.len(), |close| close + 1);
+    } else {
+        while ["analyze", "analyse", "verbose"].iter().any(|word| words.is(at, word)) {
+            at += 1;
+        }
+    }
+    let (_, command) = wrapped(judge, words.from(at));
+    (Kind::Utility, if command == "SELECT" { "EXPLAIN" } else { command })
+}
+
+/// A statement within COPY or EXPLAIN: a query is judged, anything else is a write whether it runs or not.
+fn wrapped(judge: &mut Judge<'_>, words: Words<'_>) -> Described {
+    let first = (0..words.len()).find(|at| words.kind(*at) != Some(TokenKind::OpenParen)).unwrap_or(0);
+    let word = words.word(first);
+    match word.as_str() {
+        "select" | "values" | "table" | "with" => query::judge(judge, words),
+        "insert" => data(judge, words, Kind::Insert, "INSERT"),
+        "update" => data(judge, words, Kind::Update, "UPDATE"),
+        "delete" => data(judge, words, Kind::Delete, "DELETE"),
+        "merge" => data(judge, words, Kind::Merge, "MERGE"),
+        "execute" => {
+            judge.effect(Effect::Execute { name: name_at(words, 1) });
+            utility(judge, "execute", "EXECUTE")
+        }
+        "create" => create(judge, words),
+        "declare" => declare(judge, words),
+        "refresh" => ddl(judge, "REFRESH MATERIALIZED VIEW"),
+        _ => {
+            judge.write("unparsed", &words.text(first));
+            (Kind::Unknown, "")
+        }
+    }
+}
+
+fn create(judge: &mut Judge<'_>, words: Words<'_>) -> Described {
+    let temporary = (1..words.len().min(6)).any(|at| words.is(at, "temp") || words.is(at, "temporary"));
+    if temporary || (0..words.len().min(16)).any(|at| words.is(at, "pg_temp")) {
+        judge.pin(PinReason::TempTable);
+    }
+    ddl(judge, created(words))
+}
+
+/// What CREATE creates: the first word that says so, behind OR REPLACE, UNIQUE, TEMPORARY and so on.
+fn created(words: Words<'_>) -> &'static str {
+    let at = (1..words.len())
+        .find(|at| {
+            let word = words.word(*at);
+            !matches!(
+                word.as_str(),
+                "or" | "replace" | "global" | "local" | "temp" | "temporary" | "unlogged" | "unique" | "recursive" | "constraint" | "trusted"
+                    | "procedural" | "default"
+            )
+        })
+        .unwrap_or(1);
+    let word = words.word(at);
+    match word.as_str() {
+        "table" if created_as(words, at) => "CREATE TABLE AS",
+        "foreign" if words.is(at + 1, "data") => "CREATE FOREIGN DATA WRAPPER",
+        "user" if words.is(at + 1, "mapping") => "CREATE USER MAPPING",
+        "user" | "group" | "role" => "CREATE ROLE",
+        "operator" if words.is(at + 1, "class") => "CREATE OPERATOR CLASS",
+        "operator" if words.is(at + 1, "family") => "CREATE OPERATOR FAMILY",
+        "text" => match words.word(at + 2).as_str() {
+            "configuration" => "CREATE TEXT SEARCH CONFIGURATION",
+            "dictionary" => "CREATE TEXT SEARCH DICTIONARY",
+            "parser" => "CREATE TEXT SEARCH PARSER",
+            _ => "CREATE TEXT SEARCH TEMPLATE",
+        },
+        word => CREATED.iter().find(|(key, _)| *key == word).map_or("CREATE", |(_, command)| command),
+    }
+}
+
+/// Whether a CREATE TABLE takes its rows from a query: `AS` outside parentheses (GENERATED ... AS stands within them).
+fn created_as(words: Words<'_>, at: usize) -> bool {
+    let mut depth = 0usize;
+    (at..words.len()).any(|at| {
+        match words.kind(at) {
+            Some(TokenKind::OpenParen) => depth += 1,
+            Some(TokenKind::CloseParen) => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        depth == 0 && words.is(at, "as")
+    })
+}
+
+static CREATED: [(&str, &str); 30] = [
+    ("access", "CREATE ACCESS METHOD"),
+    ("aggregate", "CREATE AGGREGATE"),
+    ("cast", "CREATE CAST"),
+    ("collation", "CREATE COLLATION"),
+    ("conversion", "CREATE CONVERSION"),
+    ("database", "CREATE DATABASE"),
+    ("domain", "CREATE DOMAIN"),
+    ("event", "CREATE EVENT TRIGGER"),
+    ("extension", "CREATE EXTENSION"),
+    ("foreign", "CREATE FOREIGN TABLE"),
+    ("function", "CREATE FUNCTION"),
+    ("index", "CREATE INDEX"),
+    ("language", "CREATE LANGUAGE"),
+    ("materialized", "CREATE MATERIALIZED VIEW"),
+    ("operator", "CREATE OPERATOR"),
+    ("policy", "CREATE POLICY"),
+    ("procedure", "CREATE PROCEDURE"),
+    ("publication", "CREATE PUBLICATION"),
+    ("rule", "CREATE RULE"),
+    ("schema", "CREATE SCHEMA"),
+    ("sequence", "CREATE SEQUENCE"),
+    ("server", "CREATE SERVER"),
+    ("statistics", "CREATE STATISTICS"),
+    ("subscription", "CREATE SUBSCRIPTION"),
+    ("table", "CREATE TABLE"),
+    ("tablespace", "CREATE TABLESPACE"),
+    ("transform", "CREATE TRANSFORM"),
+    ("trigger", "CREATE TRIGGER"),
+    ("type", "CREATE TYPE"),
+    ("view", "CREATE VIEW"),
+];
+
+/// ALTER's and DROP's commands by their second and, where it tells, third word.
+fn alter_or_drop(words: Words<'_>, table: &'static [(&'static str, &'static str, &'static str)]) -> &'static str {
+    let (second, third) = (words.word(1), words.word(2));
+    table
+        .iter()
+        .find(|(first, next, _)| *first == second.as_str() && (next.is_empty() || *next == third.as_str()))
+        .map_or(table[0].2, |(_, _, command)| command)
+}
+
+macro_rules! commands {
+    ($verb:literal: $(($first:literal, $next:literal, $object:literal)),* $(,)?) => {
+        [("", "", $verb), $(($first, $next, concat!($verb, " ", $object))),*]
+    };
+}
+
+macro_rules! both {
+    ($name:ident, $verb:literal) => {
+        static $name: [(&str, &str, &str); 43] = commands!($verb:
+            ("access", "", "ACCESS METHOD"),
+            ("aggregate", "", "AGGREGATE"),
+            ("cast", "", "CAST"),
+            ("collation", "", "COLLATION"),
+            ("conversion", "", "CONVERSION"),
+            ("database", "", "DATABASE"),
+            ("default", "", "DEFAULT PRIVILEGES"),
+            ("domain", "", "DOMAIN"),
+            ("event", "", "EVENT TRIGGER"),
+            ("extension", "", "EXTENSION"),
+            ("foreign", "data", "FOREIGN DATA WRAPPER"),
+            ("foreign", "", "FOREIGN TABLE"),
+            ("function", "", "FUNCTION"),
+            ("group", "", "ROLE"),
+            ("index", "", "INDEX"),
+            ("language", "", "LANGUAGE"),
+            ("large", "", "LARGE OBJECT"),
+            ("materialized", "", "MATERIALIZED VIEW"),
+            ("operator", "class", "OPERATOR CLASS"),
+            ("operator", "family", "OPERATOR FAMILY"),
+            ("operator", "", "OPERATOR"),
+            ("policy", "", "POLICY"),
+            ("procedure", "", "PROCEDURE"),
+            ("publication", "", "PUBLICATION"),
+            ("role", "", "ROLE"),
+            ("routine", "", "ROUTINE"),
+            ("rule", "", "RULE"),
+            ("schema", "", "SCHEMA"),
+            ("sequence", "", "SEQUENCE"),
+            ("server", "", "SERVER"),
+            ("statistics", "", "STATISTICS"),
+            ("subscription", "", "SUBSCRIPTION"),
+            ("system", "", "SYSTEM"),
+            ("table", "", "TABLE"),
+            ("tablespace", "", "TABLESPACE"),
+            ("text", "", "TEXT SEARCH CONFIGURATION"),
+            ("transform", "", "TRANSFORM"),
+            ("trigger", "", "TRIGGER"),
+            ("type", "", "TYPE"),
+            ("user", "mapping", "USER MAPPING"),
+            ("user", "", "ROLE"),
+            ("view", "", "VIEW"),
+        );
+    };
+}
+
+both!(ALTERED, "ALTER");
+both!(DROPPED, "DROP");

@@ -1,0 +1,298 @@
+//! What a name means: built-in functions and relations that run on the leader, and the conservative rule over catalog facts.
+//!
+//! Volatility is the wrong test by itself: `version()` is stable and tells about one server, `random()` is volatile and harmless. Invariant:
+//! a name that neither PostgreSQL nor the facts know is a function to run on the leader.
+
+use super::builtins;
+use super::catalog::Facts;
+use super::verdict::{Class, Effect, PinReason};
+
+/// What calling a function means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Call {
+    Read,
+    /// Gives the time of the server's clock.
+    Clock,
+    Write {
+        rule: &'static str,
+        /// As PostgreSQL names it in its refusal, where it refuses the call itself.
+        command: Option<&'static str>,
+        effect: CallEffect,
+    },
+}
+
+/// What a call leaves behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum CallEffect {
+    None,
+    Pin(PinReason),
+    AdvisoryUnlockAll,
+    SetConfig,
+}
+
+impl CallEffect {
+    pub(super) fn effect(self) -> Option<Effect> {
+        match self {
+            CallEffect::None => None,
+            CallEffect::Pin(reason) => Some(Effect::Pin(reason)),
+            CallEffect::AdvisoryUnlockAll => Some(Effect::AdvisoryUnlockAll),
+            CallEffect::SetConfig => Some(Effect::SetUnknown),
+        }
+    }
+}
+
+const fn write(rule: &'static str) -> Call {
+    Call::Write { rule, command: None, effect: CallEffect::None }
+}
+
+const fn writes(command: &'static str) -> Call {
+    Call::Write { rule: "function", command: Some(command), effect: CallEffect::None }
+}
+
+const fn pins(rule: &'static str, command: Option<&'static str>, reason: PinReason) -> Call {
+    Call::Write { rule, command, effect: CallEffect::Pin(reason) }
+}
+
+/// Tells about this server, or reads differently on a standby.
+const SERVER: Call = write("server_function");
+/// Runs text that is built at run time, or reads relations that the statement doesn't name.
+const RUNS_TEXT: Call = write("runs_text");
+
+/// Built-in functions whose volatility isn't their verdict, by name.
+fn overridden(name: &str) -> Option<Call> {
+    Some(match name {
+        "nextval" => pins("sequence", Some("nextval()"), PinReason::Sequence),
+        "setval" => pins("sequence", Some("setval()"), PinReason::Sequence),
+        "currval" | "lastval" => pins("sequence", None, PinReason::Sequence),
+        "pg_sequence_last_value" => write("sequence"),
+        "set_config" => Call::Write { rule: "set_config", command: None, effect: CallEffect::SetConfig },
+        "setseed" => pins("session_state", None, PinReason::Setseed),
+        "pg_backend_pid" => pins("server_function", None, PinReason::BackendPid),
+        "pg_notify" => writes("NOTIFY"),
+
+        "pg_advisory_lock" | "pg_advisory_lock_shared" | "pg_try_advisory_lock" | "pg_try_advisory_lock_shared" => {
+            pins("advisory_lock", None, PinReason::AdvisoryLock)
+        }
+        "pg_advisory_unlock_all" => {
+            Call::Write { rule: "advisory_lock", command: None, effect: CallEffect::AdvisoryUnlockAll }
+        }
+        _ if name.contains("_advisory_") => write("advisory_lock"),
+
+        "lo_creat" => writes("lo_creat()"),
+        "lo_create" => writes("lo_create()"),
+        "lo_from_bytea" => writes("lo_from_bytea()"),
+        "lo_import" => writes("lo_import()"),
+        "lo_put" => writes("lo_put()"),
+        "lo_truncate" => writes("lo_truncate()"),
+        "lo_truncate64" => writes("lo_truncate64()"),
+        "lo_unlink" => writes("lo_unlink()"),
+        "lowrite" => writes("lowrite()"),
+        "loread" => write("large_object"),
+        _ if name.starts_with("lo_") => write("large_object"),
+
+        "query_to_xml" | "query_to_xmlschema" | "query_to_xml_and_xmlschema" | "cursor_to_xml" | "cursor_to_xmlschema"
+        | "table_to_xml" | "table_to_xml_and_xmlschema" | "schema_to_xml" | "schema_to_xml_and_xmlschema" | "database_to_xml"
+        | "database_to_xml_and_xmlschema" | "ts_stat" | "ts_rewrite" => RUNS_TEXT,
+
+        "now" | "clock_timestamp" | "statement_timestamp" | "transaction_timestamp" | "timeofday" | "age" | "uuidv7" => Call::Clock,
+
+        // Volatile, and harmless on a replica.
+        "random" | "random_normal" | "gen_random_uuid" | "uuidv4" | "array_sample" | "array_shuffle" | "current_query" | "pg_sleep"
+        | "pg_sleep_for" | "pg_sleep_until" | "pg_partition_ancestors" | "pg_partition_tree" => Call::Read,
+
+        // Of a snapshot that is given as an argument.
+        "pg_snapshot_in" | "pg_snapshot_out" | "pg_snapshot_recv" | "pg_snapshot_send" | "pg_snapshot_xip" | "pg_snapshot_xmax"
+        | "pg_snapshot_xmin" | "pg_visible_in_snapshot" | "pg_column_size" => Call::Read,
+
+        "pg_is_in_recovery"
+        | "pg_is_wal_replay_paused"
+        | "pg_get_wal_replay_pause_state"
+        | "version"
+        | "mxid_age"
+        | "pg_postmaster_start_time"
+        | "pg_conf_load_time"
+        | "current_setting"
+        | "pg_settings_get_flags"
+        | "pg_show_all_settings"
+        | "pg_current_snapshot"
+        | "pg_export_snapshot"
+        | "pg_prepared_statement"
+        | "pg_cursor"
+        | "pg_show_all_file_settings"
+        | "pg_hba_file_rules"
+        | "pg_ident_file_mappings"
+        | "pg_lock_status"
+        | "pg_blocking_pids"
+        | "pg_safe_snapshot_blocking_pids"
+        | "pg_get_backend_memory_contexts"
+        | "pg_get_shmem_allocations"
+        | "pg_get_replication_slots"
+        | "pg_listening_channels"
+        | "pg_notification_queue_usage"
+        | "pg_my_temp_schema"
+        | "pg_is_other_temp_schema"
+        | "pg_config"
+        | "pg_current_logfile"
+        | "pg_jit_available"
+        | "pg_available_extensions"
+        | "pg_available_extension_versions"
+        | "pg_extension_update_paths"
+        | "pg_tablespace_location"
+        | "pg_tablespace_databases"
+        | "pg_collation_actual_version"
+        | "pg_database_collation_actual_version"
+        | "pg_get_loaded_modules" => SERVER,
+        _ => return server_family(name),
+    })
+}
+
+/// Whole families that tell about the server: `inet_*`, `txid_*`, `pg_*xact*`, `pg_control_*`, `pg_last_*`, `pg_ls_*`, `pg_stat_*`,
+/// `pg_read_*file`, `pg_*_size`, and what handles WAL.
+fn server_family(name: &str) -> Option<Call> {
+    const PREFIXES: [&str; 6] = ["pg_control_", "pg_last_", "pg_ls_", "pg_stat_", "pg_wal", "pg_current_wal"];
+    let tail = name.strip_prefix("pg_");
+    let address = ["inet_client_addr", "inet_client_port", "inet_server_addr", "inet_server_port"].contains(&name);
+    let server = address
+        || (name.starts_with("txid_") && !matches!(name, "txid_snapshot_in" | "txid_snapshot_out"))
+        || PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+        || tail.is_some_and(|tail| {
+            tail.contains("xact") || tail.ends_with("_size") || (tail.starts_with("read_") && tail.contains("file"))
+        });
+    server.then_some(SERVER)
+}
+
+/// What calling a function of `pg_catalog` means; `None` where there is none of that name.
+pub(super) fn builtin(name: &str) -> Option<Call> {
+    let among = |list: &[&str]| list.binary_search(&name).is_ok();
+    let volatile = among(builtins::VOLATILE);
+    if !volatile && !among(builtins::STABLE) && !among(builtins::IMMUTABLE) {
+        return None;
+    }
+    Some(overridden(name).unwrap_or(if volatile { write("volatile") } else { Call::Read }))
+}
+
+/// What calling a function means, under the conservative rule: of an unqualified name, the worst of all candidates in any schema.
+pub(super) fn call(schema: Option<&str>, name: &str, facts: &Facts) -> Call {
+    let built_in = match schema {
+        None | Some("pg_catalog") => builtin(name),
+        // JDBC drivers and pg_dump ask these, which are immutable or read the catalog.
+        Some("information_schema") if name.starts_with("_pg_") => Some(Call::Read),
+        Some(_) => None,
+    };
+    if let Some(Call::Write { .. }) = built_in {
+        return built_in.unwrap_or(SERVER);
+    }
+    let mut found = built_in;
+    for fact in facts.functions(name) {
+        let candidate = match schema {
+            None => !(fact.hidden_by_builtin && built_in.is_some()),
+            Some(schema) => *fact.schema == *schema,
+        };
+        if candidate && fact.class != Class::Read {
+            return write(fact.rule);
+        }
+        if candidate {
+            found = found.or(Some(Call::Read));
+        }
+    }
+    found.unwrap_or(write("unknown_function"))
+}
+
+/// What `value.name` means if `name` isn't a column: a call of a function with one argument (PostgreSQL's "functional notation").
+pub(super) fn attribute(name: &str, facts: &Facts) -> Option<Call> {
+    let among = |list: &[&str]| list.binary_search(&name).is_ok();
+    if among(builtins::ONE_ARGUMENT) && matches!(builtin(name), Some(Call::Write { .. })) {
+        return builtin(name);
+    }
+    let fact = facts.functions(name).iter().find(|fact| fact.one_argument && fact.class != Class::Read)?;
+    Some(write(fact.rule))
+}
+
+/// Relations of `pg_catalog` that show what lives on one server only.
+fn server_relation(name: &str) -> bool {
+    matches!(
+        name,
+        "pg_locks"
+            | "pg_settings"
+            | "pg_replication_slots"
+            | "pg_replication_origin_status"
+            | "pg_prepared_xacts"
+            | "pg_prepared_statements"
+            | "pg_cursors"
+            | "pg_file_settings"
+            | "pg_hba_file_rules"
+            | "pg_ident_file_mappings"
+            | "pg_config"
+            | "pg_available_extensions"
+            | "pg_available_extension_versions"
+            | "pg_backend_memory_contexts"
+            | "pg_shmem_allocations"
+            | "pg_shmem_allocations_numa"
+            | "pg_dsm_registry_allocations"
+            | "pg_aios"
+            | "pg_wait_events"
+    ) || name.starts_with("pg_stat_")
+        || name.starts_with("pg_statio_")
+}
+
+/// Why reading a relation can't leave the leader; `None` where it can. `bound_here`: the statement's own WITH binds the name somewhere.
+pub(super) fn relation(schema: Option<&str>, name: &str, facts: &Facts, bound_here: bool) -> Option<&'static str> {
+    let catalog = matches!(schema, None | Some("pg_catalog"));
+    if catalog && server_relation(name) {
+        return Some("server_relation");
+    }
+    if (catalog && name == "pg_sequences") || (schema == Some("information_schema") && name == "sequences") {
+        return Some("sequence");
+    }
+    if schema.is_some_and(|schema| schema.starts_with("pg_temp") || schema.starts_with("pg_toast_temp")) {
+        return Some("temporary");
+    }
+    let mut known = false;
+    for fact in facts.relations(name).iter().filter(|fact| schema.is_none_or(|schema| *fact.schema == *schema)) {
+        if fact.class != Class::Read {
+            return Some(fact.rule);
+        }
+        known = true;
+    }
+    let of_the_system = matches!(schema, Some("pg_catalog" | "information_schema" | "pg_toast")) || (schema.is_none() && name.starts_with("pg_"));
+    (facts.is_complete() && !known && !bound_here && !of_the_system).then_some("unknown_relation")
+}
+
+/// Why an operator can't run on a replica; `None` where it can.
+pub(super) fn operator(symbol: &str, facts: &Facts) -> Option<&'static str> {
+    match facts.operator(symbol) {
+        Some((Class::Read, _)) => None,
+        Some((_, rule)) => Some(rule),
+        None if builtins::OPERATORS.binary_search(&symbol).is_ok() => None,
+        None => Some("unknown_operator"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tables_are_sorted() {
+        for list in [builtins::IMMUTABLE, builtins::STABLE, builtins::VOLATILE, builtins::ONE_ARGUMENT, builtins::OPERATORS] {
+            assert!(list.windows(2).all(|pair| pair[0] < pair[1]));
+        }
+    }
+
+    #[test]
+    fn a_hidden_candidate_doesnt_count_and_others_do() {
+        let fact = |schema: &str, hidden| super::super::catalog::FunctionFact {
+            schema: schema.into(),
+            class: Class::Write,
+            rule: "volatile",
+            hidden_by_builtin: hidden,
+            one_argument: true,
+        };
+        let facts = Facts::builder(1).function("lower", fact("other", true)).function("upper", fact("other", false)).build();
+        assert_eq!(call(None, "lower", &facts), Call::Read);
+        assert_eq!(call(Some("other"), "lower", &facts), write("volatile"));
+        assert_eq!(call(None, "upper", &facts), write("volatile"));
+        assert_eq!(call(Some("pg_catalog"), "upper", &facts), Call::Read);
+        assert_eq!(call(Some("other"), "trim", &facts), write("unknown_function"));
+    }
+}

@@ -1,0 +1,133 @@
+//! The second reader of a query: sqlparser's tree.
+//!
+//! It can only object: what it doesn't parse is left to the first reader. Invariant: a tree is never deeper than a thread's stack holds, so
+//! long statements aren't given to it.
+
+use std::ops::ControlFlow;
+
+use sqlparser::ast::{Expr, ObjectName, ObjectNamePart, Query, Select, SetExpr, Statement, TableFactor, Visit, Visitor};
+use sqlparser::dialect::PostgreSqlDialect;
+use sqlparser::parser::Parser;
+
+use super::classify::{Judge, Words};
+use super::functions::{self, Call};
+use super::keywords::{Category, category};
+use super::verdict::Effect;
+
+/// Tokens that a tree may be made of: a chain of operators nests one deep for every two.
+const TOKENS_LIMIT: usize = 1000;
+
+/// Bytes of text given to sqlparser.
+const BYTES_LIMIT: usize = 64 * 1024;
+
+/// Parses a statement that the first reader holds for a read, and objects if its tree shows otherwise.
+pub(super) fn second_opinion(judge: &mut Judge<'_>, words: Words<'_>) {
+    let (Some(first), Some(last)) = (words.tokens.first(), words.tokens.last()) else { return };
+    if words.len() > TOKENS_LIMIT || last.end - first.start > BYTES_LIMIT || !judge.dialect.standard_conforming_strings {
+        return;
+    }
+    let Ok(text) = std::str::from_utf8(&words.sql[first.start..last.end]) else { return };
+    let Ok(statements) = Parser::parse_sql(&PostgreSqlDialect {}, text) else { return };
+    let mut walk = Walk { judge };
+    for statement in &statements {
+        let _: ControlFlow<()> = statement.visit(&mut walk);
+    }
+}
+
+struct Walk<'j, 'a> {
+    judge: &'j mut Judge<'a>,
+}
+
+/// The last two parts of a name, folded as PostgreSQL folds them.
+fn parts(name: &ObjectName) -> (Option<String>, String) {
+    let mut folded = name.0.iter().filter_map(|part| match part {
+        ObjectNamePart::Identifier(ident) if ident.quote_style.is_none() => Some(ident.value.to_ascii_lowercase()),
+        ObjectNamePart::Identifier(ident) => Some(ident.value.clone()),
+        ObjectNamePart::Function(_) => None,
+    });
+    let mut name = folded.next().unwrap_or_default();
+    let mut schema = None;
+    for part in folded {
+        schema = Some(std::mem::replace(&mut name, part));
+    }
+    (schema, name)
+}
+
+impl Walk<'_, '_> {
+    fn call(&mut self, name: &ObjectName) {
+        let (schema, name) = parts(name);
+        if schema.is_none() && matches!(category(&name), Category::Reserved | Category::ColumnName) {
+            return;
+        }
+        match functions::call(schema.as_deref(), &name, self.judge.facts) {
+            Call::Read => {}
+            Call::Clock => self.judge.effect(Effect::UsesClock),
+            Call::Write { rule, effect, .. } => {
+                self.judge.write(rule, &name);
+                if let Some(effect) = effect.effect() {
+                    self.judge.effect(effect);
+                }
+            }
+        }
+    }
+
+    fn relation(&mut self, name: &ObjectName) {
+        let (schema, name) = parts(name);
+        // Whether a name is unknown was judged by the first reader, which knows what WITH binds.
+        if let Some(rule) = functions::relation(schema.as_deref(), &name, self.judge.facts, true) {
+            self.judge.write(rule, &name);
+        }
+    }
+}
+
+impl Visitor for Walk<'_, '_> {
+    type Break = ();
+
+    fn pre_visit_statement(&mut self, statement: &Statement) -> ControlFlow<()> {
+        if !matches!(statement, Statement::Query(_)) {
+            self.judge.write("statement", "not a query");
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn pre_visit_query(&mut self, query: &Query) -> ControlFlow<()> {
+        if !query.locks.is_empty() || query.for_clause.is_some() {
+            self.judge.write("locking_clause", "FOR");
+        }
+        match &*query.body {
+            SetExpr::Insert(_) | SetExpr::Update(_) | SetExpr::Delete(_) | SetExpr::Merge(_) => self.judge.write("data_change", "WITH"),
+            SetExpr::Table(table) => {
+                let (schema, name) = (table.schema_name.as_deref(), table.table_name.as_deref().unwrap_or_default());
+                let fold = |name: &str| name.to_ascii_lowercase();
+                if let Some(rule) = functions::relation(schema.map(fold).as_deref(), &fold(name), self.judge.facts, true) {
+                    self.judge.write(rule, name);
+                }
+            }
+            _ => {}
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn pre_visit_select(&mut self, select: &Select) -> ControlFlow<()> {
+        if select.into.is_some() {
+            self.judge.write("select_into", "INTO");
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn pre_visit_table_factor(&mut self, factor: &TableFactor) -> ControlFlow<()> {
+        match factor {
+            TableFactor::Table { name, args: Some(_), .. } | TableFactor::Function { name, .. } => self.call(name),
+            TableFactor::Table { name, args: None, .. } => self.relation(name),
+            _ => {}
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn pre_visit_expr(&mut self, expr: &Expr) -> ControlFlow<()> {
+        if let Expr::Function(function) = expr {
+            self.call(&function.name);
+        }
+        ControlFlow::Continue(())
+    }
+}

@@ -1,0 +1,345 @@
+//! What the cluster knows about a user and a database, asked anew at every login.
+//!
+//! One task keeps one connection, to the leader or, without one, to a replica. Logins that arrive while a question is under way
+//! wait for the next one and share it; none shares a question that was sent before it came, so a password that was changed before
+//! a login began is the one that counts. Invariant: the cache answers only while no member does. Names that clients send reach
+//! SQL as bind parameters only.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use switchyard_config::Postgres;
+use switchyard_core::topology::Topology;
+use tokio::sync::{mpsc, oneshot};
+use tokio_postgres::{Client, NoTls, Row};
+use zeroize::Zeroizing;
+
+use super::backend::{self, Target};
+use super::secrets::Verifier;
+use crate::tls::Connector;
+
+/// Logins that may share one question.
+const BATCH_MAX: usize = 256;
+/// Logins that may wait for one; more wait at the door, under their own deadline.
+const QUEUE_MAX: usize = 1024;
+/// Pairs of user and database that the cache remembers.
+const CACHE_MAX: usize = 10_000;
+
+/// What a login needs to know. Ages as soon as it is read: never keep it.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Facts {
+    pub role: Option<RoleFacts>,
+    pub database: Option<DatabaseFacts>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RoleFacts {
+    /// `rolpassword`.
+    pub verifier: Option<Verifier>,
+    pub can_login: bool,
+    /// `rolvaliduntil` has passed, by the server's clock.
+    pub expired: bool,
+    pub is_superuser: bool,
+    /// `rolconnlimit`, -1 for none. How many connections there are is the server's business, which refuses one too many itself.
+    pub connection_limit: i32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DatabaseFacts {
+    /// `datallowconn`.
+    pub accepts_connections: bool,
+    /// The role has CONNECT.
+    pub may_connect: bool,
+}
+
+/// No member answers, and the cache doesn't know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no member answers questions about roles")]
+pub struct Unreachable;
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Pair {
+    user: String,
+    database: String,
+}
+
+struct Question {
+    pair: Pair,
+    answer: oneshot::Sender<Result<Facts, Unreachable>>,
+}
+
+/// Asks. Cheap to clone; the task behind it ends with the last clone.
+#[derive(Clone, Debug)]
+pub struct LoginFacts {
+    questions: mpsc::Sender<Question>,
+}
+
+impl LoginFacts {
+    /// Starts the task that asks. Needs a running tokio runtime.
+    pub fn start(postgres: Postgres, topology: Arc<ArcSwap<Topology>>, tls: Connector) -> LoginFacts {
+        let (questions, inbox) = mpsc::channel(QUEUE_MAX);
+        let asker = Asker {
+            query: query(postgres.auth_function.as_deref()),
+            postgres,
+            topology,
+            tls,
+            kept: None,
+            cache: HashMap::new(),
+        };
+        tokio::spawn(asker.run(inbox));
+        LoginFacts { questions }
+    }
+
+    /// What is known right now about `user` and `database` (empty: no database is meant). Cancel-safe.
+    pub async fn ask(&self, user: &str, database: &str) -> Result<Facts, Unreachable> {
+        let (answer, answered) = oneshot::channel();
+        let pair = Pair { user: user.to_owned(), database: database.to_owned() };
+        self.questions.send(Question { pair, answer }).await.map_err(|_| Unreachable)?;
+        answered.await.unwrap_or(Err(Unreachable))
+    }
+}
+
+/// A kept connection.
+struct Kept {
+    target: Target,
+    client: Client,
+}
+
+struct Asker {
+    query: String,
+    postgres: Postgres,
+    topology: Arc<ArcSwap<Topology>>,
+    tls: Connector,
+    kept: Option<Kept>,
+    cache: HashMap<Pair, Facts>,
+}
+
+impl Asker {
+    async fn run(mut self, mut inbox: mpsc::Receiver<Question>) {
+        let mut batch = Vec::new();
+        while inbox.recv_many(&mut batch, BATCH_MAX).await > 0 {
+            // A client that has left needs no answer.
+            batch.retain(|question: &Question| !question.answer.is_closed());
+            let pairs: Vec<Pair> = batch.iter().map(|question| question.pair.clone()).collect();
+            let answers = self.answers(&pairs).await;
+            for (question, answer) in batch.drain(..).zip(answers) {
+                let _ = question.answer.send(answer);
+            }
+        }
+    }
+
+    async fn answers(&mut self, pairs: &[Pair]) -> Vec<Result<Facts, Unreachable>> {
+        if pairs.is_empty() {
+            return Vec::new();
+        }
+        match self.read(pairs).await {
+            Some(facts) => {
+                self.remember(pairs, &facts);
+                facts.into_iter().map(Ok).collect()
+            }
+            None => pairs.iter().map(|pair| self.cache.get(pair).cloned().ok_or(Unreachable)).collect(),
+        }
+    }
+
+    fn remember(&mut self, pairs: &[Pair], facts: &[Facts]) {
+        for (pair, facts) in pairs.iter().zip(facts) {
+            if facts.role.is_none() {
+                // Names that don't exist are not worth remembering, and a flood of them must not push out those that do.
+                self.cache.remove(pair);
+            } else if self.cache.len() < CACHE_MAX || self.cache.contains_key(pair) {
+                self.cache.insert(pair.clone(), facts.clone());
+            }
+        }
+    }
+
+    /// Asks one member after the other. `None`: none answers.
+    async fn read(&mut self, pairs: &[Pair]) -> Option<Vec<Facts>> {
+        for target in self.candidates() {
+            if self.kept.as_ref().is_some_and(|kept| kept.target != target || kept.client.is_closed()) {
+                self.kept = None;
+            }
+            // A kept connection may have died unnoticed: then a fresh one to the same member is tried before the next member.
+            let was_kept = self.kept.is_some();
+            match self.ask_member(&target, pairs).await {
+                Some(facts) => return Some(facts),
+                None if was_kept => {
+                    if let Some(facts) = self.ask_member(&target, pairs).await {
+                        return Some(facts);
+                    }
+                }
+                None => {}
+            }
+        }
+        None
+    }
+
+    /// The leader, then the replicas that are in rotation, then the others: any word about a role is better than none.
+    fn candidates(&self) -> Vec<Target> {
+        let topology = self.topology.load();
+        let leader = topology.leader_at(Instant::now()).map(|(_, member)| member);
+        let replicas = topology.replicas().map(|(_, member)| member);
+        let others = topology.members.iter();
+        let mut targets: Vec<Target> = Vec::new();
+        for member in leader.into_iter().chain(replicas).chain(others) {
+            let target = Target { host: member.host.clone(), port: member.port };
+            if !targets.contains(&target) {
+                targets.push(target);
+            }
+        }
+        targets
+    }
+
+    async fn ask_member(&mut self, target: &Target, pairs: &[Pair]) -> Option<Vec<Facts>> {
+        let limit = self.postgres.connect_timeout;
+        if self.kept.is_none() {
+            match tokio::time::timeout(limit, connect(&self.postgres, target, &self.tls)).await {
+                Ok(Ok(client)) => self.kept = Some(Kept { target: target.clone(), client }),
+                Ok(Err(error)) => {
+                    tracing::warn!(host = %target.host, port = target.port, %error, "cannot ask this member about roles");
+                    return None;
+                }
+                Err(_) => {
+                    tracing::warn!(host = %target.host, port = target.port, ?limit, "no answer about roles in time");
+                    return None;
+                }
+            }
+        }
+        let kept = self.kept.as_ref()?;
+        match ask_all(&kept.client, &self.query, pairs, limit).await {
+            Ok(facts) => Some(facts),
+            Err(error) => {
+                tracing::warn!(host = %target.host, port = target.port, %error, "a question about roles failed");
+                self.kept = None;
+                None
+            }
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum AskError {
+    #[error(transparent)]
+    Connect(#[from] backend::ConnectError),
+    #[error("{}", describe(.0))]
+    Postgres(#[from] tokio_postgres::Error),
+    #[error("no answer within {0:?}")]
+    Timeout(Duration),
+}
+
+/// tokio-postgres prints "db error" and leaves the rest to its source.
+fn describe(error: &tokio_postgres::Error) -> String {
+    match error.as_db_error() {
+        Some(db) => format!("{} ({})", db.message(), db.code().code()),
+        None => error.to_string(),
+    }
+}
+
+async fn connect(postgres: &Postgres, target: &Target, tls: &Connector) -> Result<Client, AskError> {
+    let stream = backend::open(target, tls).await?;
+    let mut config = tokio_postgres::Config::new();
+    config
+        .user(&postgres.user)
+        .dbname(&postgres.database)
+        .application_name("switchyard logins")
+        // Over whatever ALTER ROLE may have set: nobody's functions, operators or triggers of a kind get into the way.
+        .options(format!("-c search_path=pg_catalog -c statement_timeout={}", postgres.connect_timeout.as_millis()))
+        .ssl_mode(tokio_postgres::config::SslMode::Disable);
+    if let Some(password) = &postgres.password {
+        config.password(password.expose());
+    }
+    // TLS, if any, has been started below.
+    let (client, connection) = config.connect_raw(stream, NoTls).await?;
+    tokio::spawn(async move {
+        if let Err(error) = connection.await {
+            tracing::debug!(error = %describe(&error), "the connection for questions about roles ended");
+        }
+    });
+    Ok(client)
+}
+
+async fn ask_all(client: &Client, query: &str, pairs: &[Pair], limit: Duration) -> Result<Vec<Facts>, AskError> {
+    match ask_once(client, query, pairs, limit).await {
+        // A name that the database's encoding doesn't know fails the statement: it must not fail everybody's login.
+        Err(AskError::Postgres(error)) if is_bad_data(&error) => {
+            let mut facts = Vec::with_capacity(pairs.len());
+            for pair in pairs {
+                match ask_once(client, query, std::slice::from_ref(pair), limit).await {
+                    Ok(mut one) => facts.append(&mut one),
+                    // Such a role can't exist, as far as this database can tell.
+                    Err(AskError::Postgres(error)) if is_bad_data(&error) => facts.push(Facts::default()),
+                    Err(error) => return Err(error),
+                }
+            }
+            Ok(facts)
+        }
+        answer => answer,
+    }
+}
+
+/// Class 22, data exception.
+fn is_bad_data(error: &tokio_postgres::Error) -> bool {
+    error.code().is_some_and(|code| code.code().starts_with("22"))
+}
+
+async fn ask_once(client: &Client, query: &str, pairs: &[Pair], limit: Duration) -> Result<Vec<Facts>, AskError> {
+    let users: Vec<&str> = pairs.iter().map(|pair| pair.user.as_str()).collect();
+    let databases: Vec<&str> = pairs.iter().map(|pair| pair.database.as_str()).collect();
+    let rows = tokio::time::timeout(limit, client.query(query, &[&users, &databases])).await.map_err(|_| AskError::Timeout(limit))??;
+    let mut facts = vec![Facts::default(); pairs.len()];
+    for row in rows {
+        let place: i64 = row.try_get(0)?;
+        if let Some(place) = usize::try_from(place - 1).ok().and_then(|place| facts.get_mut(place)) {
+            *place = read_row(&row)?;
+        }
+    }
+    Ok(facts)
+}
+
+fn read_row(row: &Row) -> Result<Facts, tokio_postgres::Error> {
+    let flag = |column: usize| row.try_get::<_, Option<bool>>(column).map(|flag| flag.unwrap_or(false));
+    let role = if flag(1)? {
+        let text = row.try_get::<_, Option<String>>(2)?.map(Zeroizing::new);
+        Some(RoleFacts {
+            verifier: text.and_then(|text| Verifier::parse(&text)),
+            can_login: flag(3)?,
+            expired: flag(4)?,
+            is_superuser: flag(5)?,
+            connection_limit: row.try_get::<_, Option<i32>>(6)?.unwrap_or(-1),
+        })
+    } else {
+        None
+    };
+    let database = flag(7)?.then_some(DatabaseFacts { accepts_connections: flag(8)?, may_connect: flag(9)? });
+    Ok(Facts { role, database })
+}
+
+/// The one query, over `pg_authid` or over the function of `sql/auth_function.sql`, with the same columns.
+fn query(function: Option<&str>) -> String {
+    let source = match function {
+        Some(name) => format!("{}(asked.role_name, asked.database_name)", quote_name(name)),
+        None => format!("({LOGIN_FACTS})"),
+    };
+    format!(
+        "SELECT asked.place, facts.* \
+         FROM pg_catalog.unnest($1::pg_catalog.text[], $2::pg_catalog.text[]) \
+              WITH ORDINALITY AS asked(role_name, database_name, place) \
+         LEFT JOIN LATERAL {source} AS facts ON true"
+    )
+}
+
+/// Also the body of the function in `sql/auth_function.sql`.
+const LOGIN_FACTS: &str = "\
+    SELECT r.oid IS NOT NULL AS role_exists, r.rolpassword AS verifier, r.rolcanlogin AS can_login, \
+           r.rolvaliduntil < pg_catalog.now() AS expired, r.rolsuper AS is_superuser, r.rolconnlimit AS connection_limit, \
+           d.oid IS NOT NULL AS database_exists, d.datallowconn AS accepts_connections, \
+           pg_catalog.has_database_privilege(r.oid, d.oid, 'CONNECT') AS may_connect \
+    FROM (SELECT 1) AS one \
+    LEFT JOIN pg_catalog.pg_authid AS r ON r.rolname = asked.role_name::pg_catalog.name \
+    LEFT JOIN pg_catalog.pg_database AS d ON d.datname = asked.database_name::pg_catalog.name";
+
+/// `schema.function`, each part quoted.
+fn quote_name(name: &str) -> String {
+    name.split('.').map(|part| format!("\"{}\"", part.replace('"', "\"\""))).collect::<Vec<_>>().join(".")
+}
