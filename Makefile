@@ -22,7 +22,7 @@ demo: ## start a cluster of five members and the router on this machine, and tel
 
 test: ## run every test: units, then real clusters, real clients and faults
 	@scripts/install.sh test
-	cargo build --locked --workspace --all-targets
+	cargo build --locked --workspace
 	$(MAKE) --no-print-directory unit integration
 
 unit: ## run the tests that need no cluster

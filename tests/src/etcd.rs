@@ -48,11 +48,7 @@ impl Etcd {
     pub async fn start(&self) -> anyhow::Result<()> {
         let machine = Machine::look()?;
         let peer = format!("http://127.0.0.1:{}", self.peer_port);
-        let log = std::fs::OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(&self.log)
-            .context("etcd.log")?;
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(&self.log).context("etcd.log")?;
         let child = machine
             .account
             .command(&machine.etcd)
@@ -61,12 +57,7 @@ impl Etcd {
             // The data needn't outlive the machine.
             .arg("--unsafe-no-fsync")
             .args(["--data-dir", "data"])
-            .args([
-                "--listen-client-urls",
-                &self.endpoint(),
-                "--advertise-client-urls",
-                &self.endpoint(),
-            ])
+            .args(["--listen-client-urls", &self.endpoint(), "--advertise-client-urls", &self.endpoint()])
             .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
             .args(["--initial-cluster", &format!("etcd={peer}")])
             .current_dir(&self.folder)
@@ -98,9 +89,7 @@ impl Etcd {
     }
 
     pub async fn client(&self) -> anyhow::Result<etcd_client::Client> {
-        let limits = etcd_client::ConnectOptions::new()
-            .with_connect_timeout(Duration::from_secs(2))
-            .with_timeout(Duration::from_secs(2));
+        let limits = etcd_client::ConnectOptions::new().with_connect_timeout(Duration::from_secs(2)).with_timeout(Duration::from_secs(2));
         Ok(etcd_client::Client::connect([self.endpoint()], Some(limits)).await?)
     }
 

@@ -72,23 +72,11 @@ impl Home {
 
     fn make(path: PathBuf, remove: Remove) -> anyhow::Result<Home> {
         let account = Machine::look()?.account.clone();
-        std::fs::DirBuilder::new()
-            .mode(0o755)
-            .create(&path)
-            .with_context(|| format!("create {}", path.display()))?;
+        std::fs::DirBuilder::new().mode(0o755).create(&path).with_context(|| format!("create {}", path.display()))?;
         let lock = lock(&path.join("lock"))?;
-        let remove = if std::env::var_os(KEEP).is_some() {
-            Remove::Nothing
-        } else {
-            remove
-        };
+        let remove = if std::env::var_os(KEEP).is_some() { Remove::Nothing } else { remove };
         let guard = guard(&path, remove, &account, Stdio::piped())?;
-        Ok(Home {
-            path,
-            account,
-            guard: Some(guard),
-            _lock: lock,
-        })
+        Ok(Home { path, account, guard: Some(guard), _lock: lock })
     }
 
     pub fn path(&self) -> &Path {
@@ -98,10 +86,7 @@ impl Home {
     /// Makes a folder in it that belongs to the account that the servers run as, and to nobody else.
     pub fn folder(&self, name: &str) -> anyhow::Result<PathBuf> {
         let path = self.path.join(name);
-        std::fs::DirBuilder::new()
-            .mode(0o700)
-            .create(&path)
-            .with_context(|| format!("create {}", path.display()))?;
+        std::fs::DirBuilder::new().mode(0o700).create(&path).with_context(|| format!("create {}", path.display()))?;
         self.account.own(&path)?;
         Ok(path)
     }
@@ -109,23 +94,14 @@ impl Home {
     /// Makes a folder in it that belongs to whoever runs this program, for what needn't run as the servers' account.
     pub fn private_folder(&self, name: &str) -> anyhow::Result<PathBuf> {
         let path = self.path.join(name);
-        std::fs::DirBuilder::new()
-            .mode(0o700)
-            .create(&path)
-            .with_context(|| format!("create {}", path.display()))?;
+        std::fs::DirBuilder::new().mode(0o700).create(&path).with_context(|| format!("create {}", path.display()))?;
         Ok(path)
     }
 
     /// The ends of all log files of this run.
     pub fn logs(&self) -> String {
-        let entries = std::fs::read_dir(&self.path)
-            .into_iter()
-            .flatten()
-            .flatten()
-            .map(|entry| entry.path());
-        let mut logs: Vec<PathBuf> = entries
-            .filter(|path| path.extension().is_some_and(|extension| extension == "log"))
-            .collect();
+        let entries = std::fs::read_dir(&self.path).into_iter().flatten().flatten().map(|entry| entry.path());
+        let mut logs: Vec<PathBuf> = entries.filter(|path| path.extension().is_some_and(|extension| extension == "log")).collect();
         logs.sort();
         let tail = |path: &PathBuf| {
             let bytes = std::fs::read(path).unwrap_or_default();
@@ -148,11 +124,7 @@ impl Drop for Home {
 /// Where the runs of tests are: a folder that only this user writes to, which the servers' account may pass through.
 pub fn base() -> anyhow::Result<PathBuf> {
     let user = rustix::process::geteuid();
-    let path = if user.is_root() {
-        PathBuf::from("/tmp")
-    } else {
-        std::env::temp_dir()
-    };
+    let path = if user.is_root() { PathBuf::from("/tmp") } else { std::env::temp_dir() };
     let path = path.join(format!("switchyard-tests-{}", user.as_raw()));
     match std::fs::DirBuilder::new().mode(0o755).create(&path) {
         Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
@@ -190,9 +162,7 @@ fn end(path: &Path) -> anyhow::Result<Option<()>> {
         Err(TryLockError::WouldBlock) => return Ok(None),
         Err(TryLockError::Error(error)) => return Err(error).context("lock a run's folder"),
     }
-    guard(path, Remove::All, &Machine::look()?.account, Stdio::null())?
-        .wait()
-        .context("the guard")?;
+    guard(path, Remove::All, &Machine::look()?.account, Stdio::null())?.wait().context("the guard")?;
     Ok(Some(()))
 }
 

@@ -40,25 +40,13 @@ pub async fn patch(url: &str, body: &serde_json::Value) -> anyhow::Result<Respon
 async fn send(method: Method, url: &str, body: Bytes) -> anyhow::Result<Response> {
     let exchange = async {
         let client = Client::builder(TokioExecutor::new()).build_http::<Full<Bytes>>();
-        let request = Request::builder()
-            .method(method)
-            .uri(url)
-            .header(header::CONNECTION, "close")
-            .body(Full::new(body))?;
+        let request = Request::builder().method(method).uri(url).header(header::CONNECTION, "close").body(Full::new(body))?;
         let response = client.request(request).await?;
         let status: StatusCode = response.status();
-        let content_type = response
-            .headers()
-            .get(header::CONTENT_TYPE)
-            .and_then(|value| value.to_str().ok())
-            .unwrap_or_default()
-            .to_owned();
+        let content_type =
+            response.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
         let body = response.into_body().collect().await?.to_bytes();
-        anyhow::Ok(Response {
-            status: status.as_u16(),
-            content_type,
-            body: String::from_utf8_lossy(&body).into_owned(),
-        })
+        anyhow::Ok(Response { status: status.as_u16(), content_type, body: String::from_utf8_lossy(&body).into_owned() })
     };
     tokio::time::timeout(LIMIT, exchange)
         .await

@@ -45,10 +45,7 @@ impl Machine {
     /// Looks once for each process. Names everything that is missing.
     pub fn look() -> anyhow::Result<&'static Machine> {
         static MACHINE: OnceLock<Result<Machine, String>> = OnceLock::new();
-        MACHINE
-            .get_or_init(|| Machine::find().map_err(|error| format!("{error:#}")))
-            .as_ref()
-            .map_err(|text| anyhow::anyhow!(text.clone()))
+        MACHINE.get_or_init(|| Machine::find().map_err(|error| format!("{error:#}"))).as_ref().map_err(|text| anyhow::anyhow!(text.clone()))
     }
 
     fn find() -> anyhow::Result<Machine> {
@@ -85,17 +82,9 @@ impl Account {
         let id = |flag: &str| -> anyhow::Result<u32> {
             let output = Command::new("id").args([flag, "postgres"]).output().context("id")?;
             let text = String::from_utf8_lossy(&output.stdout);
-            text.trim()
-                .parse()
-                .context("there is no user postgres: scripts/install.sh installs PostgreSQL")
+            text.trim().parse().context("there is no user postgres: scripts/install.sh installs PostgreSQL")
         };
-        Ok(Account {
-            user: Some(User {
-                name: "postgres",
-                uid: id("-u")?,
-                gid: id("-g")?,
-            }),
-        })
+        Ok(Account { user: Some(User { name: "postgres", uid: id("-u")?, gid: id("-g")? }) })
     }
 
     /// The words to put before a command so that it runs as this account; none if it does anyway.
@@ -145,20 +134,11 @@ pub fn router() -> anyhow::Result<PathBuf> {
         .take(2)
         .map(|folder| folder.join("switchyard"))
         .find(|path| path.is_file())
-        .with_context(|| {
-            format!(
-                "no router beside {}: build it first, with `cargo build`, or set {ROUTER}",
-                here.display()
-            )
-        })
+        .with_context(|| format!("no router beside {}: build it first, with `cargo build`, or set {ROUTER}", here.display()))
 }
 
 fn postgres_bin() -> Option<PathBuf> {
-    let complete = |folder: &PathBuf| {
-        ["initdb", "postgres", "pg_rewind"]
-            .iter()
-            .all(|program| folder.join(program).is_file())
-    };
+    let complete = |folder: &PathBuf| ["initdb", "postgres", "pg_rewind"].iter().all(|program| folder.join(program).is_file());
     if let Some(folder) = std::env::var_os(POSTGRES_BIN) {
         return Some(PathBuf::from(folder)).filter(complete);
     }
@@ -170,10 +150,7 @@ fn postgres_bin() -> Option<PathBuf> {
         .filter(|(_, folder)| complete(folder))
         .collect();
     versions.sort();
-    versions
-        .pop()
-        .map(|(_, folder)| folder)
-        .or_else(|| on_path("initdb")?.parent().map(Path::to_owned).filter(complete))
+    versions.pop().map(|(_, folder)| folder).or_else(|| on_path("initdb")?.parent().map(Path::to_owned).filter(complete))
 }
 
 fn patroni(root: bool) -> Option<PathBuf> {
@@ -187,8 +164,5 @@ fn patroni(root: bool) -> Option<PathBuf> {
 
 fn on_path(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path)
-        .chain([PathBuf::from("/usr/sbin")])
-        .map(|folder| folder.join(program))
-        .find(|path| path.is_file())
+    std::env::split_paths(&path).chain([PathBuf::from("/usr/sbin")]).map(|folder| folder.join(program)).find(|path| path.is_file())
 }

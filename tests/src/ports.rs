@@ -32,10 +32,7 @@ impl Ports {
     pub fn new(base: &Path) -> anyhow::Result<Ports> {
         let folder = base.join("ports");
         std::fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
-        Ok(Ports {
-            folder,
-            inner: Mutex::default(),
-        })
+        Ok(Ports { folder, inner: Mutex::default() })
     }
 
     pub fn take(&self) -> anyhow::Result<u16> {

@@ -25,9 +25,7 @@ pub fn working_in(account: &Account, folder: &Path) -> anyhow::Result<Vec<Pid>> 
         .output()
         .context("find")?;
     let listed = String::from_utf8_lossy(&output.stdout);
-    let pids = listed
-        .lines()
-        .filter_map(|line| line.strip_prefix("/proc/")?.strip_suffix("/cwd")?.parse().ok());
+    let pids = listed.lines().filter_map(|line| line.strip_prefix("/proc/")?.strip_suffix("/cwd")?.parse().ok());
     Ok(pids.filter(|pid| !has_terminal(*pid)).filter_map(Pid::from_raw).collect())
 }
 

@@ -28,12 +28,7 @@ impl Finished {
     /// The output, or an error that shows all of it.
     pub fn success(self) -> anyhow::Result<String> {
         if !self.ok() {
-            bail!(
-                "exit status {:?}\n--- stdout\n{}\n--- stderr\n{}",
-                self.status,
-                self.stdout,
-                self.stderr
-            );
+            bail!("exit status {:?}\n--- stdout\n{}\n--- stderr\n{}", self.status, self.stdout, self.stderr);
         }
         Ok(self.stdout)
     }
@@ -65,9 +60,8 @@ pub async fn run(program: &str, arguments: &[&str], input: &str) -> anyhow::Resu
     let feed = tokio::spawn(async move {
         let _ = stdin.write_all(input.as_bytes()).await;
     });
-    let output = tokio::time::timeout(LIMIT, child.wait_with_output())
-        .await
-        .with_context(|| format!("{program}: not within {LIMIT:?}"))??;
+    let output =
+        tokio::time::timeout(LIMIT, child.wait_with_output()).await.with_context(|| format!("{program}: not within {LIMIT:?}"))??;
     feed.abort();
     Ok(Finished {
         stdout: String::from_utf8_lossy(&output.stdout).into_owned(),

@@ -18,7 +18,8 @@ const READY: Duration = Duration::from_secs(20);
 /// Longer than the router's own limit for a shutdown.
 const STOP: Duration = Duration::from_secs(60);
 
-/// The router to start. The defaults: the cluster's scope and etcd, role `switchyard`, free ports on 127.0.0.1, debug log.
+/// The router to start. The defaults: the cluster's scope and etcd, role `switchyard`, free ports on 127.0.0.1, its own messages
+/// from debug on.
 #[derive(Clone, Debug, Default)]
 pub struct RouterOptions {
     settings: Vec<(String, toml::Value)>,
@@ -88,14 +89,7 @@ impl Router {
         }
         let log = cluster.home().path().join(format!("{name}.log"));
         let (config, roles) = (Mutex::new(config), Arc::new(cluster.roles().to_vec()));
-        let router = Router {
-            ports,
-            folder,
-            log,
-            config,
-            child: Mutex::new(None),
-            roles,
-        };
+        let router = Router { ports, folder, log, config, child: Mutex::new(None), roles };
         router.launch()?;
         if !options.skip_ready {
             router.ready().await?;
@@ -115,16 +109,12 @@ impl Router {
 
     /// Connects to the read/write port.
     pub async fn rw(&self, user: &str) -> anyhow::Result<tokio_postgres::Client> {
-        connect(&self.rw_dsn(user))
-            .await
-            .with_context(|| format!("connect to the router's read/write port as {user}"))
+        connect(&self.rw_dsn(user)).await.with_context(|| format!("connect to the router's read/write port as {user}"))
     }
 
     /// Connects to the read-only port.
     pub async fn ro(&self, user: &str) -> anyhow::Result<tokio_postgres::Client> {
-        connect(&self.ro_dsn(user))
-            .await
-            .with_context(|| format!("connect to the router's read-only port as {user}"))
+        connect(&self.ro_dsn(user)).await.with_context(|| format!("connect to the router's read-only port as {user}"))
     }
 
     /// Without a slash at its end.
@@ -238,18 +228,14 @@ impl Router {
 
     fn launch(&self) -> anyhow::Result<()> {
         self.write_config()?;
-        let log = std::fs::OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(&self.log)
-            .context("the router's log")?;
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(&self.log).context("the router's log")?;
         // Like the servers' programs in a session of its own; the guard of the cluster's home ends it with them.
         let child = std::process::Command::new("setsid")
             .arg(machine::router()?)
-            .arg("run")
+            .args(["run", "--config"])
+            .arg(self.config_file())
             .env_clear()
             .env("PATH", std::env::var_os("PATH").unwrap_or_default())
-            .env("SWITCHYARD_CONFIG", self.config_file())
             .env("RUST_BACKTRACE", "1")
             .current_dir(&self.folder)
             .stdin(Stdio::null())
@@ -270,10 +256,7 @@ impl Router {
     }
 
     fn signal(&self, signal: Signal) -> anyhow::Result<()> {
-        let pid = self
-            .pid()
-            .and_then(|pid| Pid::from_raw(pid as i32))
-            .context("the router was stopped")?;
+        let pid = self.pid().and_then(|pid| Pid::from_raw(pid as i32)).context("the router was stopped")?;
         crate::processes::signal(&[pid], signal)
     }
 
@@ -306,12 +289,8 @@ fn config(cluster: &Cluster, ports: [u16; 3], both_families: bool) -> anyhow::Re
         put(&mut config, &format!("listen.{key}"), addresses(port).into())?;
     }
     put(&mut config, "postgres.user", "switchyard".into())?;
-    put(
-        &mut config,
-        "postgres.password",
-        cluster.password("switchyard").unwrap_or_default().into(),
-    )?;
-    put(&mut config, "log.filter", "debug".into())?;
+    put(&mut config, "postgres.password", cluster.password("switchyard").unwrap_or_default().into())?;
+    put(&mut config, "log.filter", "info,switchyard=debug".into())?;
     Ok(config)
 }
 

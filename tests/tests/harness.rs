@@ -17,13 +17,7 @@ const SOON: Duration = Duration::from_secs(20);
 #[tokio::test(flavor = "multi_thread")]
 async fn cluster() -> Result {
     let begin = Instant::now();
-    let cluster = Cluster::start(
-        Options::new()
-            .members(3)
-            .tag("node3", "nofailover", true)
-            .parameter("work_mem", "5MB"),
-    )
-    .await?;
+    let cluster = Cluster::start(Options::new().members(3).tag("node3", "nofailover", true).parameter("work_mem", "5MB")).await?;
     let start = begin.elapsed();
     let folder = cluster.home().path().to_owned();
     let mut stories = Stories::new();
@@ -41,9 +35,7 @@ async fn cluster() -> Result {
             Ok(())
         })
         .await;
-    stories
-        .tell("every role can log in, and with its own password only", roles(&cluster))
-        .await;
+    stories.tell("every role can log in, and with its own password only", roles(&cluster)).await;
     stories.tell("psql gives rows, errors and a status", programs(&cluster)).await;
     stories.tell("tags reach Patroni", tags(&cluster)).await;
     stories.tell("delay_replay delays", delay(&cluster)).await;
@@ -52,6 +44,7 @@ async fn cluster() -> Result {
     stories.tell("a member is added while the cluster runs", add(&cluster)).await;
     stories.tell("switchover", switchover(&cluster)).await;
     stories.tell("the leader is killed", kill(&cluster)).await;
+    stories.tell("PostgreSQL outlives its Patroni", orphan(&cluster)).await;
     stories.tell("etcd stops and comes back with what it knew", etcd(&cluster)).await;
 
     stories.end(|| cluster.logs())?;
@@ -66,10 +59,7 @@ async fn roles(cluster: &Cluster) -> Result {
             ensure!(answer.trim() == role.name, "{answer}");
         }
         let wrong = psql(&member.dsn_for("app").replace("app-secret", "wrong"), &["-c", "SELECT 1"]).await?;
-        ensure!(
-            wrong.status == Some(2) && wrong.stderr.contains("password authentication failed"),
-            "{wrong:?}"
-        );
+        ensure!(wrong.status == Some(2) && wrong.stderr.contains("password authentication failed"), "{wrong:?}");
     }
     let verifiers = "SELECT string_agg(left(rolpassword, 3), ',' ORDER BY rolname) FROM pg_authid WHERE rolname IN ('app', 'appmd5')";
     ensure!(cluster.member(0).ask(verifiers).await? == "SCR,md5");
@@ -78,16 +68,7 @@ async fn roles(cluster: &Cluster) -> Result {
 
 async fn programs(cluster: &Cluster) -> Result {
     let dsn = cluster.leader().await?.dsn_for("app");
-    let made = psql(
-        &dsn,
-        &[
-            "-c",
-            "CREATE TABLE told (id int)",
-            "-c",
-            "INSERT INTO told VALUES (1), (2) RETURNING id",
-        ],
-    )
-    .await?;
+    let made = psql(&dsn, &["-c", "CREATE TABLE told (id int)", "-c", "INSERT INTO told VALUES (1), (2) RETURNING id"]).await?;
     ensure!(made.ok() && made.stdout == "1\n2\n", "{made:?}");
     let refused = psql(&dsn, &["-c", "SELECT 1/0"]).await?;
     ensure!(refused.status == Some(1) && refused.stderr.contains("ERROR:  22012"), "{refused:?}");
@@ -112,21 +93,12 @@ async fn delay(cluster: &Cluster) -> Result {
     let written = Instant::now();
     leader.ask("INSERT INTO late VALUES (1) RETURNING id").await?;
     let count = "SELECT count(*) FROM late";
-    eventually(SOON, "the other replica shows it", || async {
-        Ok((fast.ask(count).await? == "1").then_some(()))
-    })
-    .await?;
+    eventually(SOON, "the other replica shows it", || async { Ok((fast.ask(count).await? == "1").then_some(())) }).await?;
     let fast_after = written.elapsed();
-    eventually(SOON, "the slow replica shows it", || async {
-        Ok((slow.ask(count).await? == "1").then_some(()))
-    })
-    .await?;
+    eventually(SOON, "the slow replica shows it", || async { Ok((slow.ask(count).await? == "1").then_some(())) }).await?;
     let slow_after = written.elapsed();
     // The replica measures the delay from the commit on, with the same clock: a few milliseconds are for the way to it.
-    ensure!(
-        slow_after > DELAY - Duration::from_millis(100),
-        "the slow one showed it after {slow_after:?}"
-    );
+    ensure!(slow_after > DELAY - Duration::from_millis(100), "the slow one showed it after {slow_after:?}");
     ensure!(fast_after < DELAY, "the other one showed it after {fast_after:?}");
 
     cluster.delay_replay(&slow, Duration::ZERO).await?;
@@ -167,19 +139,13 @@ async fn switchover(cluster: &Cluster) -> Result {
     let (old, new) = (cluster.leader().await?, cluster.member(1));
     cluster.switchover(&new).await?;
     ensure!(cluster.leader().await? == new && new.ask("SELECT pg_is_in_recovery()").await? == "f");
-    eventually(SOON, "the old leader follows", || async {
-        Ok(old.is_in_recovery().await?.then_some(()))
-    })
-    .await
+    eventually(SOON, "the old leader follows", || async { Ok(old.is_in_recovery().await?.then_some(())) }).await
 }
 
 async fn kill(cluster: &Cluster) -> Result {
     let old = cluster.kill_leader().await?;
     ensure!(old.processes()?.is_empty() && old.connect().await.is_err());
-    ensure!(
-        cluster.leader_key().await?.as_deref() == Some(old.name()),
-        "the key went without a lease's end"
-    );
+    ensure!(cluster.leader_key().await?.as_deref() == Some(old.name()), "the key went without a lease's end");
     cluster.expire_leader().await?;
     let new = cluster.new_leader(&old).await?;
     // The two others may not lead.
@@ -191,8 +157,18 @@ async fn kill(cluster: &Cluster) -> Result {
     Ok(())
 }
 
-async fn etcd(cluster: &Cluster) -> Result {
+async fn orphan(cluster: &Cluster) -> Result {
     let leader = cluster.leader().await?;
+    leader.kill_patroni()?;
+    ensure!(http::get(&leader.rest_url()).await.is_err(), "Patroni answers");
+    leader.ask("INSERT INTO late VALUES (5) RETURNING id").await?;
+    cluster.start_member(&leader).await?;
+    eventually(SOON, "Patroni answers", || async { Ok((http::get(&leader.rest_url()).await?.status == 200).then_some(())) }).await?;
+    ensure!(cluster.leader().await? == leader, "it was Patroni that was killed, and its key was there all the time");
+    Ok(())
+}
+
+async fn etcd(cluster: &Cluster) -> Result {
     cluster.etcd_stop()?;
     ensure!(cluster.leader_key().await.is_err(), "etcd answers");
     cluster.etcd_start().await?;
@@ -200,20 +176,13 @@ async fn etcd(cluster: &Cluster) -> Result {
     ensure!(cluster.named(&after).is_some());
     // Patroni may have demoted it in between.
     cluster.leader().await?;
-    let _ = leader;
     Ok(())
 }
 
 static YARD: Shared<Cluster> = Shared::new();
 
 async fn small() -> Result<Cluster> {
-    Cluster::start(
-        Options::new()
-            .members(2)
-            .synchronous(Synchronous::On)
-            .hba("host all nobody 127.0.0.1/32 trust"),
-    )
-    .await
+    Cluster::start(Options::new().members(2).synchronous(Synchronous::On).hba("host all nobody 127.0.0.1/32 trust")).await
 }
 
 /// These two share a cluster, whichever comes first.
@@ -222,10 +191,7 @@ async fn synchronous_mode_is_on() -> Result {
     let yard = YARD.turn(small).await?;
     let leader = yard.leader().await?;
     let query = "SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'";
-    eventually(SOON, "a synchronous standby", || async {
-        Ok((leader.ask(query).await? == "1").then_some(()))
-    })
-    .await
+    eventually(SOON, "a synchronous standby", || async { Ok((leader.ask(query).await? == "1").then_some(())) }).await
 }
 
 #[tokio::test]
@@ -233,9 +199,7 @@ async fn lines_for_pg_hba_come_first() -> Result {
     let yard = YARD.turn(small).await?;
     let leader = yard.leader().await?;
     leader.ask("CREATE ROLE nobody LOGIN; SELECT 1").await?;
-    let answer = psql(&leader.dsn_for("nobody"), &["-w", "-c", "SELECT current_user"])
-        .await?
-        .success()?;
+    let answer = psql(&leader.dsn_for("nobody"), &["-w", "-c", "SELECT current_user"]).await?.success()?;
     ensure!(answer == "nobody\n");
     Ok(())
 }
@@ -258,22 +222,13 @@ async fn a_killed_program_leaves_nothing() -> Result {
         .spawn()?;
     let output = child.stdout.take().context("its output")?;
     let lines = std::io::BufRead::lines(std::io::BufReader::new(output));
-    let home = lines
-        .map_while(std::io::Result::ok)
-        .find_map(|line| Some(PathBuf::from(line.strip_prefix("home ")?)))
-        .context("no home")?;
+    let home = lines.map_while(std::io::Result::ok).find_map(|line| Some(PathBuf::from(line.strip_prefix("home ")?))).context("no home")?;
     let account = &Machine::look()?.account;
-    ensure!(
-        working_in(account, &home)?.len() > 5,
-        "etcd, Patroni and PostgreSQL should work there"
-    );
+    ensure!(working_in(account, &home)?.len() > 5, "etcd, Patroni and PostgreSQL should work there");
 
     child.kill()?;
     child.wait()?;
-    eventually(SOON, "all of it is gone", || async {
-        Ok((working_in(account, &home)?.is_empty() && !home.exists()).then_some(()))
-    })
-    .await
+    eventually(SOON, "all of it is gone", || async { Ok((working_in(account, &home)?.is_empty() && !home.exists()).then_some(())) }).await
 }
 
 /// Even if its guard was killed first: the next start finds what is left.
@@ -285,10 +240,7 @@ async fn a_run_without_owner_is_ended_by_the_next() -> Result {
     std::fs::write(path.join("lock"), "")?;
     std::fs::create_dir(path.join("node1"))?;
     let mut sleeper = account.command("sleep").arg("1000").current_dir(path.join("node1")).spawn()?;
-    eventually(SOON, "it works there", || async {
-        Ok((working_in(account, &path)?.len() == 1).then_some(()))
-    })
-    .await?;
+    eventually(SOON, "it works there", || async { Ok((working_in(account, &path)?.len() == 1).then_some(())) }).await?;
 
     let home = Home::temporary()?;
     ensure!(!path.exists() && working_in(account, &path)?.is_empty() && home.path().exists());

@@ -76,10 +76,7 @@ async fn demo(arguments: Arguments) -> anyhow::Result<()> {
         None
     } else {
         let [read_write, read_only, http] = ROUTER_PORTS;
-        let options = RouterOptions::new()
-            .ports(read_write, read_only, http)
-            .both_families()
-            .set("log.filter", "info");
+        let options = RouterOptions::new().ports(read_write, read_only, http).both_families().set("log.filter", "info");
         Some(Router::start(&cluster, options).await.context("start the router")?)
     };
     println!("Ready after {:.0} s.\n", begin.elapsed().as_secs_f64());
@@ -88,29 +85,14 @@ async fn demo(arguments: Arguments) -> anyhow::Result<()> {
 }
 
 fn options(folder: PathBuf) -> Options {
-    let options = Options::new()
-        .scope("demo")
-        .folder(folder)
-        .superuser_password(PASSWORD)
-        .names(&MEMBERS)
-        .ports(&MEMBER_PORTS);
-    MEMBERS
-        .iter()
-        .filter(|name| name.starts_with("read"))
-        .fold(options, |options, name| options.tag(name, "nofailover", true))
+    let options = Options::new().scope("demo").folder(folder).superuser_password(PASSWORD).names(&MEMBERS).ports(&MEMBER_PORTS);
+    MEMBERS.iter().filter(|name| name.starts_with("read")).fold(options, |options, name| options.tag(name, "nofailover", true))
 }
 
 fn free_router_ports() -> anyhow::Result<()> {
-    let taken: Vec<String> = ROUTER_PORTS
-        .iter()
-        .filter(|port| !ports::is_free(**port))
-        .map(u16::to_string)
-        .collect();
+    let taken: Vec<String> = ROUTER_PORTS.iter().filter(|port| !ports::is_free(**port)).map(u16::to_string).collect();
     if !taken.is_empty() {
-        bail!(
-            "the router's port {} is taken by another program: end that first (`ss -ltnp` tells which)",
-            taken.join(" and ")
-        );
+        bail!("the router's port {} is taken by another program: end that first (`ss -ltnp` tells which)", taken.join(" and "));
     }
     Ok(())
 }
@@ -137,29 +119,21 @@ fn show(cluster: &Cluster, router: Option<&Router>) {
     println!("Connection strings");
     println!("  read/write  postgresql://postgres:{PASSWORD}@localhost:{read_write}/postgres");
     println!("  read-only   postgresql://postgres:{PASSWORD}@localhost:{read_only}/postgres");
-    println!(
-        "  an ordinary user: app, password {:?}\n",
-        cluster.password("app").unwrap_or_default()
-    );
+    println!("  an ordinary user: app, password {:?}\n", cluster.password("app").unwrap_or_default());
     println!("Stats page    http://localhost:{http}/stats\n");
     println!("Try, in another terminal");
     println!("  export PGPASSWORD={PASSWORD}");
-    psql(
-        read_write,
-        "CREATE TABLE test (id SERIAL, message TEXT); INSERT INTO test (message) VALUES ('Hello CQRS');",
-    );
+    psql(read_write, "CREATE TABLE test (id SERIAL, message TEXT); INSERT INTO test (message) VALUES ('Hello CQRS');");
     psql(read_only, "SELECT * FROM test;");
     psql(read_only, "INSERT INTO test (message) VALUES ('Should fail');");
     println!("  # a planned change of leader, which this window will tell");
-    println!(
-        "  curl -s {}/switchover -d '{{\"leader\":\"node1\",\"candidate\":\"node2\"}}'",
-        cluster.member(0).rest_url()
-    );
+    println!("  curl -s {}/switchover -d '{{\"leader\":\"node1\",\"candidate\":\"node2\"}}'", cluster.member(0).rest_url());
     println!("\nCtrl-C ends all of it.\n");
 }
 
 /// Tells each change of leader in one line. Ends only if the router does.
 async fn follow(cluster: &Cluster, router: Option<&Router>) -> anyhow::Result<()> {
+    let mut etcd = cluster.etcd().client().await?;
     let mut told: Option<Leader> = None;
     let mut tick = tokio::time::interval(LOOK);
     loop {
@@ -169,9 +143,8 @@ async fn follow(cluster: &Cluster, router: Option<&Router>) -> anyhow::Result<()
         {
             bail!("the router ended: {status}\n{}", router.log());
         }
-        let now = match cluster.leader_key().await {
-            Ok(Some(name)) => Leader::Is(name),
-            Ok(None) => Leader::None,
+        let now = match etcd.get(cluster.key("leader"), None).await {
+            Ok(answer) => answer.kvs().first().map_or(Leader::None, |pair| Leader::Is(String::from_utf8_lossy(pair.value()).into_owned())),
             Err(_) => Leader::Unknown,
         };
         if told.as_ref() != Some(&now) {

@@ -39,10 +39,7 @@ impl Cluster {
         if response.status != 200 {
             bail!("switchover to {}: {} {}", to.name(), response.status, response.body);
         }
-        eventually(START, &format!("{} leads", to.name()), || async {
-            Ok(self.leader_now().await?.filter(|leader| leader == to))
-        })
-        .await?;
+        eventually(START, &format!("{} leads", to.name()), || async { Ok(self.leader_now().await?.filter(|leader| leader == to)) }).await?;
         Ok(())
     }
 
@@ -75,11 +72,9 @@ impl Cluster {
             settings["postgresql"]["recovery_conf"] = json!({ "recovery_min_apply_delay": format!("{wanted}ms") })
         })?;
         let query = "SELECT setting FROM pg_settings WHERE name = 'recovery_min_apply_delay'";
-        eventually(
-            RECONFIGURE,
-            &format!("{} delays its replay by {delay:?}", member.name()),
-            || async { Ok((member.ask(query).await? == wanted).then_some(())) },
-        )
+        eventually(RECONFIGURE, &format!("{} delays its replay by {delay:?}", member.name()), || async {
+            Ok((member.ask(query).await? == wanted).then_some(()))
+        })
         .await
     }
 

@@ -49,16 +49,7 @@ impl Member {
         roles: Arc<Vec<Role>>,
     ) -> Member {
         let (settings, patroni) = (Mutex::new(settings), Mutex::new(None));
-        Member(Arc::new(Inner {
-            name,
-            port,
-            rest_port,
-            folder,
-            log,
-            settings,
-            patroni,
-            roles,
-        }))
+        Member(Arc::new(Inner { name, port, rest_port, folder, log, settings, patroni, roles }))
     }
 
     pub fn name(&self) -> &str {
@@ -103,16 +94,12 @@ impl Member {
     /// The first column of the first row, as text, asked by the superuser.
     pub async fn ask(&self, query: &str) -> anyhow::Result<String> {
         let client = self.connect().await?;
-        let messages = client
-            .simple_query(query)
-            .await
-            .with_context(|| format!("{}: {query}", self.name()))?;
+        let messages = client.simple_query(query).await.with_context(|| format!("{}: {query}", self.name()))?;
         let row = messages.iter().find_map(|message| match message {
             tokio_postgres::SimpleQueryMessage::Row(row) => row.get(0),
             _ => None,
         });
-        row.map(str::to_owned)
-            .with_context(|| format!("{}: {query}: no row, or NULL", self.name()))
+        row.map(str::to_owned).with_context(|| format!("{}: {query}: no row, or NULL", self.name()))
     }
 
     /// Runs psql as superuser.
@@ -127,10 +114,7 @@ impl Member {
     /// Waits until it has replayed up to `lsn` (PostgreSQL's text form).
     pub async fn replayed(&self, lsn: &str, limit: Duration) -> anyhow::Result<()> {
         let query = format!("SELECT NOT pg_is_in_recovery() OR pg_last_wal_replay_lsn() >= '{lsn}'::pg_lsn");
-        eventually(limit, &format!("{} replays {lsn}", self.name()), || async {
-            Ok((self.ask(&query).await? == "t").then_some(()))
-        })
-        .await
+        eventually(limit, &format!("{} replays {lsn}", self.name()), || async { Ok((self.ask(&query).await? == "t").then_some(())) }).await
     }
 
     /// The processes of its Patroni and its PostgreSQL.
@@ -159,6 +143,12 @@ impl Member {
         self.reap()
     }
 
+    /// `kill -9` of its Patroni alone: PostgreSQL goes on, and nobody renews the leader key.
+    pub fn kill_patroni(&self) -> anyhow::Result<()> {
+        processes::signal(self.patroni_pid().as_slice(), Signal::KILL)?;
+        self.reap()
+    }
+
     /// Starts its Patroni with changed settings.
     pub(super) fn launch_with(&self, change: impl FnOnce(&mut Value)) -> anyhow::Result<()> {
         change(&mut self.0.settings.lock().unwrap_or_else(PoisonError::into_inner));
@@ -174,11 +164,7 @@ impl Member {
             bail!("{} is running", self.name());
         }
         self.write_settings()?;
-        let log = std::fs::OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(self.log())
-            .context("a member's log")?;
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log()).context("a member's log")?;
         let path = std::env::join_paths([machine.postgres_bin.as_path(), Path::new("/usr/bin"), Path::new("/bin")])?;
         let child = machine
             .account
@@ -200,8 +186,7 @@ impl Member {
 
     /// SIGTERM to its Patroni, which stops PostgreSQL and gives back the leader key; waits for that.
     pub(super) async fn terminate(&self) -> anyhow::Result<()> {
-        let pid = self.patroni().as_ref().and_then(|child| Pid::from_raw(child.id() as i32));
-        processes::signal(pid.as_slice(), Signal::TERM)?;
+        processes::signal(self.patroni_pid().as_slice(), Signal::TERM)?;
         eventually(STOP, &format!("{} stops", self.name()), || async {
             let ended = self.patroni().as_mut().is_none_or(|child| !matches!(child.try_wait(), Ok(None)));
             Ok((ended && self.processes()?.is_empty()).then_some(()))
@@ -214,8 +199,7 @@ impl Member {
     pub(super) fn reconfigure(&self, change: impl FnOnce(&mut Value)) -> anyhow::Result<()> {
         change(&mut self.0.settings.lock().unwrap_or_else(PoisonError::into_inner));
         self.write_settings()?;
-        let pid = self.patroni().as_ref().and_then(|child| Pid::from_raw(child.id() as i32));
-        processes::signal(pid.as_slice(), Signal::HUP)
+        processes::signal(self.patroni_pid().as_slice(), Signal::HUP)
     }
 
     /// JSON is YAML.
@@ -235,6 +219,10 @@ impl Member {
         Ok(())
     }
 
+    fn patroni_pid(&self) -> Option<Pid> {
+        self.patroni().as_ref().and_then(|child| Pid::from_raw(child.id() as i32))
+    }
+
     fn patroni(&self) -> std::sync::MutexGuard<'_, Option<Child>> {
         self.0.patroni.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -248,9 +236,8 @@ impl PartialEq for Member {
 
 /// Connects and drives the connection in a task of its own, which ends with the client.
 pub async fn connect(dsn: &str) -> anyhow::Result<tokio_postgres::Client> {
-    let (client, connection) = tokio::time::timeout(CONNECT, tokio_postgres::connect(dsn, tokio_postgres::NoTls))
-        .await
-        .context("no answer")??;
+    let (client, connection) =
+        tokio::time::timeout(CONNECT, tokio_postgres::connect(dsn, tokio_postgres::NoTls)).await.context("no answer")??;
     tokio::spawn(connection);
     Ok(client)
 }
@@ -274,9 +261,9 @@ pub(super) fn settings(name: &str, port: u16, rest_port: u16, folder: &Path, com
 
 fn merge(into: &mut Value, from: Value) {
     match (into, from) {
-        (Value::Object(into), Value::Object(from)) => from
-            .into_iter()
-            .for_each(|(key, value)| merge(into.entry(key).or_insert(Value::Null), value)),
+        (Value::Object(into), Value::Object(from)) => {
+            from.into_iter().for_each(|(key, value)| merge(into.entry(key).or_insert(Value::Null), value))
+        }
         (into, from) => *into = from,
     }
 }

@@ -61,14 +61,7 @@ impl Cluster {
         };
         let ports = Ports::new(&home::base()?)?;
         let roles = roles(&options);
-        Ok(Cluster {
-            etcd: Etcd::new(&home, &ports)?,
-            options,
-            members: RwLock::default(),
-            roles: Arc::new(roles),
-            ports,
-            home,
-        })
+        Ok(Cluster { etcd: Etcd::new(&home, &ports)?, options, members: RwLock::default(), roles: Arc::new(roles), ports, home })
     }
 
     /// The second half of [`start`](Cluster::start).
@@ -82,19 +75,11 @@ impl Cluster {
         first.launch()?;
         // Whoever comes first makes the cluster: the others may only start when that is decided.
         let initialize = self.key("initialize");
-        eventually(START, "the first member begins", || async {
-            Ok(self.etcd.value(&initialize).await?.map(drop))
-        })
-        .await?;
-        let others: Vec<Member> = (1..self.options.members)
-            .map(|index| self.make_member(index))
-            .collect::<Result<_, _>>()?;
+        eventually(START, "the first member begins", || async { Ok(self.etcd.value(&initialize).await?.map(drop)) }).await?;
+        let others: Vec<Member> = (1..self.options.members).map(|index| self.make_member(index)).collect::<Result<_, _>>()?;
         others.iter().try_for_each(Member::launch)?;
 
-        eventually(START, "the first member leads", || async {
-            Ok((self.leader_now().await?).filter(|leader| *leader == first))
-        })
-        .await?;
+        eventually(START, "the first member leads", || async { Ok((self.leader_now().await?).filter(|leader| *leader == first)) }).await?;
         self.make_roles(&first).await.context("make the roles")?;
         for member in &others {
             self.joined(member).await?;
@@ -154,10 +139,7 @@ impl Cluster {
 
     /// Like [`leader`](Cluster::leader), but another one than `old`.
     pub async fn new_leader(&self, old: &Member) -> anyhow::Result<Member> {
-        eventually(NEW_LEADER, "there is another leader", || async {
-            Ok(self.leader_now().await?.filter(|leader| leader != old))
-        })
-        .await
+        eventually(NEW_LEADER, "there is another leader", || async { Ok(self.leader_now().await?.filter(|leader| leader != old)) }).await
     }
 
     /// Every member but the leader.
@@ -200,7 +182,8 @@ impl Cluster {
         self.home.logs()
     }
 
-    fn key(&self, key: &str) -> String {
+    /// The full path in etcd of one of the cluster's keys, such as `leader`.
+    pub fn key(&self, key: &str) -> String {
         format!("{}/{}/{key}", self.namespace(), self.scope())
     }
 
@@ -214,9 +197,7 @@ impl Cluster {
     async fn joined(&self, member: &Member) -> anyhow::Result<()> {
         let key = format!("members/{}", member.name());
         eventually(START, &format!("{} streams", member.name()), || async {
-            let streams = member
-                .ask("SELECT count(*) FROM pg_stat_wal_receiver WHERE status = 'streaming'")
-                .await?;
+            let streams = member.ask("SELECT count(*) FROM pg_stat_wal_receiver WHERE status = 'streaming'").await?;
             let announced: Value = serde_json::from_str(&self.key_value(&key).await?.unwrap_or_default())?;
             Ok((streams == "1" && announced["state"] == "running").then_some(()))
         })
@@ -316,10 +297,7 @@ const HBA: [&str; 3] = [
 
 /// The superuser; Patroni's two; the router's; an ordinary user; and one with an md5 password.
 fn roles(options: &Options) -> Vec<Role> {
-    let role = |name: &str, password: &str| Role {
-        name: name.to_owned(),
-        password: password.to_owned(),
-    };
+    let role = |name: &str, password: &str| Role { name: name.to_owned(), password: password.to_owned() };
     vec![
         role("postgres", &options.superuser_password),
         role("replicator", "replicator-secret"),
@@ -332,24 +310,13 @@ fn roles(options: &Options) -> Vec<Role> {
 
 /// A connection string to the database `postgres` on loopback.
 pub(crate) fn dsn(roles: &[Role], user: &str, port: u16) -> String {
-    let password = roles
-        .iter()
-        .find(|role| role.name == user)
-        .map(|role| format!(":{}", percent_encoded(&role.password)));
+    let password = roles.iter().find(|role| role.name == user).map(|role| format!(":{}", percent_encoded(&role.password)));
     format!("postgresql://{user}{}@127.0.0.1:{port}/postgres", password.unwrap_or_default())
 }
 
 fn percent_encoded(text: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
-    text.bytes()
-        .map(|byte| {
-            if plain(byte) {
-                char::from(byte).to_string()
-            } else {
-                format!("%{byte:02X}")
-            }
-        })
-        .collect()
+    text.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
 }
 
 fn template_path() -> PathBuf {
