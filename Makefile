@@ -1,1 +1,43 @@
-# Filled in below.
+# What people do with Switchyard. Each target installs what it needs and this machine lacks (scripts/install.sh), and says what it does.
+
+.DEFAULT_GOAL := help
+.PHONY: help build demo test unit integration bench lint
+
+# rustup's cargo, where the shell doesn't know it.
+export PATH := $(PATH):$(HOME)/.cargo/bin
+
+help: ## show this
+	@echo 'Switchyard: a PostgreSQL router for Patroni clusters'
+	@echo
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+
+build: ## build the router (target/release/switchyard)
+	@scripts/install.sh build
+	cargo build --locked --release --bin switchyard
+
+demo: ## start a cluster of five members and the router on this machine, and tell what to try
+	@scripts/install.sh demo
+	cargo build --locked --bin switchyard --bin demo
+	@exec "$${CARGO_TARGET_DIR:-target}/debug/demo"
+
+test: ## run every test: units, then real clusters, real clients and faults
+	@scripts/install.sh test
+	cargo build --locked --workspace
+	$(MAKE) --no-print-directory unit integration
+
+unit: ## run the tests that need no cluster
+	cargo test --locked --workspace --exclude switchyard-tests
+
+# One program after the other, and its tests one after the other: each starts clusters of its own, and timings count.
+integration: ## run the tests against real clusters (after a build)
+	cargo test --locked -p switchyard-tests -- --test-threads=1 --nocapture
+
+bench: ## measure against PgBouncer, HAProxy and a direct connection, in one table
+	@scripts/install.sh bench
+	cargo build --locked --release --bin switchyard
+	bench/run
+
+lint: ## check format and lints, and dependencies if cargo-deny is installed
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	@if command -v cargo-deny >/dev/null; then cargo deny check; else echo 'cargo-deny is not installed: dependencies not checked'; fi

@@ -26,7 +26,7 @@ at_least() { # whether the goal includes the one named
 have() { command -v "$1" >/dev/null 2>&1 || [ -x "/usr/sbin/$1" ]; }
 exists() { [ -e "$1" ]; } # exists GLOB...: whether the first match is there
 
-if ! have cargo && [ ! -x "$HOME/.cargo/bin/cargo" ]; then
+if ! have cargo && [ ! -x "${HOME:-/root}/.cargo/bin/cargo" ]; then
     echo "Rust is missing: install rustup or Debian's cargo, then try again." >&2
     exit 69
 fi

@@ -31,6 +31,25 @@ pub struct Home {
     _lock: File,
 }
 
+/// What goes at the end of a run.
+#[derive(Clone, Copy, Debug)]
+enum Remove {
+    All,
+    /// All but the logs.
+    Data,
+    Nothing,
+}
+
+impl Remove {
+    fn word(self) -> &'static str {
+        match self {
+            Remove::All => "all",
+            Remove::Data => "data",
+            Remove::Nothing => "nothing",
+        }
+    }
+}
+
 impl Home {
     /// A new folder for a run of tests. Runs whose owner is gone are ended and removed first.
     pub fn temporary() -> anyhow::Result<Home> {
@@ -39,23 +58,24 @@ impl Home {
         let _turn = lock(&base.join("turn"))?;
         sweep(&base)?;
         let path = base.join(format!("{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed)));
-        Home::make(path, std::env::var_os(KEEP).is_some())
+        Home::make(path, Remove::All)
     }
 
-    /// A folder that outlives the run, and is emptied at its start: what works in it then is ended. Fails if its owner lives.
+    /// A folder whose logs outlive the run. It is emptied at the start: what works in it then is ended. Fails if its owner lives.
     pub fn at(path: PathBuf) -> anyhow::Result<Home> {
         if let Some(parent) = path.parent() {
             std::fs::create_dir_all(parent).with_context(|| format!("create {}", parent.display()))?;
         }
         end(&path)?.with_context(|| format!("another one is running in {}", path.display()))?;
-        Home::make(path, true)
+        Home::make(path, Remove::Data)
     }
 
-    fn make(path: PathBuf, keep: bool) -> anyhow::Result<Home> {
+    fn make(path: PathBuf, remove: Remove) -> anyhow::Result<Home> {
         let account = Machine::look()?.account.clone();
         std::fs::DirBuilder::new().mode(0o755).create(&path).with_context(|| format!("create {}", path.display()))?;
         let lock = lock(&path.join("lock"))?;
-        let guard = guard(&path, keep, &account, Stdio::piped())?;
+        let remove = if std::env::var_os(KEEP).is_some() { Remove::Nothing } else { remove };
+        let guard = guard(&path, remove, &account, Stdio::piped())?;
         Ok(Home { path, account, guard: Some(guard), _lock: lock })
     }
 
@@ -142,7 +162,7 @@ fn end(path: &Path) -> anyhow::Result<Option<()>> {
         Err(TryLockError::WouldBlock) => return Ok(None),
         Err(TryLockError::Error(error)) => return Err(error).context("lock a run's folder"),
     }
-    guard(path, false, &Machine::look()?.account, Stdio::null())?.wait().context("the guard")?;
+    guard(path, Remove::All, &Machine::look()?.account, Stdio::null())?.wait().context("the guard")?;
     Ok(Some(()))
 }
 
@@ -152,9 +172,9 @@ fn lock(path: &Path) -> anyhow::Result<File> {
     Ok(file)
 }
 
-fn guard(path: &Path, keep: bool, account: &Account, stdin: Stdio) -> anyhow::Result<Child> {
+fn guard(path: &Path, remove: Remove, account: &Account, stdin: Stdio) -> anyhow::Result<Child> {
     Command::new("setsid")
-        .args(["bash", "-c", GUARD, "switchyard-guard", if keep { "keep" } else { "remove" }])
+        .args(["bash", "-c", GUARD, "switchyard-guard", remove.word()])
         .args([path.as_os_str(), glob(path, "").as_ref(), glob(path, "/*").as_ref()])
         .args(account.prefix())
         .current_dir("/")

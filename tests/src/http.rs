@@ -43,9 +43,13 @@ async fn send(method: Method, url: &str, body: Bytes) -> anyhow::Result<Response
         let request = Request::builder().method(method).uri(url).header(header::CONNECTION, "close").body(Full::new(body))?;
         let response = client.request(request).await?;
         let status: StatusCode = response.status();
-        let content_type = response.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
+        let content_type =
+            response.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
         let body = response.into_body().collect().await?.to_bytes();
         anyhow::Ok(Response { status: status.as_u16(), content_type, body: String::from_utf8_lossy(&body).into_owned() })
     };
-    tokio::time::timeout(LIMIT, exchange).await.with_context(|| format!("{url}: no answer within {LIMIT:?}"))?.with_context(|| url.to_owned())
+    tokio::time::timeout(LIMIT, exchange)
+        .await
+        .with_context(|| format!("{url}: no answer within {LIMIT:?}"))?
+        .with_context(|| url.to_owned())
 }

@@ -15,7 +15,11 @@ use crate::machine::Account;
 pub fn working_in(account: &Account, folder: &Path) -> anyhow::Result<Vec<Pid>> {
     let mut words = account.prefix();
     words.extend(["find", "/proc", "-mindepth", "2", "-maxdepth", "2", "-name", "cwd"]);
-    let output = Command::new(words[0]).args(&words[1..]).args(["-lname"]).arg(glob(folder, "")).args(["-o", "-name", "cwd", "-lname"])
+    let output = Command::new(words[0])
+        .args(&words[1..])
+        .args(["-lname"])
+        .arg(glob(folder, ""))
+        .args(["-o", "-name", "cwd", "-lname"])
         .arg(glob(folder, "/*"))
         .current_dir("/")
         .output()

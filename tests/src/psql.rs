@@ -60,7 +60,8 @@ pub async fn run(program: &str, arguments: &[&str], input: &str) -> anyhow::Resu
     let feed = tokio::spawn(async move {
         let _ = stdin.write_all(input.as_bytes()).await;
     });
-    let output = tokio::time::timeout(LIMIT, child.wait_with_output()).await.with_context(|| format!("{program}: not within {LIMIT:?}"))??;
+    let output =
+        tokio::time::timeout(LIMIT, child.wait_with_output()).await.with_context(|| format!("{program}: not within {LIMIT:?}"))??;
     feed.abort();
     Ok(Finished {
         stdout: String::from_utf8_lossy(&output.stdout).into_owned(),

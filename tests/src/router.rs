@@ -18,7 +18,8 @@ const READY: Duration = Duration::from_secs(20);
 /// Longer than the router's own limit for a shutdown.
 const STOP: Duration = Duration::from_secs(60);
 
-/// The router to start. The defaults: the cluster's scope and etcd, role `switchyard`, free ports on 127.0.0.1, debug log.
+/// The router to start. The defaults: the cluster's scope and etcd, role `switchyard`, free ports on 127.0.0.1, its own messages
+/// from debug on.
 #[derive(Clone, Debug, Default)]
 pub struct RouterOptions {
     settings: Vec<(String, toml::Value)>,
@@ -231,10 +232,10 @@ impl Router {
         // Like the servers' programs in a session of its own; the guard of the cluster's home ends it with them.
         let child = std::process::Command::new("setsid")
             .arg(machine::router()?)
-            .arg("run")
+            .args(["run", "--config"])
+            .arg(self.config_file())
             .env_clear()
             .env("PATH", std::env::var_os("PATH").unwrap_or_default())
-            .env("SWITCHYARD_CONFIG", self.config_file())
             .env("RUST_BACKTRACE", "1")
             .current_dir(&self.folder)
             .stdin(Stdio::null())
@@ -289,7 +290,7 @@ fn config(cluster: &Cluster, ports: [u16; 3], both_families: bool) -> anyhow::Re
     }
     put(&mut config, "postgres.user", "switchyard".into())?;
     put(&mut config, "postgres.password", cluster.password("switchyard").unwrap_or_default().into())?;
-    put(&mut config, "log.filter", "debug".into())?;
+    put(&mut config, "log.filter", "info,switchyard=debug".into())?;
     Ok(config)
 }
 

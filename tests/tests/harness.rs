@@ -44,6 +44,7 @@ async fn cluster() -> Result {
     stories.tell("a member is added while the cluster runs", add(&cluster)).await;
     stories.tell("switchover", switchover(&cluster)).await;
     stories.tell("the leader is killed", kill(&cluster)).await;
+    stories.tell("PostgreSQL outlives its Patroni", orphan(&cluster)).await;
     stories.tell("etcd stops and comes back with what it knew", etcd(&cluster)).await;
 
     stories.end(|| cluster.logs())?;
@@ -156,8 +157,18 @@ async fn kill(cluster: &Cluster) -> Result {
     Ok(())
 }
 
-async fn etcd(cluster: &Cluster) -> Result {
+async fn orphan(cluster: &Cluster) -> Result {
     let leader = cluster.leader().await?;
+    leader.kill_patroni()?;
+    ensure!(http::get(&leader.rest_url()).await.is_err(), "Patroni answers");
+    leader.ask("INSERT INTO late VALUES (5) RETURNING id").await?;
+    cluster.start_member(&leader).await?;
+    eventually(SOON, "Patroni answers", || async { Ok((http::get(&leader.rest_url()).await?.status == 200).then_some(())) }).await?;
+    ensure!(cluster.leader().await? == leader, "it was Patroni that was killed, and its key was there all the time");
+    Ok(())
+}
+
+async fn etcd(cluster: &Cluster) -> Result {
     cluster.etcd_stop()?;
     ensure!(cluster.leader_key().await.is_err(), "etcd answers");
     cluster.etcd_start().await?;
@@ -165,7 +176,6 @@ async fn etcd(cluster: &Cluster) -> Result {
     ensure!(cluster.named(&after).is_some());
     // Patroni may have demoted it in between.
     cluster.leader().await?;
-    let _ = leader;
     Ok(())
 }
 

@@ -68,7 +68,9 @@ impl Cluster {
     /// By Patroni's `recovery_conf`: an ALTER SYSTEM would be undone within seconds.
     pub async fn delay_replay(&self, member: &Member, delay: Duration) -> anyhow::Result<()> {
         let wanted = delay.as_millis().to_string();
-        member.reconfigure(|settings| settings["postgresql"]["recovery_conf"] = json!({ "recovery_min_apply_delay": format!("{wanted}ms") }))?;
+        member.reconfigure(|settings| {
+            settings["postgresql"]["recovery_conf"] = json!({ "recovery_min_apply_delay": format!("{wanted}ms") })
+        })?;
         let query = "SELECT setting FROM pg_settings WHERE name = 'recovery_min_apply_delay'";
         eventually(RECONFIGURE, &format!("{} delays its replay by {delay:?}", member.name()), || async {
             Ok((member.ask(query).await? == wanted).then_some(()))

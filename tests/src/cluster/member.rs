@@ -39,7 +39,15 @@ struct Inner {
 }
 
 impl Member {
-    pub(super) fn new(name: String, port: u16, rest_port: u16, folder: PathBuf, log: PathBuf, settings: Value, roles: Arc<Vec<Role>>) -> Member {
+    pub(super) fn new(
+        name: String,
+        port: u16,
+        rest_port: u16,
+        folder: PathBuf,
+        log: PathBuf,
+        settings: Value,
+        roles: Arc<Vec<Role>>,
+    ) -> Member {
         let (settings, patroni) = (Mutex::new(settings), Mutex::new(None));
         Member(Arc::new(Inner { name, port, rest_port, folder, log, settings, patroni, roles }))
     }
@@ -135,6 +143,12 @@ impl Member {
         self.reap()
     }
 
+    /// `kill -9` of its Patroni alone: PostgreSQL goes on, and nobody renews the leader key.
+    pub fn kill_patroni(&self) -> anyhow::Result<()> {
+        processes::signal(self.patroni_pid().as_slice(), Signal::KILL)?;
+        self.reap()
+    }
+
     /// Starts its Patroni with changed settings.
     pub(super) fn launch_with(&self, change: impl FnOnce(&mut Value)) -> anyhow::Result<()> {
         change(&mut self.0.settings.lock().unwrap_or_else(PoisonError::into_inner));
@@ -172,8 +186,7 @@ impl Member {
 
     /// SIGTERM to its Patroni, which stops PostgreSQL and gives back the leader key; waits for that.
     pub(super) async fn terminate(&self) -> anyhow::Result<()> {
-        let pid = self.patroni().as_ref().and_then(|child| Pid::from_raw(child.id() as i32));
-        processes::signal(pid.as_slice(), Signal::TERM)?;
+        processes::signal(self.patroni_pid().as_slice(), Signal::TERM)?;
         eventually(STOP, &format!("{} stops", self.name()), || async {
             let ended = self.patroni().as_mut().is_none_or(|child| !matches!(child.try_wait(), Ok(None)));
             Ok((ended && self.processes()?.is_empty()).then_some(()))
@@ -186,8 +199,7 @@ impl Member {
     pub(super) fn reconfigure(&self, change: impl FnOnce(&mut Value)) -> anyhow::Result<()> {
         change(&mut self.0.settings.lock().unwrap_or_else(PoisonError::into_inner));
         self.write_settings()?;
-        let pid = self.patroni().as_ref().and_then(|child| Pid::from_raw(child.id() as i32));
-        processes::signal(pid.as_slice(), Signal::HUP)
+        processes::signal(self.patroni_pid().as_slice(), Signal::HUP)
     }
 
     /// JSON is YAML.
@@ -205,6 +217,10 @@ impl Member {
             child.wait().context("wait for Patroni")?;
         }
         Ok(())
+    }
+
+    fn patroni_pid(&self) -> Option<Pid> {
+        self.patroni().as_ref().and_then(|child| Pid::from_raw(child.id() as i32))
     }
 
     fn patroni(&self) -> std::sync::MutexGuard<'_, Option<Child>> {
@@ -245,7 +261,9 @@ pub(super) fn settings(name: &str, port: u16, rest_port: u16, folder: &Path, com
 
 fn merge(into: &mut Value, from: Value) {
     match (into, from) {
-        (Value::Object(into), Value::Object(from)) => from.into_iter().for_each(|(key, value)| merge(into.entry(key).or_insert(Value::Null), value)),
+        (Value::Object(into), Value::Object(from)) => {
+            from.into_iter().for_each(|(key, value)| merge(into.entry(key).or_insert(Value::Null), value))
+        }
         (into, from) => *into = from,
     }
 }

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use serde_json::{Value, json};
 
 pub use member::{Member, connect};
@@ -48,20 +48,28 @@ impl Cluster {
     /// Starts etcd and the members. Done when the leader takes writes, every role is there, and every other member streams and has
     /// replayed all of it.
     pub async fn start(options: Options) -> anyhow::Result<Cluster> {
+        let cluster = Cluster::prepare(options)?;
+        cluster.begin().await?;
+        Ok(cluster)
+    }
+
+    /// The first half of [`start`](Cluster::start): the folder, and the end of what worked in it before. Starts nothing.
+    pub fn prepare(options: Options) -> anyhow::Result<Cluster> {
         let home = match options.folder.clone() {
             None => Home::temporary()?,
             Some(folder) => Home::at(folder)?,
         };
         let ports = Ports::new(&home::base()?)?;
         let roles = roles(&options);
-        let cluster = Cluster { etcd: Etcd::new(&home, &ports)?, options, members: RwLock::default(), roles: Arc::new(roles), ports, home };
-        match cluster.begin().await {
-            Ok(()) => Ok(cluster),
-            Err(error) => Err(error.context(cluster.logs())),
-        }
+        Ok(Cluster { etcd: Etcd::new(&home, &ports)?, options, members: RwLock::default(), roles: Arc::new(roles), ports, home })
     }
 
-    async fn begin(&self) -> anyhow::Result<()> {
+    /// The second half of [`start`](Cluster::start).
+    pub async fn begin(&self) -> anyhow::Result<()> {
+        self.launch().await.map_err(|error| error.context(self.logs()))
+    }
+
+    async fn launch(&self) -> anyhow::Result<()> {
         self.etcd.start().await?;
         let first = self.make_member(0)?;
         first.launch()?;
@@ -174,7 +182,8 @@ impl Cluster {
         self.home.logs()
     }
 
-    fn key(&self, key: &str) -> String {
+    /// The full path in etcd of one of the cluster's keys, such as `leader`.
+    pub fn key(&self, key: &str) -> String {
         format!("{}/{}/{key}", self.namespace(), self.scope())
     }
 
@@ -200,9 +209,8 @@ impl Cluster {
     fn make_member(&self, index: usize) -> anyhow::Result<Member> {
         let name = self.options.name(index);
         let port = match self.options.ports.get(index) {
-            Some(&port) if !ports::is_free(port) => bail!("port {port} is taken"),
-            Some(&port) => port,
-            None => self.ports.take()?,
+            Some(&port) if ports::is_free(port) => port,
+            _ => self.ports.take()?,
         };
         let rest_port = self.ports.take()?;
         let folder = self.home.folder(&name)?;
@@ -225,6 +233,8 @@ impl Cluster {
         let mut parameters = options.parameters.clone();
         // Data that is thrown away at the end needn't survive a power cut; kill -9 loses nothing that was written.
         parameters.entry("fsync").or_insert_with(|| json!("off"));
+        // In files of the data folder, so that kill -9 leaves nothing behind in /dev/shm.
+        parameters.entry("dynamic_shared_memory_type").or_insert_with(|| json!("mmap"));
         let mut settings = json!({
             "scope": options.scope,
             "namespace": self.namespace(),
@@ -260,7 +270,8 @@ impl Cluster {
                 "appmd5" => ("", "md5"),
                 _ => ("", "scram-sha-256"),
             };
-            let statement = format!("SET password_encryption = '{encryption}'; CREATE ROLE {name} LOGIN {attributes} PASSWORD '{password}'; RESET ALL");
+            let statement =
+                format!("SET password_encryption = '{encryption}'; CREATE ROLE {name} LOGIN {attributes} PASSWORD '{password}'; RESET ALL");
             client.batch_execute(&statement).await.with_context(|| name.clone())?;
         }
         // As before PostgreSQL 15: ordinary users make their tables here.

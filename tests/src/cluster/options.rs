@@ -68,7 +68,7 @@ impl Options {
         self
     }
 
-    /// The PostgreSQL ports of the first members, where they shall not be any free ones.
+    /// The PostgreSQL ports of the first members. One that is taken is replaced by a free one.
     #[must_use]
     pub fn ports(mut self, ports: &[u16]) -> Options {
         self.ports = ports.to_vec();
