@@ -39,8 +39,12 @@ pub struct Facts {
     functions: FxHashMap<Box<str>, Vec<FunctionFact>>,
     relations: FxHashMap<Box<str>, Vec<RelationFact>>,
     operators: FxHashMap<Box<str>, (Class, &'static str)>,
+    bad_key_word_operator: Option<&'static str>,
     types: FxHashMap<Box<str>, &'static str>,
 }
+
+/// Operators that the grammar puts for key words (`gram.y`: LIKE, ILIKE, SIMILAR TO, BETWEEN, IN, CASE, NULLIF, IS DISTINCT FROM, USING).
+const KEY_WORD_OPERATORS: [&str; 11] = ["=", "<>", "<", "<=", ">", ">=", "~", "~~", "~~*", "!~~", "!~~*"];
 
 impl Facts {
     /// Nothing known: a function that isn't built in is a write, a relation a read.
@@ -76,6 +80,12 @@ impl Facts {
     /// The worst user-defined operator of a symbol.
     pub fn operator(&self, symbol: &str) -> Option<(Class, &'static str)> {
         self.operators.get(symbol).copied()
+    }
+
+    /// Why an operator that a key word stands for (LIKE, IN, BETWEEN, CASE, USING, DISTINCT...) can't run on a replica. Which operands it has
+    /// isn't known here, so one such operator makes every query suspect.
+    pub fn bad_key_word_operator(&self) -> Option<&'static str> {
+        self.bad_key_word_operator
     }
 
     /// Why a type's casts or constraints can't run on a replica.
@@ -114,6 +124,9 @@ impl FactsBuilder {
         let known = self.facts.operators.entry(symbol.into()).or_insert((class, rule));
         if class > known.0 {
             *known = (class, rule);
+        }
+        if class != Class::Read && KEY_WORD_OPERATORS.contains(&symbol) {
+            self.facts.bad_key_word_operator = Some(rule);
         }
         self
     }

@@ -50,12 +50,34 @@ pub fn classify(sql: &[u8], facts: &Facts, dialect: Dialect) -> Verdict {
     judge.verdict
 }
 
+/// A parameter and its value, as a SET statement names them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Setting {
+    /// In lower case.
+    pub name: Arc<str>,
+    pub local: bool,
+    /// Without quotes; `default` for DEFAULT.
+    pub value: String,
+}
+
+/// What a string sets that is one `SET [SESSION|LOCAL] name = value` alone, where the value is one plain literal or word.
+pub fn setting(sql: &[u8], dialect: Dialect) -> Option<Setting> {
+    let mut lexer = Lexer::new(sql, dialect.standard_conforming_strings);
+    let tokens: Vec<Token> = lexer.by_ref().take(SETTING_TOKENS).take_while(|token| token.kind != TokenKind::Semicolon).collect();
+    (dialect.can_lex(sql) && lexer.next().is_none()).then(|| control::setting(Words { sql, tokens: &tokens })).flatten()
+}
+
+/// More tokens than any setting's name and value have.
+const SETTING_TOKENS: usize = 16;
+
 /// The verdict in the making.
 pub(super) struct Judge<'a> {
     pub(super) sql: &'a [u8],
     pub(super) facts: &'a Facts,
     pub(super) dialect: Dialect,
     pub(super) verdict: Verdict,
+    /// Effects that are told once; a handful at most.
+    once: Vec<Effect>,
 }
 
 impl<'a> Judge<'a> {
@@ -69,7 +91,7 @@ impl<'a> Judge<'a> {
             command: "",
             hint: leading_hint(sql),
         };
-        Judge { sql, facts, dialect, verdict }
+        Judge { sql, facts, dialect, verdict, once: Vec::new() }
     }
 
     fn all_statements(&mut self) {
@@ -131,18 +153,23 @@ impl<'a> Judge<'a> {
     }
 
     pub(super) fn effect(&mut self, effect: Effect) {
-        // Effects of the same kind in a row say nothing new, except where they nest.
-        let repeats = matches!(effect, Effect::Pin(_) | Effect::UsesClock | Effect::SetUnknown | Effect::Ddl | Effect::MayCommit)
-            && self.verdict.effects.contains(&effect);
-        if !repeats {
-            self.verdict.effects.push(effect);
+        // These say nothing new when they come again, wherever they stand among the others.
+        if matches!(effect, Effect::Pin(_) | Effect::UsesClock | Effect::SetUnknown | Effect::Ddl | Effect::MayCommit) {
+            if self.once.contains(&effect) {
+                return;
+            }
+            self.once.push(effect.clone());
         }
+        self.verdict.effects.push(effect);
     }
 
     pub(super) fn pin(&mut self, reason: PinReason) {
         self.effect(Effect::Pin(reason));
     }
 }
+
+/// PostgreSQL's operators have at most 63 bytes, and few have more than these.
+const OPERATOR_SHOWN_BYTES: usize = 32;
 
 /// Tells which semicolons end a statement: not those in parentheses (CREATE RULE) or in a BEGIN ATOMIC body.
 #[derive(Default)]
@@ -218,11 +245,19 @@ impl<'a> Words<'a> {
             .map(|token| Name::of(*token, self.sql))
     }
 
-    /// The text of one token, for a reason; cut where it is long.
+    /// What to show of one token as a reason: a name or an operator, never a literal (verdicts are kept by fingerprint, and logs are read).
     pub(super) fn text(self, at: usize) -> String {
-        let Some(token) = self.tokens.get(at) else { return String::new() };
-        let end = token.end.min(token.start + 64);
-        String::from_utf8_lossy(&self.sql[token.start..end]).into_owned()
+        let Some(token) = self.tokens.get(at) else { return "the end".to_owned() };
+        match token.kind {
+            TokenKind::Word | TokenKind::QuotedName => Name::of(*token, self.sql).as_str().to_owned(),
+            TokenKind::Operator => {
+                let end = token.end.min(token.start + OPERATOR_SHOWN_BYTES);
+                String::from_utf8_lossy(&self.sql[token.start..end]).into_owned()
+            }
+            TokenKind::UnicodeName => "U&".to_owned(),
+            TokenKind::String | TokenKind::BitString | TokenKind::Number | TokenKind::Parameter => "a value".to_owned(),
+            _ => "punctuation".to_owned(),
+        }
     }
 
     pub(super) fn from(self, at: usize) -> Words<'a> {

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use super::classify::{Judge, Words};
+use super::classify::{Judge, Setting, Words};
 use super::lexer::TokenKind;
 use super::query;
 use super::verdict::{Class, Effect, Kind, PinReason, TransactionModes};
@@ -167,6 +167,26 @@ fn transaction(judge: &mut Judge<'_>, words: Words<'_>, first: &str) -> Describe
     };
     judge.effect(effect);
     (Kind::Transaction, command)
+}
+
+/// What a lone `SET [SESSION|LOCAL] name = value` sets, where the value is one literal or word; for the router's own parameters.
+pub(super) fn setting(words: Words<'_>) -> Option<Setting> {
+    let local = words.is(1, "local");
+    let at = if local || words.is(1, "session") { 2 } else { 1 };
+    let (name, end) = setting_name(words, at).filter(|_| words.is(0, "set"))?;
+    let equals = words.text(end) == "=" || words.is(end, "to");
+    if !equals || words.len() != end + 2 {
+        return None;
+    }
+    let token = words.tokens[end + 1];
+    let text = std::str::from_utf8(&words.sql[token.start..token.end]).ok()?;
+    let value = match token.kind {
+        TokenKind::String => text.strip_prefix('\'')?.strip_suffix('\'').filter(|inner| !inner.contains(['\'', '\\']))?.to_owned(),
+        TokenKind::Word | TokenKind::QuotedName => words.name(end + 1)?.as_str().to_owned(),
+        TokenKind::Number => text.to_owned(),
+        _ => return None,
+    };
+    Some(Setting { name, local, value })
 }
 
 fn set(judge: &mut Judge<'_>, words: Words<'_>) -> Described {

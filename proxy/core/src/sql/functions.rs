@@ -102,7 +102,7 @@ fn overridden(name: &str) -> Option<Call> {
 
         // Of a snapshot that is given as an argument.
         "pg_snapshot_in" | "pg_snapshot_out" | "pg_snapshot_recv" | "pg_snapshot_send" | "pg_snapshot_xip" | "pg_snapshot_xmax"
-        | "pg_snapshot_xmin" | "pg_visible_in_snapshot" | "pg_column_size" => Call::Read,
+        | "pg_snapshot_xmin" | "pg_visible_in_snapshot" | "pg_column_size" | "pg_is_other_temp_schema" => Call::Read,
 
         "pg_is_in_recovery"
         | "pg_is_wal_replay_paused"
@@ -130,7 +130,6 @@ fn overridden(name: &str) -> Option<Call> {
         | "pg_listening_channels"
         | "pg_notification_queue_usage"
         | "pg_my_temp_schema"
-        | "pg_is_other_temp_schema"
         | "pg_config"
         | "pg_current_logfile"
         | "pg_jit_available"
@@ -231,14 +230,15 @@ fn server_relation(name: &str) -> bool {
             | "pg_dsm_registry_allocations"
             | "pg_aios"
             | "pg_wait_events"
-    ) || name.starts_with("pg_stat_")
-        || name.starts_with("pg_statio_")
+    )
 }
 
 /// Why reading a relation can't leave the leader; `None` where it can. `bound_here`: the statement's own WITH binds the name somewhere.
 pub(super) fn relation(schema: Option<&str>, name: &str, facts: &Facts, bound_here: bool) -> Option<&'static str> {
     let catalog = matches!(schema, None | Some("pg_catalog"));
-    if catalog && server_relation(name) {
+    // Extensions' statistics (pg_stat_statements) stand in any schema.
+    let statistics = name.starts_with("pg_stat_") || name.starts_with("pg_statio_");
+    if statistics || (catalog && server_relation(name)) {
         return Some("server_relation");
     }
     if (catalog && name == "pg_sequences") || (schema == Some("information_schema") && name == "sequences") {

@@ -16,7 +16,7 @@ mod tree;
 pub mod verdict;
 
 pub use catalog::{Facts, FactsBuilder};
-pub use classify::{Dialect, classify};
+pub use classify::{Dialect, Setting, classify, setting};
 pub use fingerprint::Fingerprint;
 pub use memo::Memo;
 pub use verdict::*;

@@ -50,6 +50,9 @@ pub(super) fn qualified_name(words: Words<'_>, at: usize) -> (Option<Name>, Opti
     (schema, Some(name), end)
 }
 
+/// Tokens of a `set_config` call that are looked at for its last argument.
+const SET_CONFIG_TOKENS: usize = 64;
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Purpose {
     Verdict,
@@ -105,6 +108,11 @@ impl<'j, 'a, 'w> Reader<'j, 'a, 'w> {
     }
 
     fn read(&mut self) {
+        if let Some(rule) = self.judge.facts.bad_key_word_operator()
+            && self.purpose == Purpose::Verdict
+        {
+            self.judge.write(rule, "operators behind key words");
+        }
         if self.judge.facts.is_complete() {
             self.collect_bound();
         }
@@ -177,8 +185,7 @@ impl<'j, 'a, 'w> Reader<'j, 'a, 'w> {
             && (self.is_kind(at - 1, TokenKind::Comma)
                 || self.is_kind(at - 1, TokenKind::OpenParen)
                 || ["from", "join", "only", "lateral"].iter().any(|word| self.words.is(at - 1, word)));
-        let grouping = self.level.grouping
-            && (self.before(at, "sets") || self.before(at, "cube") || self.before(at, "rollup") || self.is_kind(at.wrapping_sub(1), TokenKind::Comma));
+        let grouping = self.level.grouping && ["sets", "cube", "rollup"].iter().any(|word| self.before(at, word));
         self.outer.push(self.level);
         self.level = Level {
             from: (self.level.from && !self.level.condition && list_item) || self.before(at, "only"),
@@ -310,7 +317,7 @@ impl<'j, 'a, 'w> Reader<'j, 'a, 'w> {
     fn set_config(&mut self, at: usize) {
         let told = self.is_kind(at + 2, TokenKind::String) && self.is_kind(at + 3, TokenKind::Comma);
         let mut depth = 0usize;
-        let close = (at + 1..self.words.len()).find(|at| {
+        let close = (at + 1..self.words.len().min(at + SET_CONFIG_TOKENS)).find(|at| {
             match self.words.kind(*at) {
                 Some(TokenKind::OpenParen) => depth += 1,
                 Some(TokenKind::CloseParen) => depth = depth.saturating_sub(1),
@@ -340,7 +347,8 @@ impl<'j, 'a, 'w> Reader<'j, 'a, 'w> {
                 self.level = Level { selects: true, behind_on: self.level.behind_on, ..Level::default() };
             }
             "from" if self.level.selects => {
-                let distinct_from = at > 1 && self.words.is(at - 1, "distinct") && (self.words.is(at - 2, "is") || self.words.is(at - 2, "not"));
+                let compares = |at: usize| (self.words.is(at, "is") || self.words.is(at, "not")) && !self.is_kind(at.wrapping_sub(1), TokenKind::Dot);
+                let distinct_from = at > 1 && self.words.is(at - 1, "distinct") && compares(at - 2);
                 if !distinct_from {
                     (self.level.from, self.level.condition) = (true, false);
                 }
@@ -420,8 +428,10 @@ impl<'j, 'a, 'w> Reader<'j, 'a, 'w> {
         match category {
             // Syntax, all of it harmless: COALESCE(, VALUES (, IN (, EXTRACT(, numeric(10, 2), ...
             Category::Reserved | Category::ColumnName => return false,
-            // left(, right(, overlaps(, and otherwise JOIN (, LIKE (, ...
-            Category::TypeOrFunction => return functions::builtin(name).is_some() || !self.judge.facts.functions(name).is_empty(),
+            // JOIN (, LIKE (, and otherwise left(, right(, overlaps(, ...
+            Category::TypeOrFunction => {
+                return !matches!(name, "join" | "like" | "ilike") || !self.judge.facts.functions(name).is_empty();
+            }
             Category::Unreserved if self.is_syntax(at, name) => return false,
             Category::Unreserved | Category::Name => {}
         }
@@ -458,7 +468,10 @@ impl<'j, 'a, 'w> Reader<'j, 'a, 'w> {
             "over" | "filter" | "repeatable" => behind_paren,
             "by" => behind(&["group", "order", "partition"]),
             "sets" => behind(&["grouping"]),
-            "cube" | "rollup" => self.level.grouping,
+            "cube" | "rollup" => {
+                let item = matches!(self.words.kind(previous), Some(TokenKind::Comma | TokenKind::OpenParen));
+                self.level.grouping && (item || behind(&["by", "distinct", "all"]))
+            }
             "materialized" => behind(&["as", "not"]),
             "first" | "next" => behind(&["fetch"]),
             "varying" => behind(&["character", "char", "bit", "nchar"]),

@@ -61,3 +61,182 @@ fn every_row_of_the_corpus_holds() {
     let wrong = holds(ROUTING);
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
+
+#[test]
+fn every_further_form_holds() {
+    let wrong = holds(include_str!("../../../corpus/forms.tsv"));
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn effects_are_told() {
+    use Effect::*;
+    let modes = crate::sql::TransactionModes { read_only: Some(true), serializable: Some(false), repeatable_read: Some(true), deferrable: Some(false) };
+    let set = |name: &str, local, to_default| Set { name: name.into(), local, to_default };
+    for (sql, effects) in [
+        ("BEGIN", vec![Begin(Default::default())]),
+        ("START TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY NOT DEFERRABLE", vec![Begin(modes)]),
+        ("COMMIT AND CHAIN; END AND NO CHAIN", vec![Commit { chain: true }, Commit { chain: false }]),
+        ("ABORT; ROLLBACK AND CHAIN; ROLLBACK TO a", vec![Rollback { chain: false }, Rollback { chain: true }, RollbackTo]),
+        ("SAVEPOINT a; RELEASE a", vec![Savepoint, Release]),
+        ("SET Search_Path = a, b", vec![set("search_path", false, false)]),
+        ("SET LOCAL switchyard.route TO 'leader'", vec![set("switchyard.route", true, false)]),
+        ("SET SESSION x TO DEFAULT", vec![set("x", false, true)]),
+        ("SET TIME ZONE LOCAL", vec![set("timezone", false, true)]),
+        ("SET ROLE a; SET role = b", vec![set("role", false, false), set("role", false, false)]),
+        ("SET SESSION AUTHORIZATION DEFAULT", vec![set("session_authorization", false, true)]),
+        ("SELECT set_config('A.b', $1, true)", vec![set("a.b", true, false)]),
+        ("SELECT set_config($1, 'a', true)", vec![SetUnknown]),
+        ("RESET ALL; RESET ROLE", vec![ResetAll, Reset { name: "role".into() }]),
+        ("DISCARD ALL; DEALLOCATE PREPARE x; DEALLOCATE ALL", vec![DiscardAll, Deallocate { name: "x".into() }, DeallocateAll]),
+        ("PREPARE p(int) AS SELECT 1; EXECUTE p(1)", vec![Prepare { name: "p".into() }, Pin(PinReason::SqlPrepare), Execute { name: "p".into() }]),
+        ("LISTEN a; UNLISTEN *; UNLISTEN a", vec![Listen, Pin(PinReason::Listen), UnlistenAll, Unlisten]),
+        ("CREATE TEMP TABLE a (b int)", vec![Pin(PinReason::TempTable), Ddl]),
+        ("SELECT 1 INTO TEMP a", vec![Pin(PinReason::TempTable), Ddl]),
+        ("DECLARE c CURSOR WITH HOLD FOR SELECT now()", vec![Pin(PinReason::WithHoldCursor), UsesClock]),
+        ("INSERT INTO t SELECT pg_advisory_lock(1)", vec![Pin(PinReason::AdvisoryLock)]),
+        ("SELECT pg_advisory_unlock_all(), setseed(0)", vec![AdvisoryUnlockAll, Pin(PinReason::Setseed)]),
+        ("CALL p(); DO 'x'", vec![MayCommit]),
+        ("COPY t FROM STDIN", vec![CopyIn]),
+        ("PREPARE TRANSACTION 'x'", vec![PrepareTransaction]),
+        ("SET TRANSACTION SNAPSHOT 'x'", vec![SetSnapshot]),
+        ("CREATE FUNCTION f() RETURNS int BEGIN ATOMIC SELECT 1; COMMIT; END; BEGIN", vec![Ddl, Begin(Default::default())]),
+        ("SELECT now(), current_date", vec![UsesClock]),
+    ] {
+        assert_eq!(judged(sql).effects, effects, "{sql}");
+    }
+}
+
+#[test]
+fn commands_have_postgres_names() {
+    for (sql, command) in [
+        ("SELECT 1", "SELECT"),
+        ("SELECT * FROM t FOR NO KEY UPDATE", "SELECT FOR NO KEY UPDATE"),
+        ("SELECT 1 INTO a", "SELECT INTO"),
+        ("SELECT nextval('s')", "nextval()"),
+        ("WITH x AS (DELETE FROM t RETURNING 1) SELECT 1", "SELECT"),
+        ("WITH x AS (SELECT 1) INSERT INTO t TABLE x", "INSERT"),
+        ("CREATE UNIQUE INDEX ON t (v)", "CREATE INDEX"),
+        ("CREATE TABLE a AS SELECT 1", "CREATE TABLE AS"),
+        ("CREATE TABLE a (b int GENERATED ALWAYS AS IDENTITY)", "CREATE TABLE"),
+        ("CREATE OR REPLACE TEMP VIEW a AS SELECT 1", "CREATE VIEW"),
+        ("ALTER TABLE t ADD a int", "ALTER TABLE"),
+        ("DROP MATERIALIZED VIEW mv", "DROP MATERIALIZED VIEW"),
+        ("TRUNCATE t", "TRUNCATE TABLE"),
+        ("GRANT SELECT ON t TO a", "GRANT"),
+        ("GRANT a TO b", "GRANT ROLE"),
+        ("COPY t FROM STDIN", "COPY FROM"),
+        ("EXPLAIN ANALYZE INSERT INTO t VALUES (1)", "INSERT"),
+        ("COMMIT PREPARED 'x'", "COMMIT PREPARED"),
+    ] {
+        assert_eq!(judged(sql).command, command, "{sql}");
+    }
+}
+
+#[test]
+fn statements_are_counted() {
+    for (sql, count) in [("", 0), (";;", 0), ("SELECT 1;", 1), ("SELECT ';'; SELECT $$;$$", 2), ("CREATE RULE r AS ON INSERT TO t DO (SELECT 1; SELECT 2)", 1)] {
+        assert_eq!(judged(sql).statements, count, "{sql}");
+    }
+}
+
+#[test]
+fn settings_are_read() {
+    let read = |sql: &str| super::setting(sql.as_bytes(), Dialect::default()).map(|setting| (setting.name.to_string(), setting.local, setting.value));
+    assert_eq!(read("SET LOCAL switchyard.route = 'leader';"), Some(("switchyard.route".into(), true, "leader".into())));
+    assert_eq!(read("set Switchyard.Route to Replica"), Some(("switchyard.route".into(), false, "replica".into())));
+    assert_eq!(read("SET a = 'b'; SELECT 1"), None);
+    assert_eq!(read("SET a = b, c"), None);
+}
+
+#[test]
+fn text_in_an_encoding_that_hides_backslashes_is_a_write() {
+    let dialect = Dialect { client_encoding_is_ascii_safe: false, ..Dialect::default() };
+    assert_eq!(classify(b"SELECT 'a'", &Facts::empty(), dialect).class, Class::Read);
+    assert_eq!(classify(b"SELECT '\x95\\'", &Facts::empty(), dialect).class, Class::Write);
+}
+
+/// 1 MB of anything is judged in linear time and on a small stack.
+#[test]
+fn huge_and_nested_statements_are_judged_quickly() {
+    let size = 1 << 20;
+    let fill = |head: &str, unit: &str, tail: &str| format!("{head}{}{tail}", unit.repeat(size / unit.len()));
+    let texts = vec![
+        fill("SELECT ", "(", ""), fill("SELECT 1", "+1", ""), fill("SELECT ", "f(", ""), fill("SELECT ", "set_config(", ""), fill("SELECT a", ".a", ""),
+        fill("SELECT ", "- ", "1"), fill("SELECT ", "/*", ""), fill("SELECT ", "$a", ""), fill("SELECT '", "''", "'"), fill("SELECT ", "'a'\n", ""),
+        fill("SELECT 1 IN (1", ",1", ")"), fill("", "SET a=1;", "SELECT now()"), fill("", "BEGIN;DO '';", ""), fill("SELECT ", "a,b(c,", ""),
+        fill("WITH a AS (SELECT 1)", ",a(b,b) AS (SELECT 1)", " SELECT 1"), fill("SELECT ", "operator(a.", ""), fill("SELECT ", "U&\"a\"", ""),
+        fill("SELECT ", "@-", "1"), fill("SELECT '", "'\n", "'"), fill("SELECT ", "CASE WHEN ", ""), fill("COPY (", "(", ""), fill("EXPLAIN ", "(", ""),
+    ];
+    let judge = std::thread::Builder::new().stack_size(512 * 1024).spawn(move || {
+        for text in texts {
+            let start = std::time::Instant::now();
+            let verdict = classify(text.as_bytes(), &Facts::empty(), Dialect::default());
+            crate::sql::fingerprint::summarize(text.as_bytes(), Dialect::default());
+            drop(verdict);
+            // Ten times what a release build takes at most: tests run side by side on a busy machine.
+            assert!(start.elapsed().as_millis() < 1500, "{} took {:?}", &text[..20], start.elapsed());
+        }
+    });
+    judge.expect("a thread").join().expect("no overflow");
+}
+
+/// sqlparser tries alternatives on the way down; none of what is given to it may make it try for long, or nest too deep.
+#[test]
+fn what_sqlparser_sees_is_bounded() {
+    let nested = |depth: usize, head: &str, open: &str, middle: &str, close: &str| format!("{head}{}{middle}{}", open.repeat(depth), close.repeat(depth));
+    let mut texts = Vec::new();
+    for depth in [8, 12, 16, 24, 48, 240] {
+        texts.extend([
+            nested(depth, "SELECT ", "(", "1", ")"), nested(depth, "SELECT * FROM ", "(", "t CROSS JOIN t", ")"), nested(depth, "", "(", "SELECT 1", ")"),
+            nested(depth, "SELECT * FROM ", "(SELECT * FROM ", "t", ") q"), nested(depth, "SELECT ", "upper(", "'a'", ")"),
+            nested(depth, "SELECT ", "CASE WHEN true THEN ", "1", " END"), nested(depth, "SELECT ", "CAST(", "1", " AS int)"), nested(depth, "SELECT ", "NOT ", "true", ""),
+            nested(depth, "SELECT ", "ARRAY[", "1", "]"), nested(depth, "SELECT 1 IN ", "(", "1", ")"), nested(depth, "SELECT ", "(1, ", "1", ")"),
+            nested(depth, "SELECT 1", "", "", " + 1"), nested(depth, "SELECT 1", "", "", "::int"), nested(depth, "SELECT true", "", "", " IS TRUE"),
+            nested(depth, "SELECT 1", "", "", " UNION SELECT 1"), nested(depth, "SELECT a", "", "", "[1]"), nested(depth, "SELECT ", "- ", "1", ""),
+            nested(depth, "SELECT * FROM t", "", "", " CROSS JOIN t"), nested(depth, "SELECT ", "EXISTS (SELECT ", "1", ")"),
+            nested(depth, "SELECT ", "coalesce(", "1", ")"), nested(depth, "SELECT ", "extract(epoch FROM ", "now()", ")"), nested(depth, "SELECT ", "trim(", "'a'", ")"),
+            nested(depth, "SELECT ", "position('a' IN ", "'b'", "::text)"), nested(depth, "SELECT ", "interval '1' + (", "1", ")"),
+            nested(depth, "", "WITH a AS (", "SELECT 1", ") SELECT 1"), nested(depth, "SELECT * FROM ", "(VALUES (", "1", ")) q"),
+        ]);
+    }
+    let judge = std::thread::Builder::new().stack_size(1 << 20).spawn(move || {
+        for text in texts {
+            let start = std::time::Instant::now();
+            drop(classify(text.as_bytes(), &Facts::empty(), Dialect::default()));
+            assert!(start.elapsed().as_millis() < 200, "{text} took {:?}", start.elapsed());
+        }
+    });
+    judge.expect("a thread").join().expect("no overflow");
+}
+
+proptest::proptest! {
+    #[test]
+    fn any_bytes_get_a_verdict(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..300), standard: bool) {
+        let dialect = Dialect { standard_conforming_strings: standard, ..Dialect::default() };
+        classify(&bytes, &schema(), dialect);
+        crate::sql::fingerprint::summarize(&bytes, dialect);
+    }
+
+    /// Pieces of SQL in any order: no panic; other literals change neither fingerprint nor verdict; what shares a fingerprint shares the verdict.
+    #[test]
+    fn literals_dont_matter(pieces in proptest::collection::vec(0..PIECES.len(), 1..30), first in 0u32..1000, second in "[a-z']{0,8}") {
+        let text = |number: &str, string: &str| {
+            let words: Vec<String> = pieces.iter().map(|at| PIECES[*at].replace("%n", number).replace("%s", string)).collect();
+            format!("SELECT {}", words.join(" "))
+        };
+        let left = text("1", "'x'");
+        let right = text(&first.to_string(), &format!("'{}'", second.replace('\'', "''")));
+        let summary = |sql: &str| crate::sql::fingerprint::summarize(sql.as_bytes(), Dialect::default());
+        proptest::prop_assert_eq!(summary(&left).fingerprint, summary(&right).fingerprint);
+        if summary(&left).cacheable {
+            proptest::prop_assert_eq!(judged(&left), judged(&right));
+        }
+    }
+}
+
+const PIECES: [&str; 60] = [
+    "a", "b", "t", "u", "v_writes", "\"t\"", "\"U\"", "U&\"t\"", "(", ")", "[", "]", ",", ".", ";", "*", "+", "-", "~~~~", "::", "=>", "%n", "%s", "E%s", "X'1f'",
+    "$1", "$2", "SELECT", "FROM", "JOIN", "ON", "WHERE", "AS", "WITH", "FOR", "UPDATE", "SHARE", "INTO", "VALUES", "TABLE", "ONLY", "nextval", "upper", "f_writes",
+    "set_config", "now", "GROUP", "BY", "cube", "over", "DISTINCT", "IS", "CASE", "END", "DELETE", "BEGIN", "SET", "COPY", "EXPLAIN", "/* c */",
+];

@@ -23,8 +23,8 @@ fn strings_of_every_kind_are_one_token() {
         assert_eq!(tokens(sql, true), [(TokenKind::BitString, sql)], "{sql}");
     }
     assert_eq!(kinds("'a' 'b'"), [TokenKind::String, TokenKind::String]);
-    assert_eq!(tokens("'a\\' x'", true), [(TokenKind::String, "'a\\'"), (TokenKind::Word, "x"), (TokenKind::Invalid, "'")]);
-    assert_eq!(tokens("'a\\' x'", false), [(TokenKind::String, "'a\\' x'")]);
+    assert_eq!(tokens("'a\\' y '", true), [(TokenKind::String, "'a\\'"), (TokenKind::Word, "y"), (TokenKind::Invalid, "'")]);
+    assert_eq!(tokens("'a\\' y '", false), [(TokenKind::String, "'a\\' y '")]);
     for sql in ["'a", "\"a", "\"\"", "$a$b", "E'\\'", "\u{1}"] {
         assert_eq!(kinds(sql).last(), Some(&TokenKind::Invalid), "{sql}");
     }
