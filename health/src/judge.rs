@@ -493,8 +493,9 @@ impl Judge {
             Slot::Sync => self.sync.clear(),
             Slot::Initialize => {
                 // The cluster was removed; one made anew or restored may start on a lower timeline.
-                self.initialize = None;
-                self.floor = None;
+                if self.initialize.take().is_some() {
+                    self.floor = None;
+                }
             }
         }
     }
@@ -642,7 +643,7 @@ impl Judge {
         let claim = self.claim.as_ref().ok_or(Doubt::NoKey)?;
         let seat = self.seats.get(&claim.key.name).ok_or(Doubt::NotAnnounced)?;
         // Evidence from before this life of the key doesn't count.
-        let found = seat.found.as_ref().filter(|found| found.sent_at >= claim.seen_at);
+        let found = seat.found.as_ref().filter(|found| found.sent_at > claim.seen_at);
         if seat.error.is_some() {
             return Err(Doubt::Unreachable);
         }

@@ -63,13 +63,15 @@ async fn request(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, a
         .header(CONNECTION, "close")
         .body(Empty::<Bytes>::new())
         .map_err(|_| Error::Url)?;
-    tokio::pin!(connection);
+    let response = sender.send_request(request);
+    tokio::pin!(connection, response);
     // The status is all that counts: the body is never read.
     let response = tokio::select! {
-        response = sender.send_request(request) => response?,
+        response = &mut response => response?,
         ended = &mut connection => {
             ended?;
-            return Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into());
+            // It may have ended with the answer, which is then at hand.
+            response.await?
         }
     };
     Ok(response.status() == StatusCode::OK)
