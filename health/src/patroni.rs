@@ -58,11 +58,8 @@ async fn ask(api_url: &str, tls: Option<Arc<rustls::ClientConfig>>) -> Result<bo
 
 async fn request(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, authority: &str) -> Result<bool, Error> {
     let (mut sender, connection) = http1::Builder::new().max_buf_size(16 * 1024).handshake(TokioIo::new(stream)).await?;
-    let request = Request::get("/primary")
-        .header(HOST, authority)
-        .header(CONNECTION, "close")
-        .body(Empty::<Bytes>::new())
-        .map_err(|_| Error::Url)?;
+    let request =
+        Request::get("/primary").header(HOST, authority).header(CONNECTION, "close").body(Empty::<Bytes>::new()).map_err(|_| Error::Url)?;
     let response = sender.send_request(request);
     tokio::pin!(connection, response);
     // The status is all that counts: the body is never read.

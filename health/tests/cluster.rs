@@ -11,22 +11,24 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use etcd_client::{Client, CompactionOptions, PutOptions};
-use switchyard_config::{Config, StaticMember};
+use etcd_client::{Certificate, Client, CompactionOptions, ConnectOptions, Permission, PutOptions, TlsOptions};
+use rustix::process::{Pid, Signal};
+use switchyard_config::{Config, Secret, ServerTls, SslMode, StaticMember};
 use switchyard_core::topology::{ClusterState, Out, Role, Topology};
 use switchyard_health::Health;
 use tempfile::TempDir;
 use tokio_postgres::NoTls;
+use tokio_postgres::error::SqlState;
 
 const LONG: Duration = Duration::from_secs(30);
 
-/// A process that ends with the test.
+/// A process that ends with the test, by SIGQUIT: PostgreSQL's immediate shutdown takes its children and shared memory along.
 struct Process(Child);
 
 impl Drop for Process {
     fn drop(&mut self) {
         // Already gone, maybe.
-        let _ = self.0.kill();
+        let _ = rustix::process::kill_process(Pid::from_child(&self.0), Signal::QUIT);
         let _ = self.0.wait();
     }
 }
@@ -52,21 +54,43 @@ async fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> 
 }
 
 struct Etcd {
-    folder: TempDir,
+    /// `http`, or `https` with the certificate in its folder.
+    scheme: &'static str,
     client_port: u16,
     peer_port: u16,
     process: Option<Process>,
+    folder: TempDir,
 }
 
 impl Etcd {
     async fn start() -> anyhow::Result<Etcd> {
-        let mut etcd = Etcd { folder: TempDir::new()?, client_port: free_port()?, peer_port: free_port()?, process: None };
+        let mut etcd = Etcd { scheme: "http", folder: TempDir::new()?, client_port: free_port()?, peer_port: free_port()?, process: None };
         etcd.restart().await?;
         Ok(etcd)
     }
 
+    async fn start_with_tls() -> anyhow::Result<Etcd> {
+        let mut etcd = Etcd { scheme: "https", folder: TempDir::new()?, client_port: free_port()?, peer_port: free_port()?, process: None };
+        make_certificate(etcd.folder.path())?;
+        etcd.restart().await?;
+        Ok(etcd)
+    }
+
+    /// Patroni's keys may be read by `router`, whose password is `secret`.
+    async fn enable_authentication(&self) -> anyhow::Result<()> {
+        let mut client = self.client().await?;
+        client.role_add("reader").await?;
+        client.role_grant_permission("reader", Permission::read("/service/main/").with_prefix()).await?;
+        client.user_add("router", "secret", None).await?;
+        client.user_grant_role("router", "reader").await?;
+        client.user_add("root", "root", None).await?;
+        client.user_grant_role("root", "root").await?;
+        client.auth_enable().await?;
+        Ok(())
+    }
+
     fn endpoint(&self) -> String {
-        format!("http://127.0.0.1:{}", self.client_port)
+        format!("{}://127.0.0.1:{}", self.scheme, self.client_port)
     }
 
     fn kill(&mut self) {
@@ -75,7 +99,9 @@ impl Etcd {
 
     async fn restart(&mut self) -> anyhow::Result<()> {
         let peer = format!("http://127.0.0.1:{}", self.peer_port);
+        let tls: &[&str] = if self.scheme == "https" { &["--cert-file", "cert.pem", "--key-file", "key.pem"] } else { &[] };
         let child = Command::new("etcd")
+            .args(tls)
             .args(["--name", "e", "--data-dir", "data", "--logger", "zap"])
             .args(["--listen-client-urls", &self.endpoint(), "--advertise-client-urls", &self.endpoint()])
             .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer, "--initial-cluster", &format!("e={peer}")])
@@ -90,7 +116,12 @@ impl Etcd {
     }
 
     async fn client(&self) -> anyhow::Result<Client> {
-        Ok(Client::connect([self.endpoint()], None).await?)
+        let mut options = ConnectOptions::new();
+        if self.scheme == "https" {
+            let ca = std::fs::read(self.folder.path().join("cert.pem"))?;
+            options = options.with_tls(TlsOptions::new().ca_certificate(Certificate::from_pem(ca)));
+        }
+        Ok(Client::connect([self.endpoint()], Some(options)).await?)
     }
 
     async fn put(&self, key: &str, value: impl Into<Vec<u8>>) -> anyhow::Result<()> {
@@ -126,16 +157,28 @@ impl Etcd {
     }
 }
 
+/// A certificate for 127.0.0.1 that vouches for itself: `cert.pem` and `key.pem` in `folder`.
+fn make_certificate(folder: &Path) -> anyhow::Result<()> {
+    let mut openssl = Command::new("openssl");
+    openssl
+        .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"])
+        .args(["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-addext", "basicConstraints=critical,CA:FALSE"])
+        .args(["-keyout", "key.pem", "-out", "cert.pem"])
+        .current_dir(folder);
+    run(openssl)
+}
+
 /// PostgreSQL's programs, newest version first.
 fn bin() -> anyhow::Result<PathBuf> {
-    let mut versions: Vec<PathBuf> = std::fs::read_dir("/usr/lib/postgresql")?.filter_map(|entry| Some(entry.ok()?.path().join("bin"))).collect();
+    let mut versions: Vec<PathBuf> =
+        std::fs::read_dir("/usr/lib/postgresql")?.filter_map(|entry| Some(entry.ok()?.path().join("bin"))).collect();
     versions.sort();
     versions.pop().context("PostgreSQL is not installed")
 }
 
 /// PostgreSQL refuses to run as root.
 fn command(program: &str) -> anyhow::Result<Command> {
-    let program = bin()?.join(program);
+    let program = if program == "sh" { program.into() } else { bin()?.join(program) };
     let root = Command::new("id").arg("-u").output()?.stdout == b"0\n";
     let mut command = if root { Command::new("setpriv") } else { Command::new(&program) };
     if root {
@@ -151,13 +194,35 @@ fn run(mut command: Command) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Its process ends before its folder goes.
 struct Postgres {
-    _folder: TempDir,
     port: u16,
     _process: Process,
+    _folder: TempDir,
 }
 
 impl Postgres {
+    /// Takes TLS connections by TCP only, with `scram-sha-256`; the superuser's password is `secret`.
+    async fn primary_with_tls(certificate: &Path) -> anyhow::Result<Postgres> {
+        Postgres::made_by(|data| {
+            let mut initdb = command("initdb")?;
+            initdb.args(["--no-sync", "-A", "trust", "-U", "postgres", "-D"]).arg(data);
+            run(initdb)?;
+            // Made by the account that PostgreSQL runs as, so that the key is its own.
+            let mut shell = command("sh")?;
+            shell.arg("-c").arg(format!(
+                "umask 077; cd {data}; cat {cert}/cert.pem > server.crt; cat {cert}/key.pem > server.key; echo ssl = on >> postgresql.conf; \
+                 echo \"ALTER USER postgres PASSWORD 'secret'\" | {bin}/postgres --single -D . postgres >/dev/null; \
+                 echo 'hostssl all all 127.0.0.1/32 scram-sha-256' > pg_hba.conf",
+                data = data.display(),
+                cert = certificate.display(),
+                bin = bin()?.display()
+            ));
+            run(shell)
+        })
+        .await
+    }
+
     async fn primary() -> anyhow::Result<Postgres> {
         Postgres::made_by(|data| {
             let mut initdb = command("initdb")?;
@@ -191,7 +256,15 @@ impl Postgres {
             .stderr(log_file(folder.path(), "log")?)
             .spawn()?;
         let postgres = Postgres { _folder: folder, port, _process: Process(child) };
-        eventually("PostgreSQL answers", async || postgres.execute("SELECT 1").await.ok()).await?;
+        // A refusal is an answer, too: without TLS some take nobody.
+        eventually("PostgreSQL answers", async || match postgres.execute("SELECT 1").await {
+            Ok(()) => Some(()),
+            Err(error) => {
+                let code = error.downcast_ref::<tokio_postgres::Error>()?.code()?;
+                (*code == SqlState::INVALID_AUTHORIZATION_SPECIFICATION).then_some(())
+            }
+        })
+        .await?;
         Ok(postgres)
     }
 
@@ -274,7 +347,8 @@ async fn leadership_follows_etcd_and_postgresql() -> anyhow::Result<()> {
     // Asked for, samples come faster than the 200 ms between idle ones.
     until(&health, "samples come fast", |t| {
         health.demand();
-        t.samples.len() >= 5 && t.samples.windows(2).rev().take(3).all(|pair| pair[1].sent_at - pair[0].sent_at < Duration::from_millis(100))
+        t.samples.len() >= 5
+            && t.samples.windows(2).rev().take(3).all(|pair| pair[1].sent_at - pair[0].sent_at < Duration::from_millis(100))
     })
     .await?;
 
@@ -361,7 +435,8 @@ async fn etcd_compacts_and_restarts() -> anyhow::Result<()> {
     let topology = until(&health, "c is there", |t| t.member("c").is_some()).await?;
     let members: Vec<_> = topology.members.iter().map(|member| (&*member.name, member.port)).collect();
     assert_eq!(members, [("a", a.port), ("b", 10_049), ("c", 1)]);
-    until(&health, "c can't be reached", |t| t.member("c").is_some_and(|c| c.out == Some(Out::Unreachable) && c.probe_error.is_some())).await?;
+    until(&health, "c can't be reached", |t| t.member("c").is_some_and(|c| c.out == Some(Out::Unreachable) && c.probe_error.is_some()))
+        .await?;
 
     // etcd goes: the lease is known to hold, so the leader stays.
     etcd.kill();
@@ -408,5 +483,66 @@ async fn without_etcd_the_probes_decide() -> anyhow::Result<()> {
     health.reload(Arc::new(config));
     until(&health, "b is gone", |t| t.members.len() == 1 && led_by(t) == Some("a")).await?;
     health.shutdown();
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn etcd_asks_for_a_password() -> anyhow::Result<()> {
+    let etcd = Etcd::start().await?;
+    let a = Postgres::primary().await?;
+    etcd.announce("a", a.port, "primary").await?;
+    etcd.put_leader("a", 300).await?;
+    etcd.enable_authentication().await?;
+    let mut config = etcd.config()?;
+    let health = switchyard_health::start(Arc::new(config.clone()));
+    let topology = until(&health, "the lack of a password is told", |t| t.etcd_error.is_some()).await?;
+    assert!(!topology.ready && topology.leader.is_none());
+
+    config.etcd.username = Some("router".into());
+    config.etcd.password = Some(Secret::new("secret"));
+    health.reload(Arc::new(config));
+    let topology = until(&health, "a leads", |t| led_by(t) == Some("a")).await?;
+    assert_eq!(topology.etcd_error, None);
+    health.shutdown();
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn everything_by_tls() -> anyhow::Result<()> {
+    let etcd = Etcd::start_with_tls().await?;
+    let certificates = TempDir::new()?;
+    make_certificate(certificates.path())?;
+    std::fs::set_permissions(certificates.path(), PermissionsExt::from_mode(0o755))?;
+    std::fs::set_permissions(certificates.path().join("key.pem"), PermissionsExt::from_mode(0o644))?;
+    let a = Postgres::primary_with_tls(certificates.path()).await?;
+    etcd.announce("a", a.port, "primary").await?;
+    etcd.put_leader("a", 300).await?;
+
+    let mut config = etcd.config()?;
+    config.etcd.endpoints.remove(0);
+    config.etcd.ca_file = Some(etcd.folder.path().join("cert.pem"));
+    config.postgres.password = Some(Secret::new("secret"));
+    let ca_file = Some(certificates.path().join("cert.pem"));
+    let tls = |mode, ca_file| ServerTls { mode, ca_file, cert_file: None, key_file: None };
+    for good in [
+        tls(SslMode::VerifyFull, ca_file.clone()),
+        tls(SslMode::VerifyCa, ca_file.clone()),
+        tls(SslMode::Require, None),
+        tls(SslMode::Prefer, None),
+    ] {
+        config.server_tls = good.clone();
+        let health = switchyard_health::start(Arc::new(config.clone()));
+        until(&health, &format!("a leads by {good:?}"), |t| led_by(t) == Some("a")).await?;
+        health.shutdown();
+    }
+    for bad in [tls(SslMode::Disable, None), tls(SslMode::VerifyFull, config.etcd.ca_file.clone())] {
+        config.server_tls = bad.clone();
+        let health = switchyard_health::start(Arc::new(config.clone()));
+        let topology =
+            until(&health, &format!("a can't be probed by {bad:?}"), |t| t.member("a").is_some_and(|member| member.probe_error.is_some()))
+                .await?;
+        assert_eq!(topology.leader, None);
+        health.shutdown();
+    }
     Ok(())
 }

@@ -1,5 +1,7 @@
 //! Short stories on a virtual clock.
 
+use switchyard_core::lsn::Lsn;
+
 use super::*;
 
 #[path = "../../tests/common/mod.rs"]
@@ -249,6 +251,15 @@ fn an_expired_belief_has_no_leader() {
     story.read();
     assert_eq!(story.led_by(), Some("a".into()));
     assert_eq!(story.epoch(), 1, "the same leadership goes on");
+}
+
+#[test]
+fn a_machine_that_slept_believes_nothing() {
+    let mut story = Story::stable();
+    story.see(Observation::Slept(ms(60_000)));
+    assert_eq!(story.led_by(), None);
+    story.after(ms(1)).read().leader("a", 100 * MB);
+    assert_eq!((story.led_by(), story.epoch()), (Some("a".into()), 1));
 }
 
 #[test]
