@@ -16,8 +16,8 @@ use tokio::sync::mpsc;
 use tokio::time::{self, MissedTickBehavior};
 use tracing::{debug, warn};
 
-use crate::judge::{Observation, Read};
 use crate::keys::{Fact, Slot};
+use crate::observation::{Observation, Read};
 
 /// Between reads of the leader key.
 const READ_INTERVAL: Duration = Duration::from_secs(1);
@@ -47,6 +47,8 @@ enum Error {
     NoHeader,
     #[error("cannot read {path}: {error}")]
     File { path: String, error: std::io::Error },
+    #[error("an https endpoint needs etcd.ca_file")]
+    NoCa,
     #[error("the router is stopping")]
     Stopping,
 }
@@ -112,10 +114,8 @@ impl Source {
             options = options.with_user(user, password);
         }
         if endpoint.starts_with("https://") {
-            let mut tls = TlsOptions::new();
-            if let Some(path) = &self.etcd.ca_file {
-                tls = tls.ca_certificate(Certificate::from_pem(read_file(path).await?));
-            }
+            let ca_file = self.etcd.ca_file.as_ref().ok_or(Error::NoCa)?;
+            let mut tls = TlsOptions::new().ca_certificate(Certificate::from_pem(read_file(ca_file).await?));
             if let (Some(cert), Some(key)) = (&self.etcd.cert_file, &self.etcd.key_file) {
                 tls = tls.identity(Identity::from_pem(read_file(cert).await?, read_file(key).await?));
             }

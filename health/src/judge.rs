@@ -9,15 +9,20 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use switchyard_config::Config;
-use switchyard_core::lsn::{Lsn, Timeline};
-use switchyard_core::topology::{ClusterState, Epoch, Leader, LeaderChange, Member, Out, Probed, Role, Sample, Topology};
+use switchyard_core::lsn::Timeline;
+use switchyard_core::topology::{ClusterState, Epoch, Leader, LeaderChange, Member, Out, Role, Sample, Topology};
 use tracing::{info, warn};
 
 use crate::keys::{Announced, ClusterConfig, Fact, FailoverKey, Forks, LeaderKey, Slot};
-use crate::lag::{Marks, lag};
+use crate::lag::Marks;
+use crate::observation::{Found, Moment, Observation, Read};
 
+mod members;
+mod rules;
 #[cfg(test)]
 mod tests;
+
+use rules::{Doubt, Rules};
 
 /// Members, at most; more are ignored with a warning.
 const MEMBERS_MAX: usize = 256;
@@ -29,125 +34,6 @@ const FAILSAFE_HOLD: Duration = Duration::from_secs(3);
 const SWITCHING_GRACE: Duration = Duration::from_secs(2);
 /// A named leader that doesn't leave recovery is probed every few milliseconds for this long, then as others.
 const URGENT_FOR: Duration = Duration::from_secs(30);
-
-/// One reading of the router's clocks.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Moment {
-    pub(crate) at: Instant,
-    /// The wall clock, for scheduled switchovers and the page only.
-    pub(crate) unix_seconds: f64,
-}
-
-/// Something that was seen.
-#[derive(Clone, Debug)]
-pub(crate) enum Observation {
-    Read(Read),
-    /// A watch event: a key was put.
-    Put { revision: i64, fact: Fact },
-    /// A watch event: a key is gone.
-    Gone { revision: i64, slot: Slot },
-    /// No endpoint of etcd completes a linearizable read.
-    EtcdFailing { error: Arc<str> },
-    Found { member: Arc<str>, post: u64, found: Found },
-    /// A member can't be probed.
-    Lost { member: Arc<str>, post: u64, error: Arc<str> },
-    /// What Patroni's `/primary` answered: whether it was 200.
-    Primary { member: Arc<str>, sent_at: Instant, yes: bool },
-    /// Whom operators have taken out: all of them.
-    Drained(BTreeSet<Arc<str>>),
-}
-
-/// A completed linearizable read.
-#[derive(Clone, Debug)]
-pub(crate) struct Read {
-    /// Before the request left.
-    pub(crate) sent_at: Instant,
-    pub(crate) revision: i64,
-    /// All of the cluster's keys; otherwise the leader key alone.
-    pub(crate) whole: bool,
-    /// The first read after a connection was lost: whatever was known is older, also where its revision is higher (etcd
-    /// restored from a backup).
-    pub(crate) first: bool,
-    pub(crate) facts: Vec<Fact>,
-    /// What the leader key's lease has left, as of `sent_at`. `None` if etcd doesn't tell.
-    pub(crate) lease_left: Option<Duration>,
-}
-
-/// What one probe found.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Found {
-    pub(crate) sent_at: Instant,
-    pub(crate) round_trip: Duration,
-    pub(crate) in_recovery: bool,
-    /// Standby: replayed. Leader: flushed.
-    pub(crate) replay_lsn: Lsn,
-    /// Leader: inserted. Standby: received or replayed, whichever is further.
-    pub(crate) insert_lsn: Lsn,
-    pub(crate) timeline: Option<Timeline>,
-    pub(crate) system_identifier: i64,
-    pub(crate) started_at_unix_seconds: f64,
-    pub(crate) version_num: u32,
-    pub(crate) clock_offset_ms: f64,
-    /// The timeline's history file, where it could be read.
-    pub(crate) forks: Option<Forks>,
-}
-
-/// What the judge takes from the configuration.
-#[derive(Clone, Debug)]
-pub(crate) struct Rules {
-    pub(crate) max_lag_bytes: u64,
-    pub(crate) max_lag: Option<Duration>,
-    pub(crate) lease_margin: Duration,
-    /// How long a probe's word holds where there is no etcd.
-    pub(crate) probe_hold: Duration,
-}
-
-impl From<&Config> for Rules {
-    fn from(config: &Config) -> Rules {
-        Rules {
-            max_lag_bytes: config.routing.max_lag_bytes,
-            max_lag: config.routing.max_lag,
-            lease_margin: config.failover.lease_margin,
-            probe_hold: config.health.interval + 2 * config.health.timeout,
-        }
-    }
-}
-
-/// Why no leader is in force.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Doubt {
-    NotRead,
-    NoKey,
-    NotAnnounced,
-    Unprobed,
-    Unreachable,
-    InRecovery,
-    OtherSystem,
-    UnknownTimeline,
-    OldTimeline,
-    Expired,
-    Several,
-    Nobody,
-}
-
-impl Doubt {
-    fn as_str(self) -> &'static str {
-        match self {
-            Doubt::NotRead => "etcd has not been read yet",
-            Doubt::NoKey => "the leader key is gone",
-            Doubt::NotAnnounced => "the leader key names a member that isn't announced",
-            Doubt::Unprobed => "the leader key is new: waiting for a probe",
-            Doubt::Unreachable => "the leader can't be probed",
-            Doubt::InRecovery => "the named leader is still in recovery",
-            Doubt::OtherSystem => "the named leader has another system identifier than the cluster",
-            Doubt::UnknownTimeline => "the leader's timeline can't be told",
-            Doubt::OldTimeline => "another member is on a newer timeline",
-            Doubt::Expired => "the leader's lease can't be shown to hold",
-            Doubt::Several => "several members are out of recovery",
-            Doubt::Nobody => "no member is out of recovery",
-        }
-    }
-}
 
 /// How fast a member should be probed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -397,6 +283,7 @@ impl Judge {
                 self.primary.take_if(|(name, _)| *name == member);
             }
             Observation::Drained(members) => self.drained = members,
+            Observation::Slept(slept) => self.slept(now, slept),
         }
     }
 
@@ -493,8 +380,9 @@ impl Judge {
             Slot::Sync => self.sync.clear(),
             Slot::Initialize => {
                 // The cluster was removed; one made anew or restored may start on a lower timeline.
-                self.initialize = None;
-                self.floor = None;
+                if self.initialize.take().is_some() {
+                    self.floor = None;
+                }
             }
         }
     }
@@ -571,6 +459,21 @@ impl Judge {
         self.sampled = true;
     }
 
+    /// The machine was suspended, and the clock that instants come from stood still: what was believed has to be shown anew.
+    fn slept(&mut self, now: Moment, slept: Duration) {
+        warn!(ms = slept.as_millis(), "the machine was suspended");
+        self.primary = None;
+        if let Some(claim) = &mut self.claim {
+            claim.until = None;
+            claim.seen_at = now.at;
+        }
+        if !self.etcd {
+            for seat in self.seats.values_mut() {
+                seat.found = None;
+            }
+        }
+    }
+
     fn lost(&mut self, now: Moment, member: &str, post: u64, error: Arc<str>) {
         let Some(seat) = self.seats.get_mut(member).filter(|seat| seat.post == post) else { return };
         if seat.error.is_none() {
@@ -642,7 +545,7 @@ impl Judge {
         let claim = self.claim.as_ref().ok_or(Doubt::NoKey)?;
         let seat = self.seats.get(&claim.key.name).ok_or(Doubt::NotAnnounced)?;
         // Evidence from before this life of the key doesn't count.
-        let found = seat.found.as_ref().filter(|found| found.sent_at >= claim.seen_at);
+        let found = seat.found.as_ref().filter(|found| found.sent_at > claim.seen_at);
         if seat.error.is_some() {
             return Err(Doubt::Unreachable);
         }
@@ -749,8 +652,7 @@ impl Judge {
                 self.in_force = true;
                 self.doubt = None;
                 self.floor = Some((standing.identity.system_identifier, standing.identity.timeline));
-                self.reign =
-                    Some(Reign { identity: standing.identity.clone(), claim: standing.claim, forks: standing.forks.clone() });
+                self.reign = Some(Reign { identity: standing.identity.clone(), claim: standing.claim, forks: standing.forks.clone() });
             }
             Err(doubt) => {
                 if self.in_force {
@@ -802,50 +704,6 @@ impl Judge {
             _ => ClusterState::Stable,
         }
     }
-
-    fn members(&mut self, leader: Option<&Arc<str>>) -> Vec<Arc<Member>> {
-        let named = self.claim.as_ref().map(|claim| claim.key.name.clone());
-        let reference = self.reference();
-        let standby_cluster = self.config.standby_cluster;
-        let Judge { seats, marks, rules, drained, sync, etcd, .. } = self;
-        seats
-            .iter_mut()
-            .map(|(name, seat)| {
-                let leads = leader == Some(name);
-                let (fork, fits) = reference.fit(seat.reachable());
-                let (lag_bytes, lag) = match seat.reachable() {
-                    Some(found) if !leads && fits => lag(found, marks),
-                    _ => (None, None),
-                };
-                seat.lagging = rules.lags(seat.lagging, lag_bytes, lag);
-                let out = if leads { None } else { judge_replica(seat, drained.contains(name), fits) };
-                let role = match named.as_ref().or(leader) {
-                    Some(named) if named == name => {
-                        if standby_cluster { Role::StandbyLeader } else { Role::Leader }
-                    }
-                    _ if sync.iter().any(|standby| **standby == **name) => Role::SyncStandby,
-                    _ if seat.found.is_none() && !*etcd => Role::Unknown,
-                    _ => Role::Replica,
-                };
-                show(name, seat, role, (lag_bytes, lag), out, fork)
-            })
-            .collect()
-    }
-
-    /// What replicas' timelines are held against: the leadership in force, else the last one, else the newest seen.
-    fn reference(&self) -> Reference {
-        let Some(reign) = &self.reign else {
-            let newest = self.seats.values().filter_map(|seat| seat.reachable()?.timeline).max();
-            return Reference { system_identifier: None, timeline: newest, forks: [].into() };
-        };
-        let timeline = reign.identity.timeline;
-        let told = self.history.as_ref().filter(|forks| forks.last().is_some_and(|(last, _)| last.0.checked_add(1) == Some(timeline.0)));
-        Reference {
-            system_identifier: Some(reign.identity.system_identifier),
-            timeline: Some(timeline),
-            forks: reign.forks.as_ref().or(told).cloned().unwrap_or_else(|| [].into()),
-        }
-    }
 }
 
 fn identity(name: &Arc<str>, seat: &Seat, found: &Found, timeline: Timeline) -> Identity {
@@ -855,104 +713,5 @@ fn identity(name: &Arc<str>, seat: &Seat, found: &Found, timeline: Timeline) -> 
         host: seat.announced.host.clone(),
         port: seat.announced.port,
         timeline,
-    }
-}
-
-impl Rules {
-    /// Whether a replica is too far behind; one that was comes back at half of the limit. Unknown changes nothing.
-    fn lags(&self, before: bool, lag_bytes: Option<u64>, lag: Option<Duration>) -> bool {
-        let Some(bytes) = lag_bytes else { return before };
-        let share = if before { 2 } else { 1 };
-        bytes > self.max_lag_bytes / share || self.max_lag.is_some_and(|limit| lag.is_some_and(|lag| lag > limit / share as u32))
-    }
-}
-
-struct Reference {
-    system_identifier: Option<i64>,
-    timeline: Option<Timeline>,
-    forks: Forks,
-}
-
-impl Reference {
-    /// Whether what a member has replayed is part of the leader's history, and where the leader's timeline left it.
-    fn fit(&self, found: Option<&Found>) -> (Option<Lsn>, bool) {
-        let Some(found) = found else { return (None, false) };
-        if self.system_identifier.is_some_and(|identifier| identifier != found.system_identifier) {
-            return (None, false);
-        }
-        // Unknown is not eligible.
-        let (Some(timeline), Some(reference)) = (found.timeline, self.timeline) else { return (None, false) };
-        if timeline == reference {
-            return (None, true);
-        }
-        match self.forks.iter().find(|(left, _)| *left == timeline) {
-            Some((_, fork)) if timeline < reference => (Some(*fork), found.replay_lsn <= *fork),
-            _ => (None, false),
-        }
-    }
-}
-
-/// Why a member that doesn't lead gets no reads.
-fn judge_replica(seat: &Seat, drained: bool, fits: bool) -> Option<Out> {
-    let Some(found) = seat.reachable() else { return Some(Out::Unreachable) };
-    if drained {
-        Some(Out::Drained)
-    } else if !found.in_recovery {
-        Some(Out::NotInRecovery)
-    } else if !seat.announced.runs() {
-        Some(Out::NotRunning)
-    } else if seat.announced.no_load_balance {
-        Some(Out::NoLoadBalance)
-    } else if !fits {
-        Some(Out::WrongTimeline)
-    } else if seat.lagging {
-        Some(Out::Lagging)
-    } else {
-        None
-    }
-}
-
-/// The member as the snapshot shows it; the same `Arc` as before where nothing changed.
-fn show(
-    name: &Arc<str>,
-    seat: &mut Seat,
-    role: Role,
-    (lag_bytes, lag): (Option<u64>, Option<Duration>),
-    out: Option<Out>,
-    fork: Option<Lsn>,
-) -> Arc<Member> {
-    let member = Member {
-        name: name.clone(),
-        host: seat.announced.host.clone(),
-        port: seat.announced.port,
-        api_url: seat.announced.api_url.clone(),
-        role,
-        patroni_state: seat.announced.state.clone(),
-        weight: seat.announced.weight,
-        zone: seat.announced.zone.clone(),
-        probed: seat.found.as_ref().map(|found| Probed {
-            sent_at: found.sent_at,
-            in_recovery: found.in_recovery,
-            replay_lsn: found.replay_lsn,
-            timeline: found.timeline,
-            round_trip: found.round_trip,
-            started_at_unix_seconds: found.started_at_unix_seconds,
-            version_num: found.version_num,
-            clock_offset_ms: found.clock_offset_ms,
-        }),
-        probe_error: seat.error.clone(),
-        since: seat.since,
-        lag_bytes,
-        lag,
-        out,
-        fork,
-    };
-    match &seat.shown {
-        Some(shown) if **shown == member => shown.clone(),
-        _ => {
-            let member = Arc::new(member);
-            seat.shown = Some(member.clone());
-            member
-        }
     }
 }

@@ -418,7 +418,9 @@ mod tests {
         assert!(new.no_load_balance && new.runs() && new.api_url.is_none());
         assert_eq!((new.weight, new.zone.as_deref()), (7, Some("a")));
         assert!(!member(r#"{"conn_url":"postgres://a/","state":"stopped"}"#).expect("stopped").runs());
-        for bad in ["", "[]", "{}", r#"{"conn_url":"http://a:1"}"#, r#"{"conn_url":"postgres://:1"}"#, r#"{"conn_url":"postgres://a:99999"}"#] {
+        for bad in
+            ["", "[]", "{}", r#"{"conn_url":"http://a:1"}"#, r#"{"conn_url":"postgres://:1"}"#, r#"{"conn_url":"postgres://a:99999"}"#]
+        {
             assert_eq!(member(bad), None, "{bad}");
         }
     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use switchyard_core::topology::Sample;
 
-use crate::judge::Found;
+use crate::observation::Found;
 
 /// Samples kept one by one: a few seconds at the fastest pace.
 const RECENT_MAX: usize = 256;

@@ -15,6 +15,7 @@ mod etcd;
 mod judge;
 mod keys;
 mod lag;
+mod observation;
 mod patroni;
 mod probe;
 mod supervisor;

@@ -58,18 +58,17 @@ async fn ask(api_url: &str, tls: Option<Arc<rustls::ClientConfig>>) -> Result<bo
 
 async fn request(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, authority: &str) -> Result<bool, Error> {
     let (mut sender, connection) = http1::Builder::new().max_buf_size(16 * 1024).handshake(TokioIo::new(stream)).await?;
-    let request = Request::get("/primary")
-        .header(HOST, authority)
-        .header(CONNECTION, "close")
-        .body(Empty::<Bytes>::new())
-        .map_err(|_| Error::Url)?;
-    tokio::pin!(connection);
+    let request =
+        Request::get("/primary").header(HOST, authority).header(CONNECTION, "close").body(Empty::<Bytes>::new()).map_err(|_| Error::Url)?;
+    let response = sender.send_request(request);
+    tokio::pin!(connection, response);
     // The status is all that counts: the body is never read.
     let response = tokio::select! {
-        response = sender.send_request(request) => response?,
+        response = &mut response => response?,
         ended = &mut connection => {
             ended?;
-            return Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into());
+            // It may have ended with the answer, which is then at hand.
+            response.await?
         }
     };
     Ok(response.status() == StatusCode::OK)

@@ -17,8 +17,9 @@ use tokio_postgres::types::PgLsn;
 use tokio_postgres::{Client, Row, Statement};
 use tracing::debug;
 
-use crate::judge::{Found, Observation, Pace};
+use crate::judge::Pace;
 use crate::keys::{Forks, forks_from_file};
+use crate::observation::{Found, Observation};
 use crate::tempo::{Beat, Tempo};
 use crate::tls::{self, MakeTls};
 
@@ -265,8 +266,7 @@ impl Connection {
 
     /// Whether the history of `timeline` is still to be read.
     fn wants_history(&mut self, timeline: Option<Timeline>) -> bool {
-        self.wanted_history =
-            timeline.filter(|timeline| timeline.0 > 1 && self.history.as_ref().is_none_or(|(of, _)| of != timeline));
+        self.wanted_history = timeline.filter(|timeline| timeline.0 > 1 && self.history.as_ref().is_none_or(|(of, _)| of != timeline));
         self.wanted_history.is_some()
     }
 
