@@ -84,10 +84,7 @@ impl Acceptor {
         let loaded = self.loaded.load_full();
         let stream = TlsAcceptor::from(loaded.server.clone()).accept(tcp).await?;
         if direct && stream.get_ref().1.alpn_protocol() != Some(ALPN) {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                "direct TLS connection without ALPN protocol negotiation extension",
-            ));
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "direct TLS connection without ALPN protocol negotiation extension"));
         }
         Ok(Stream::Tls(Box::new(TlsAccepted { stream, end_point: loaded.end_point.clone() })))
     }
@@ -109,9 +106,8 @@ fn load(config: &ClientTls) -> Result<Loaded, TlsError> {
             builder.with_client_cert_verifier(verifier)
         }
     };
-    let mut server = builder
-        .with_single_cert(chain, key)
-        .map_err(|error| TlsError::Certificate { path: config.cert_file.clone(), error })?;
+    let mut server =
+        builder.with_single_cert(chain, key).map_err(|error| TlsError::Certificate { path: config.cert_file.clone(), error })?;
     server.alpn_protocols = vec![ALPN.to_vec()];
     Ok(Loaded { server: Arc::new(server), end_point })
 }
@@ -232,9 +228,11 @@ impl ServerCertVerifier for LibpqVerifier {
         }
         match chain.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now) {
             // webpki checks the name last: everything else was right.
-            Err(rustls::Error::InvalidCertificate(
-                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-            )) if !self.check_name => Ok(ServerCertVerified::assertion()),
+            Err(rustls::Error::InvalidCertificate(CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. }))
+                if !self.check_name =>
+            {
+                Ok(ServerCertVerified::assertion())
+            }
             verdict => verdict,
         }
     }

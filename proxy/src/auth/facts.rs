@@ -13,7 +13,7 @@ use arc_swap::ArcSwap;
 use switchyard_config::Postgres;
 use switchyard_core::topology::Topology;
 use tokio::sync::{mpsc, oneshot};
-use tokio_postgres::{Client, NoTls, Row};
+use tokio_postgres::{Client, NoTls, Row, Statement};
 use zeroize::Zeroizing;
 
 use super::backend::{self, Target};
@@ -80,14 +80,7 @@ impl LoginFacts {
     /// Starts the task that asks. Needs a running tokio runtime.
     pub fn start(postgres: Postgres, topology: Arc<ArcSwap<Topology>>, tls: Connector) -> LoginFacts {
         let (questions, inbox) = mpsc::channel(QUEUE_MAX);
-        let asker = Asker {
-            query: query(postgres.auth_function.as_deref()),
-            postgres,
-            topology,
-            tls,
-            kept: None,
-            cache: HashMap::new(),
-        };
+        let asker = Asker { query: query(postgres.auth_function.as_deref()), postgres, topology, tls, kept: None, cache: HashMap::new() };
         tokio::spawn(asker.run(inbox));
         LoginFacts { questions }
     }
@@ -105,6 +98,7 @@ impl LoginFacts {
 struct Kept {
     target: Target,
     client: Client,
+    question: Statement,
 }
 
 struct Asker {
@@ -194,8 +188,13 @@ impl Asker {
     async fn ask_member(&mut self, target: &Target, pairs: &[Pair]) -> Option<Vec<Facts>> {
         let limit = self.postgres.connect_timeout;
         if self.kept.is_none() {
-            match tokio::time::timeout(limit, connect(&self.postgres, target, &self.tls)).await {
-                Ok(Ok(client)) => self.kept = Some(Kept { target: target.clone(), client }),
+            let connecting = async {
+                let client = connect(&self.postgres, target, &self.tls).await?;
+                let question = client.prepare(&self.query).await?;
+                Ok::<_, AskError>(Kept { target: target.clone(), client, question })
+            };
+            match tokio::time::timeout(limit, connecting).await {
+                Ok(Ok(kept)) => self.kept = Some(kept),
                 Ok(Err(error)) => {
                     tracing::warn!(host = %target.host, port = target.port, %error, "cannot ask this member about roles");
                     return None;
@@ -207,7 +206,7 @@ impl Asker {
             }
         }
         let kept = self.kept.as_ref()?;
-        match ask_all(&kept.client, &self.query, pairs, limit).await {
+        match ask_all(kept, pairs, limit).await {
             Ok(facts) => Some(facts),
             Err(error) => {
                 tracing::warn!(host = %target.host, port = target.port, %error, "a question about roles failed");
@@ -259,13 +258,13 @@ async fn connect(postgres: &Postgres, target: &Target, tls: &Connector) -> Resul
     Ok(client)
 }
 
-async fn ask_all(client: &Client, query: &str, pairs: &[Pair], limit: Duration) -> Result<Vec<Facts>, AskError> {
-    match ask_once(client, query, pairs, limit).await {
+async fn ask_all(kept: &Kept, pairs: &[Pair], limit: Duration) -> Result<Vec<Facts>, AskError> {
+    match ask_once(kept, pairs, limit).await {
         // A name that the database's encoding doesn't know fails the statement: it must not fail everybody's login.
         Err(AskError::Postgres(error)) if is_bad_data(&error) => {
             let mut facts = Vec::with_capacity(pairs.len());
             for pair in pairs {
-                match ask_once(client, query, std::slice::from_ref(pair), limit).await {
+                match ask_once(kept, std::slice::from_ref(pair), limit).await {
                     Ok(mut one) => facts.append(&mut one),
                     // Such a role can't exist, as far as this database can tell.
                     Err(AskError::Postgres(error)) if is_bad_data(&error) => facts.push(Facts::default()),
@@ -283,10 +282,12 @@ fn is_bad_data(error: &tokio_postgres::Error) -> bool {
     error.code().is_some_and(|code| code.code().starts_with("22"))
 }
 
-async fn ask_once(client: &Client, query: &str, pairs: &[Pair], limit: Duration) -> Result<Vec<Facts>, AskError> {
+async fn ask_once(kept: &Kept, pairs: &[Pair], limit: Duration) -> Result<Vec<Facts>, AskError> {
     let users: Vec<&str> = pairs.iter().map(|pair| pair.user.as_str()).collect();
     let databases: Vec<&str> = pairs.iter().map(|pair| pair.database.as_str()).collect();
-    let rows = tokio::time::timeout(limit, client.query(query, &[&users, &databases])).await.map_err(|_| AskError::Timeout(limit))??;
+    let rows = tokio::time::timeout(limit, kept.client.query(&kept.question, &[&users, &databases]))
+        .await
+        .map_err(|_| AskError::Timeout(limit))??;
     let mut facts = vec![Facts::default(); pairs.len()];
     for row in rows {
         let place: i64 = row.try_get(0)?;
@@ -323,7 +324,7 @@ fn query(function: Option<&str>) -> String {
     };
     format!(
         "SELECT asked.place, facts.* \
-         FROM pg_catalog.unnest($1::pg_catalog.text[], $2::pg_catalog.text[]) \
+         FROM ROWS FROM (pg_catalog.unnest($1::pg_catalog.text[]), pg_catalog.unnest($2::pg_catalog.text[])) \
               WITH ORDINALITY AS asked(role_name, database_name, place) \
          LEFT JOIN LATERAL {source} AS facts ON true"
     )

@@ -203,12 +203,7 @@ fn admit<'f>(startup: &Startup, facts: &'f Facts) -> Result<&'f RoleFacts, Refus
 }
 
 fn rejected(stream: &Stream, startup: &Startup, peer: &Peer) -> Refusal {
-    Refusal::RejectedByRule {
-        address: peer.host(),
-        user: startup.user.clone(),
-        database: startup.database.clone(),
-        tls: stream.is_tls(),
-    }
+    Refusal::RejectedByRule { address: peer.host(), user: startup.user.clone(), database: startup.database.clone(), tls: stream.is_tls() }
 }
 
 /// What a password exchange gave.
@@ -263,9 +258,7 @@ impl Dialogue<'_> {
         send(self.stream, &[&Authentication::SASLContinue(server_first.into())]).await?;
         let last = self.response("SASL").await?;
         match exchange.finish(&last)? {
-            Verdict::Proven { server_final, keys } => {
-                Ok(Proven { credential: Credential::Scram(keys), server_final: Some(server_final) })
-            }
+            Verdict::Proven { server_final, keys } => Ok(Proven { credential: Credential::Scram(keys), server_final: Some(server_final) }),
             Verdict::Failed => Err(self.failed()),
         }
     }

@@ -184,9 +184,9 @@ struct Fields<'a> {
 
 impl<'a> Fields<'a> {
     fn next_pair(&mut self) -> Result<Option<(&'a [u8], &'a [u8])>, StartupError> {
-        let layout = || StartupError::Refuse(Refusal::BadStartup {
-            detail: "invalid startup packet layout: expected terminator as last byte".into(),
-        });
+        let layout = || {
+            StartupError::Refuse(Refusal::BadStartup { detail: "invalid startup packet layout: expected terminator as last byte".into() })
+        };
         let name = self.string().ok_or_else(layout)?;
         if name.is_empty() {
             return if self.rest.is_empty() { Ok(None) } else { Err(layout()) };
@@ -207,9 +207,9 @@ impl<'a> Fields<'a> {
 fn text(name: &[u8], value: &[u8]) -> Result<String, StartupError> {
     match std::str::from_utf8(value) {
         Ok(text) => Ok(text.to_owned()),
-        Err(_) => refuse(Refusal::BadStartup {
-            detail: format!("startup parameter \"{}\" is not valid UTF-8", name.escape_ascii()).into(),
-        }),
+        Err(_) => {
+            refuse(Refusal::BadStartup { detail: format!("startup parameter \"{}\" is not valid UTF-8", name.escape_ascii()).into() })
+        }
     }
 }
 
