@@ -27,6 +27,9 @@ const QUEUE_MAX: usize = 1024;
 /// Pairs of user and database that the cache remembers.
 const CACHE_MAX: usize = 10_000;
 
+/// How long a member that didn't answer is asked last. A member that hangs would otherwise cost each login a whole timeout.
+const AVOID: Duration = Duration::from_secs(5);
+
 /// What a login needs to know. Ages as soon as it is read: never keep it.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Facts {
@@ -80,7 +83,15 @@ impl LoginFacts {
     /// Starts the task that asks. Needs a running tokio runtime.
     pub fn start(postgres: Postgres, topology: Arc<ArcSwap<Topology>>, tls: Connector) -> LoginFacts {
         let (questions, inbox) = mpsc::channel(QUEUE_MAX);
-        let asker = Asker { query: query(postgres.auth_function.as_deref()), postgres, topology, tls, kept: None, cache: HashMap::new() };
+        let asker = Asker {
+            query: query(postgres.auth_function.as_deref()),
+            postgres,
+            topology,
+            tls,
+            kept: None,
+            failed: HashMap::new(),
+            cache: HashMap::new(),
+        };
         tokio::spawn(asker.run(inbox));
         LoginFacts { questions }
     }
@@ -107,6 +118,8 @@ struct Asker {
     topology: Arc<ArcSwap<Topology>>,
     tls: Connector,
     kept: Option<Kept>,
+    /// Members that didn't answer, and when.
+    failed: HashMap<Target, Instant>,
     cache: HashMap<Pair, Facts>,
 }
 
@@ -165,12 +178,14 @@ impl Asker {
                 }
                 None => {}
             }
+            self.failed.insert(target, Instant::now());
         }
         None
     }
 
-    /// The leader, then the replicas that are in rotation, then the others: any word about a role is better than none.
-    fn candidates(&self) -> Vec<Target> {
+    /// The leader, then the replicas that are in rotation, then the others: any word about a role is better than none. Who has just
+    /// failed comes last.
+    fn candidates(&mut self) -> Vec<Target> {
         let topology = self.topology.load();
         let leader = topology.leader_at(Instant::now()).map(|(_, member)| member);
         let replicas = topology.replicas().map(|(_, member)| member);
@@ -182,6 +197,8 @@ impl Asker {
                 targets.push(target);
             }
         }
+        self.failed.retain(|_, failed| failed.elapsed() < AVOID);
+        targets.sort_by_key(|target| self.failed.contains_key(target));
         targets
     }
 

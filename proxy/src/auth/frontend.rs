@@ -103,19 +103,21 @@ impl Gate {
         }
         let user = startup.user.as_str();
         let method = self.method(stream, startup, peer)?;
+        if method == AuthMethod::Reject {
+            return Err(rejected(stream, startup, peer).into());
+        }
         let facts = self.facts.ask(user, &startup.database).await.map_err(|Unreachable| Refusal::VerifiersUnreachable)?;
         let role = facts.role.as_ref();
         let mut dialogue = Dialogue { stream, user };
         let key = match method {
             AuthMethod::ScramSha256 | AuthMethod::Md5 => Some(self.password(&mut dialogue, role).await?),
-            AuthMethod::Trust => None,
+            AuthMethod::Trust | AuthMethod::Reject => None,
             AuthMethod::Cert => {
                 if tls::common_name(dialogue.stream).as_deref() != Some(user) {
                     return Err(Refusal::CertificateFailed { user: user.to_owned() }.into());
                 }
                 None
             }
-            AuthMethod::Reject => return Err(rejected(dialogue.stream, startup, peer).into()),
         };
         // The password exchange ends with SASLFinal, which is sent together with this.
         dialogue.finish(key.as_ref().and_then(|proven| proven.server_final.as_deref())).await?;

@@ -237,7 +237,7 @@ async fn a_stale_key_is_told_from_a_dead_server() {
         panic!("a database that doesn't exist");
     };
     assert!(sqlstate == "3D000" && raw.starts_with(b"E") && raw.len() == 1 + u32::from_be_bytes([raw[1], raw[2], raw[3], raw[4]]) as usize);
-    let facts = LoginFacts::start(postgres_config(ROUTER_PASSWORD), topology(postgres.port), Connector::disabled());
+    let facts = LoginFacts::start(postgres_config(ROUTER_PASSWORD), topology(&[postgres.port]), Connector::disabled());
     assert!(facts.ask("ann", "postgres").await.is_ok_and(|facts| facts.role.is_some()));
     let dead = Target::new("127.0.0.1", 1);
     let login = Login { user: "ann", database: "x", credential: &Credential::Trust, parameters: &[] };
@@ -253,7 +253,7 @@ async fn a_stale_key_is_told_from_a_dead_server() {
 async fn names_beyond_a_databases_encoding_fail_alone() {
     let postgres = shared();
     let config = switchyard_config::Postgres { database: "latin".into(), ..postgres_config(ROUTER_PASSWORD) };
-    let facts = LoginFacts::start(config, topology(postgres.port), Connector::disabled());
+    let facts = LoginFacts::start(config, topology(&[postgres.port]), Connector::disabled());
     let (unknown, known, database) = tokio::join!(facts.ask("漢", "postgres"), facts.ask("ann", "postgres"), facts.ask("ann", "漢"));
     assert!(unknown.is_ok_and(|facts| facts.role.is_none()));
     assert!(known.is_ok_and(|facts| facts.role.is_some() && facts.database.is_some()));
@@ -272,15 +272,15 @@ async fn the_function_answers_for_a_role_that_may_read_nothing() {
         auth_function: function.map(str::to_owned),
         ..postgres_config("desk")
     };
-    let through = LoginFacts::start(clerk(Some("switchyard.login_facts")), topology(postgres.port), Connector::disabled());
-    let plain = LoginFacts::start(postgres_config(ROUTER_PASSWORD), topology(postgres.port), Connector::disabled());
+    let through = LoginFacts::start(clerk(Some("switchyard.login_facts")), topology(&[postgres.port]), Connector::disabled());
+    let plain = LoginFacts::start(postgres_config(ROUTER_PASSWORD), topology(&[postgres.port]), Connector::disabled());
     for (user, database) in [("ann", "postgres"), ("ann", "private"), ("expired", "closed"), ("nosuch", "nosuch"), ("postgres", "private")]
     {
         let expected = plain.ask(user, database).await;
         assert!(expected.is_ok());
         assert_eq!(through.ask(user, database).await, expected, "{user} {database}");
     }
-    let without = LoginFacts::start(clerk(None), topology(postgres.port), Connector::disabled());
+    let without = LoginFacts::start(clerk(None), topology(&[postgres.port]), Connector::disabled());
     assert_eq!(without.ask("ann", "postgres").await, Err(Unreachable), "the clerk may not read pg_authid");
     let allowed = "SELECT has_function_privilege('ann', 'switchyard.login_facts(text, text)', 'EXECUTE')";
     assert_eq!(postgres.sql(allowed), "f");
@@ -290,7 +290,7 @@ async fn the_function_answers_for_a_role_that_may_read_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_cache_answers_only_while_nobody_else_does() {
     let postgres = Postgres::start();
-    let facts = LoginFacts::start(postgres_config(ROUTER_PASSWORD), topology(postgres.port), Connector::disabled());
+    let facts = LoginFacts::start(postgres_config(ROUTER_PASSWORD), topology(&[postgres.port]), Connector::disabled());
     let before = facts.ask("ann", "postgres").await;
     assert!(before.as_ref().is_ok_and(|facts| facts.role.is_some()));
     postgres.sql("ALTER ROLE ann PASSWORD 'other'");
@@ -375,4 +375,63 @@ async fn hostile_messages_end_their_own_login_only() {
         assert_eq!(got[..24], *b"v\0\0\0\x17\0\x03\0\x02\0\0\0\x01_pq_.thing\0", "{bytes:?}");
     }
     assert_eq!(log_in(router.port, "ann", "pencil", "postgres").await.as_deref(), Ok("ann@postgres"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_hangs_is_asked_last() {
+    let postgres = shared();
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let port = silent.local_addr().expect("an address").port();
+    let config = switchyard_config::Postgres { connect_timeout: Duration::from_millis(300), ..postgres_config(ROUTER_PASSWORD) };
+    let facts = LoginFacts::start(config, topology(&[port, postgres.port]), Connector::disabled());
+    for _ in 0..3 {
+        assert!(facts.ask("ann", "postgres").await.is_ok_and(|facts| facts.role.is_some()));
+    }
+    let mut calls = 0;
+    while tokio::time::timeout(Duration::from_millis(100), silent.accept()).await.is_ok() {
+        calls += 1;
+    }
+    assert_eq!(calls, 1, "once, and then not again for a while");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn walsenders_log_in_too() {
+    let postgres = shared();
+    let router = start(&postgres, Options::default()).await;
+    for (replication, user, expected) in [("true", "walker", Ok(())), ("database", "walker", Ok(())), ("true", "ann", Err("walsender"))] {
+        let conninfo = format!("host=127.0.0.1 port={} user={user} dbname=postgres replication={replication}", router.port);
+        match (run_psql(conninfo, "pencil", "IDENTIFY_SYSTEM").await, expected) {
+            (Ok(answer), Ok(())) => assert!(answer.contains("|1|0/"), "{answer}"),
+            (Err(error), Err(text)) => assert!(error.contains(text), "{error}"),
+            (answer, _) => panic!("{replication} as {user}: {answer:?}"),
+        }
+    }
+}
+
+/// A client's TLS without SSLRequest, with or without ALPN; what the router answered to its startup packet.
+async fn direct_tls(postgres: &Postgres, port: u16, alpn: bool) -> std::io::Result<u8> {
+    use rustls::pki_types::pem::PemObject;
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(rustls::pki_types::CertificateDer::from_pem_file(&postgres.ca).expect("PEM")).expect("an authority");
+    let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
+    let builder = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().expect("versions");
+    let mut config = builder.with_root_certificates(roots).with_no_client_auth();
+    if alpn {
+        config.alpn_protocols = vec![b"postgresql".to_vec()];
+    }
+    let tcp = TcpStream::connect(("127.0.0.1", port)).await?;
+    let name = rustls::pki_types::ServerName::try_from("localhost").expect("a name");
+    let mut stream = tokio_rustls::TlsConnector::from(std::sync::Arc::new(config)).connect(name, tcp).await?;
+    let body = [&[0, 3, 0, 0][..], b"user\0ann\0database\0postgres\0\0"].concat();
+    stream.write_all(&[&(body.len() as u32 + 4).to_be_bytes()[..], &body].concat()).await?;
+    stream.flush().await?;
+    stream.read_u8().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn direct_tls_must_name_its_protocol() {
+    let postgres = shared();
+    let router = start(&postgres, Options { tls: true, ..Options::default() }).await;
+    assert_eq!(direct_tls(&postgres, router.port, true).await.ok(), Some(b'R'));
+    assert!(direct_tls(&postgres, router.port, false).await.is_err(), "closed without a word");
 }

@@ -62,7 +62,8 @@ impl Postgres {
                    host all trusted 127.0.0.1/32 trust\n\
                    host all certuser 127.0.0.1/32 trust\n\
                    host all md5user 127.0.0.1/32 md5\n\
-                   host all all 127.0.0.1/32 scram-sha-256\n";
+                   host all all 127.0.0.1/32 scram-sha-256\n\
+                   host replication all 127.0.0.1/32 scram-sha-256\n";
         std::fs::write(data.join("pg_hba.conf"), hba).expect("pg_hba.conf");
         let settings = format!(
             "port = {port}\nlisten_addresses = '127.0.0.1'\nunix_socket_directories = '{0}'\nfsync = off\nssl = on\n\
@@ -76,7 +77,7 @@ impl Postgres {
         postgres.sql(&format!("ALTER ROLE postgres PASSWORD '{}'", ROUTER_PASSWORD.replace('\'', "''")));
         postgres.sql(
             "CREATE ROLE ann LOGIN PASSWORD 'pencil'; CREATE ROLE nologin NOLOGIN PASSWORD 'pencil';
-             CREATE ROLE expired LOGIN PASSWORD 'pencil' VALID UNTIL '2020-01-01'; CREATE ROLE nopassword LOGIN;
+             CREATE ROLE expired LOGIN PASSWORD 'pencil' VALID UNTIL '2020-01-01'; CREATE ROLE nopassword LOGIN; CREATE ROLE walker LOGIN REPLICATION PASSWORD 'pencil';
              CREATE ROLE future LOGIN PASSWORD 'pencil' VALID UNTIL 'infinity'; CREATE ROLE trusted LOGIN; CREATE ROLE certuser LOGIN;
              CREATE ROLE \"Ünïcode 'quoted\\\"\"\" LOGIN PASSWORD 'Ⅸ pass';
              SET password_encryption = md5; CREATE ROLE md5user LOGIN PASSWORD 'pencil'",

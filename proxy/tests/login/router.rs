@@ -51,25 +51,27 @@ pub(crate) fn postgres_config(password: &str) -> config::Postgres {
     }
 }
 
-/// A cluster of one: the leader.
-pub(crate) fn topology(port: u16) -> Arc<ArcSwap<Topology>> {
+/// A cluster on loopback; the first port's member leads.
+pub(crate) fn topology(ports: &[u16]) -> Arc<ArcSwap<Topology>> {
     let now = Instant::now();
-    let member = Member {
-        name: "one".into(),
-        host: "127.0.0.1".into(),
-        port,
-        api_url: None,
-        role: Role::Leader,
-        patroni_state: "running".into(),
-        weight: 1,
-        zone: None,
-        probed: None,
-        probe_error: None,
-        since: now,
-        lag_bytes: None,
-        lag: None,
-        out: None,
-        fork: None,
+    let member = |port: &u16| {
+        Arc::new(Member {
+            name: format!("member {port}").into(),
+            host: "127.0.0.1".into(),
+            port: *port,
+            api_url: None,
+            role: Role::Unknown,
+            patroni_state: "running".into(),
+            weight: 1,
+            zone: None,
+            probed: None,
+            probe_error: None,
+            since: now,
+            lag_bytes: None,
+            lag: None,
+            out: None,
+            fork: None,
+        })
     };
     let leader = Leader {
         member: 0,
@@ -79,7 +81,8 @@ pub(crate) fn topology(port: u16) -> Arc<ArcSwap<Topology>> {
         standby_cluster: false,
         failsafe: false,
     };
-    Arc::new(ArcSwap::from_pointee(Topology { leader: Some(leader), members: vec![Arc::new(member)], ready: true, ..Topology::default() }))
+    let members = ports.iter().map(member).collect();
+    Arc::new(ArcSwap::from_pointee(Topology { leader: Some(leader), members, ready: true, ..Topology::default() }))
 }
 
 pub(crate) fn connector(postgres: &Postgres, mode: config::SslMode) -> Connector {
@@ -91,7 +94,7 @@ pub(crate) async fn start(postgres: &Postgres, options: Options) -> Router {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let port = listener.local_addr().expect("an address").port();
     let connector = connector(postgres, options.server_tls.unwrap_or(config::SslMode::Disable));
-    let facts = LoginFacts::start(postgres_config(ROUTER_PASSWORD), topology(postgres.port), connector.clone());
+    let facts = LoginFacts::start(postgres_config(ROUTER_PASSWORD), topology(&[postgres.port]), connector.clone());
     let tls = options.tls.then(|| {
         let files = config::ClientTls {
             cert_file: postgres.cert.clone(),
@@ -130,8 +133,9 @@ impl Shared {
             Opened::Cancel { pid, key } => return auth::backend::cancel(&self.target, pid, &key, &self.connector, TIMEOUT).await.ok(),
         };
         let identity = self.gate.authenticate(&mut client, &startup, &peer).await.ok()?;
-        let login =
-            Login { user: &identity.user, database: &identity.database, credential: &identity.credential, parameters: &identity.settings };
+        let mut parameters = identity.settings.clone();
+        parameters.extend(startup.replication.parameter().map(|value| ("replication".to_owned(), value.to_owned())));
+        let login = Login { user: &identity.user, database: &identity.database, credential: &identity.credential, parameters: &parameters };
         let mut server = match auth::connect(&self.target, &login, &self.connector, TIMEOUT).await {
             Ok(server) => server,
             Err(ConnectError::Server { raw, .. }) => {

@@ -52,6 +52,17 @@ pub enum Replication {
     Logical,
 }
 
+impl Replication {
+    /// The value of the startup parameter `replication` that asks a server for the same.
+    pub fn parameter(self) -> Option<&'static str> {
+        match self {
+            Replication::No => None,
+            Replication::Physical => Some("true"),
+            Replication::Logical => Some("database"),
+        }
+    }
+}
+
 /// A StartupMessage.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Startup {
@@ -177,13 +188,16 @@ fn refuse<T>(refusal: Refusal) -> Result<T, StartupError> {
     Err(StartupError::Refuse(refusal))
 }
 
+/// A parameter's name and value.
+type Pair<'a> = (&'a [u8], &'a [u8]);
+
 /// Names and values, each ended by a zero byte, up to an empty name that must be the packet's last byte.
 struct Fields<'a> {
     rest: &'a [u8],
 }
 
 impl<'a> Fields<'a> {
-    fn next_pair(&mut self) -> Result<Option<(&'a [u8], &'a [u8])>, StartupError> {
+    fn next_pair(&mut self) -> Result<Option<Pair<'a>>, StartupError> {
         let layout = || {
             StartupError::Refuse(Refusal::BadStartup { detail: "invalid startup packet layout: expected terminator as last byte".into() })
         };
