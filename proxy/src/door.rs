@@ -50,8 +50,15 @@ impl Peer {
 #[derive(Debug)]
 pub enum Opened {
     /// A cancel request; its connection is closed already. Whether it hit is never told.
-    Cancel { pid: i32, key: Vec<u8> },
-    Startup { stream: Stream, startup: Box<Startup>, peer: Peer },
+    Cancel {
+        pid: i32,
+        key: Vec<u8>,
+    },
+    Startup {
+        stream: Stream,
+        startup: Box<Startup>,
+        peer: Peer,
+    },
 }
 
 /// A connection that goes no further. It is closed.

@@ -50,8 +50,7 @@ impl Stream {
     pub fn tcp(stream: TcpStream) -> io::Result<Stream> {
         let socket = SockRef::from(&stream);
         socket.set_tcp_nodelay(true)?;
-        let keepalive =
-            TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_INTERVAL).with_retries(KEEPALIVE_PROBES);
+        let keepalive = TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_INTERVAL).with_retries(KEEPALIVE_PROBES);
         socket.set_tcp_keepalive(&keepalive)?;
         Ok(Stream::Tcp(stream))
     }

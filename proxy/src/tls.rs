@@ -84,10 +84,7 @@ impl Acceptor {
         let loaded = self.loaded.load_full();
         let stream = TlsAcceptor::from(loaded.server.clone()).accept(tcp).await?;
         if direct && stream.get_ref().1.alpn_protocol() != Some(ALPN) {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                "direct TLS connection without ALPN protocol negotiation extension",
-            ));
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "direct TLS connection without ALPN protocol negotiation extension"));
         }
         Ok(Stream::Tls(Box::new(TlsAccepted { stream, end_point: loaded.end_point.clone() })))
     }
@@ -109,9 +106,8 @@ fn load(config: &ClientTls) -> Result<Loaded, TlsError> {
             builder.with_client_cert_verifier(verifier)
         }
     };
-    let mut server = builder
-        .with_single_cert(chain, key)
-        .map_err(|error| TlsError::Certificate { path: config.cert_file.clone(), error })?;
+    let mut server =
+        builder.with_single_cert(chain, key).map_err(|error| TlsError::Certificate { path: config.cert_file.clone(), error })?;
     server.alpn_protocols = vec![ALPN.to_vec()];
     Ok(Loaded { server: Arc::new(server), end_point })
 }
@@ -232,9 +228,11 @@ impl ServerCertVerifier for LibpqVerifier {
         }
         match chain.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now) {
             // webpki checks the name last: everything else was right.
-            Err(rustls::Error::InvalidCertificate(
-                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
-            )) if !self.check_name => Ok(ServerCertVerified::assertion()),
+            Err(rustls::Error::InvalidCertificate(CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. }))
+                if !self.check_name =>
+            {
+                Ok(ServerCertVerified::assertion())
+            }
             verdict => verdict,
         }
     }
@@ -339,5 +337,60 @@ pub(crate) fn channel_binding(stream: &Stream) -> Option<Arc<[u8]>> {
         Stream::Tls(tls) => tls.end_point.clone(),
         Stream::ClientTls(tls) => end_point(tls.get_ref().1.peer_certificates()?.first()?),
         Stream::Tcp(_) | Stream::Unix(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PKCS_ED25519};
+
+    use super::*;
+
+    #[test]
+    fn a_certificate_is_hashed_as_its_signature_says() {
+        let hash = |algorithm| {
+            let key = KeyPair::generate_for(algorithm).expect("a key");
+            let certificate = CertificateParams::new(vec![]).expect("parameters").self_signed(&key).expect("a certificate");
+            let der = certificate.der().to_vec();
+            (end_point(&der).map(|hash| hash.to_vec()), der)
+        };
+        let (sha256, der) = hash(&PKCS_ECDSA_P256_SHA256);
+        assert_eq!(sha256, Some(sha2::Sha256::digest(der).to_vec()));
+        let (sha384, der) = hash(&PKCS_ECDSA_P384_SHA384);
+        assert_eq!(sha384, Some(sha2::Sha384::digest(der).to_vec()));
+        assert_eq!(hash(&PKCS_ED25519).0, None, "no hash of its own: no channel binding");
+        assert_eq!(end_point(b"nonsense"), None);
+    }
+
+    fn verifier(mode: SslMode, ca_file: Option<PathBuf>) -> Result<LibpqVerifier, TlsError> {
+        let config = ServerTls { mode, ca_file, cert_file: None, key_file: None };
+        LibpqVerifier::new(&config, Arc::new(ring::default_provider()))
+    }
+
+    #[test]
+    fn modes_verify_what_libpqs_do() {
+        let self_signed = || {
+            let key = KeyPair::generate().expect("a key");
+            CertificateParams::new(vec!["db.example".to_owned()]).expect("parameters").self_signed(&key).expect("a certificate")
+        };
+        let (ours, theirs) = (self_signed(), self_signed());
+        let file = std::env::temp_dir().join(format!("switchyard-ca-{}.pem", std::process::id()));
+        std::fs::write(&file, ours.pem()).expect("a file");
+        let check = |mode, certificate: &rcgen::Certificate, name: &str| {
+            let name = ServerName::try_from(name.to_owned()).expect("a name");
+            let verifier = verifier(mode, Some(file.clone())).expect("a verifier");
+            verifier.verify_server_cert(certificate.der(), &[], &name, &[], UnixTime::now()).is_ok()
+        };
+        use SslMode::{Prefer, Require, VerifyCa, VerifyFull};
+        for (mode, stranger, other_name) in
+            [(Prefer, true, true), (Require, false, true), (VerifyCa, false, true), (VerifyFull, false, false)]
+        {
+            assert!(check(mode, &ours, "db.example"), "{mode:?}");
+            assert_eq!(check(mode, &theirs, "db.example"), stranger, "{mode:?}");
+            assert_eq!(check(mode, &ours, "other.example"), other_name, "{mode:?}");
+        }
+        std::fs::remove_file(&file).expect("removed");
+        assert!(matches!(verifier(VerifyCa, None), Err(TlsError::NoAuthority)));
+        assert!(verifier(Require, None).is_ok(), "nothing to verify with");
     }
 }

@@ -186,8 +186,7 @@ impl Session {
     async fn log_in(mut self, login: &Login<'_>) -> Result<Connected, ConnectError> {
         self.send(&startup_message(login)).await?;
         self.authenticate(login.credential).await?;
-        let mut connected =
-            Connected { stream: self.stream, pid: 0, secret: Vec::new(), parameters: Vec::new(), notices: Vec::new() };
+        let mut connected = Connected { stream: self.stream, pid: 0, secret: Vec::new(), parameters: Vec::new(), notices: Vec::new() };
         let mut ready = false;
         // A report or notice may follow ReadyForQuery at once (a reload, a shutdown): it is part of what was read, so it is handled here.
         while !ready || !self.buffer.is_empty() {
@@ -217,12 +216,16 @@ impl Session {
             match self.request().await? {
                 Request::Ok => return Ok(()),
                 Request::Md5 { salt } => {
-                    let Credential::Md5(hash) = credential else { return Err(AuthError::NoAnswer("an md5 password").into()) };
+                    let Credential::Md5(hash) = credential else {
+                        return Err(AuthError::NoAnswer("an md5 password").into());
+                    };
                     let response = hash.response(&salt);
                     self.send(&pg::Password::new(response.as_str().to_owned())).await?;
                 }
                 Request::Sasl { mechanisms } => {
-                    let Credential::Scram(keys) = credential else { return Err(AuthError::NoAnswer("SCRAM").into()) };
+                    let Credential::Scram(keys) = credential else {
+                        return Err(AuthError::NoAnswer("SCRAM").into());
+                    };
                     self.scram(keys, &mechanisms).await?;
                 }
                 Request::SaslContinue(_) | Request::SaslFinal(_) => {

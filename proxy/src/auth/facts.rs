@@ -13,7 +13,7 @@ use arc_swap::ArcSwap;
 use switchyard_config::Postgres;
 use switchyard_core::topology::Topology;
 use tokio::sync::{mpsc, oneshot};
-use tokio_postgres::{Client, NoTls, Row};
+use tokio_postgres::{Client, NoTls, Row, Statement};
 use zeroize::Zeroizing;
 
 use super::backend::{self, Target};
@@ -26,6 +26,9 @@ const BATCH_MAX: usize = 256;
 const QUEUE_MAX: usize = 1024;
 /// Pairs of user and database that the cache remembers.
 const CACHE_MAX: usize = 10_000;
+
+/// How long a member that didn't answer is asked last. A member that hangs would otherwise cost each login a whole timeout.
+const AVOID: Duration = Duration::from_secs(5);
 
 /// What a login needs to know. Ages as soon as it is read: never keep it.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
@@ -86,6 +89,7 @@ impl LoginFacts {
             topology,
             tls,
             kept: None,
+            failed: HashMap::new(),
             cache: HashMap::new(),
         };
         tokio::spawn(asker.run(inbox));
@@ -105,6 +109,7 @@ impl LoginFacts {
 struct Kept {
     target: Target,
     client: Client,
+    question: Statement,
 }
 
 struct Asker {
@@ -113,6 +118,8 @@ struct Asker {
     topology: Arc<ArcSwap<Topology>>,
     tls: Connector,
     kept: Option<Kept>,
+    /// Members that didn't answer, and when.
+    failed: HashMap<Target, Instant>,
     cache: HashMap<Pair, Facts>,
 }
 
@@ -171,12 +178,14 @@ impl Asker {
                 }
                 None => {}
             }
+            self.failed.insert(target, Instant::now());
         }
         None
     }
 
-    /// The leader, then the replicas that are in rotation, then the others: any word about a role is better than none.
-    fn candidates(&self) -> Vec<Target> {
+    /// The leader, then the replicas that are in rotation, then the others: any word about a role is better than none. Who has just
+    /// failed comes last.
+    fn candidates(&mut self) -> Vec<Target> {
         let topology = self.topology.load();
         let leader = topology.leader_at(Instant::now()).map(|(_, member)| member);
         let replicas = topology.replicas().map(|(_, member)| member);
@@ -188,14 +197,21 @@ impl Asker {
                 targets.push(target);
             }
         }
+        self.failed.retain(|_, failed| failed.elapsed() < AVOID);
+        targets.sort_by_key(|target| self.failed.contains_key(target));
         targets
     }
 
     async fn ask_member(&mut self, target: &Target, pairs: &[Pair]) -> Option<Vec<Facts>> {
         let limit = self.postgres.connect_timeout;
         if self.kept.is_none() {
-            match tokio::time::timeout(limit, connect(&self.postgres, target, &self.tls)).await {
-                Ok(Ok(client)) => self.kept = Some(Kept { target: target.clone(), client }),
+            let connecting = async {
+                let client = connect(&self.postgres, target, &self.tls).await?;
+                let question = client.prepare(&self.query).await?;
+                Ok::<_, AskError>(Kept { target: target.clone(), client, question })
+            };
+            match tokio::time::timeout(limit, connecting).await {
+                Ok(Ok(kept)) => self.kept = Some(kept),
                 Ok(Err(error)) => {
                     tracing::warn!(host = %target.host, port = target.port, %error, "cannot ask this member about roles");
                     return None;
@@ -207,7 +223,7 @@ impl Asker {
             }
         }
         let kept = self.kept.as_ref()?;
-        match ask_all(&kept.client, &self.query, pairs, limit).await {
+        match ask_all(kept, pairs, limit).await {
             Ok(facts) => Some(facts),
             Err(error) => {
                 tracing::warn!(host = %target.host, port = target.port, %error, "a question about roles failed");
@@ -259,13 +275,13 @@ async fn connect(postgres: &Postgres, target: &Target, tls: &Connector) -> Resul
     Ok(client)
 }
 
-async fn ask_all(client: &Client, query: &str, pairs: &[Pair], limit: Duration) -> Result<Vec<Facts>, AskError> {
-    match ask_once(client, query, pairs, limit).await {
+async fn ask_all(kept: &Kept, pairs: &[Pair], limit: Duration) -> Result<Vec<Facts>, AskError> {
+    match ask_once(kept, pairs, limit).await {
         // A name that the database's encoding doesn't know fails the statement: it must not fail everybody's login.
         Err(AskError::Postgres(error)) if is_bad_data(&error) => {
             let mut facts = Vec::with_capacity(pairs.len());
             for pair in pairs {
-                match ask_once(client, query, std::slice::from_ref(pair), limit).await {
+                match ask_once(kept, std::slice::from_ref(pair), limit).await {
                     Ok(mut one) => facts.append(&mut one),
                     // Such a role can't exist, as far as this database can tell.
                     Err(AskError::Postgres(error)) if is_bad_data(&error) => facts.push(Facts::default()),
@@ -283,10 +299,12 @@ fn is_bad_data(error: &tokio_postgres::Error) -> bool {
     error.code().is_some_and(|code| code.code().starts_with("22"))
 }
 
-async fn ask_once(client: &Client, query: &str, pairs: &[Pair], limit: Duration) -> Result<Vec<Facts>, AskError> {
+async fn ask_once(kept: &Kept, pairs: &[Pair], limit: Duration) -> Result<Vec<Facts>, AskError> {
     let users: Vec<&str> = pairs.iter().map(|pair| pair.user.as_str()).collect();
     let databases: Vec<&str> = pairs.iter().map(|pair| pair.database.as_str()).collect();
-    let rows = tokio::time::timeout(limit, client.query(query, &[&users, &databases])).await.map_err(|_| AskError::Timeout(limit))??;
+    let rows = tokio::time::timeout(limit, kept.client.query(&kept.question, &[&users, &databases]))
+        .await
+        .map_err(|_| AskError::Timeout(limit))??;
     let mut facts = vec![Facts::default(); pairs.len()];
     for row in rows {
         let place: i64 = row.try_get(0)?;
@@ -323,7 +341,7 @@ fn query(function: Option<&str>) -> String {
     };
     format!(
         "SELECT asked.place, facts.* \
-         FROM pg_catalog.unnest($1::pg_catalog.text[], $2::pg_catalog.text[]) \
+         FROM ROWS FROM (pg_catalog.unnest($1::pg_catalog.text[]), pg_catalog.unnest($2::pg_catalog.text[])) \
               WITH ORDINALITY AS asked(role_name, database_name, place) \
          LEFT JOIN LATERAL {source} AS facts ON true"
     )

@@ -103,19 +103,21 @@ impl Gate {
         }
         let user = startup.user.as_str();
         let method = self.method(stream, startup, peer)?;
+        if method == AuthMethod::Reject {
+            return Err(rejected(stream, startup, peer).into());
+        }
         let facts = self.facts.ask(user, &startup.database).await.map_err(|Unreachable| Refusal::VerifiersUnreachable)?;
         let role = facts.role.as_ref();
         let mut dialogue = Dialogue { stream, user };
         let key = match method {
             AuthMethod::ScramSha256 | AuthMethod::Md5 => Some(self.password(&mut dialogue, role).await?),
-            AuthMethod::Trust => None,
+            AuthMethod::Trust | AuthMethod::Reject => None,
             AuthMethod::Cert => {
                 if tls::common_name(dialogue.stream).as_deref() != Some(user) {
                     return Err(Refusal::CertificateFailed { user: user.to_owned() }.into());
                 }
                 None
             }
-            AuthMethod::Reject => return Err(rejected(dialogue.stream, startup, peer).into()),
         };
         // The password exchange ends with SASLFinal, which is sent together with this.
         dialogue.finish(key.as_ref().and_then(|proven| proven.server_final.as_deref())).await?;
@@ -203,12 +205,7 @@ fn admit<'f>(startup: &Startup, facts: &'f Facts) -> Result<&'f RoleFacts, Refus
 }
 
 fn rejected(stream: &Stream, startup: &Startup, peer: &Peer) -> Refusal {
-    Refusal::RejectedByRule {
-        address: peer.host(),
-        user: startup.user.clone(),
-        database: startup.database.clone(),
-        tls: stream.is_tls(),
-    }
+    Refusal::RejectedByRule { address: peer.host(), user: startup.user.clone(), database: startup.database.clone(), tls: stream.is_tls() }
 }
 
 /// What a password exchange gave.
@@ -263,9 +260,7 @@ impl Dialogue<'_> {
         send(self.stream, &[&Authentication::SASLContinue(server_first.into())]).await?;
         let last = self.response("SASL").await?;
         match exchange.finish(&last)? {
-            Verdict::Proven { server_final, keys } => {
-                Ok(Proven { credential: Credential::Scram(keys), server_final: Some(server_final) })
-            }
+            Verdict::Proven { server_final, keys } => Ok(Proven { credential: Credential::Scram(keys), server_final: Some(server_final) }),
             Verdict::Failed => Err(self.failed()),
         }
     }

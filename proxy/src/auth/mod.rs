@@ -10,7 +10,7 @@ pub mod rules;
 pub mod scram;
 pub mod secrets;
 
-pub use backend::{ConnectError, Connected, Login, Target, connect};
+pub use backend::{AuthError, ConnectError, Connected, Login, Target, connect};
 pub use facts::{Facts, LoginFacts};
 pub use frontend::{Gate, Identity, LoginError};
 pub use secrets::Credential;

@@ -41,7 +41,10 @@ fn matches(rule: &AuthRule, applicant: &Applicant<'_>) -> bool {
         AddressMatch::Local => applicant.address.is_none(),
         AddressMatch::Cidr { address, bits } => applicant.address.is_some_and(|theirs| in_network(theirs, address, bits)),
     };
-    address && rule.tls.is_none_or(|tls| tls == applicant.tls) && database(&rule.databases, applicant) && names(&rule.users, |name| name == applicant.user)
+    address
+        && rule.tls.is_none_or(|tls| tls == applicant.tls)
+        && database(&rule.databases, applicant)
+        && names(&rule.users, |name| name == applicant.user)
 }
 
 fn names(list: &[String], is: impl Fn(&str) -> bool) -> bool {

@@ -64,7 +64,10 @@ struct Begun {
 #[derive(Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// The proof was right: the message to send, and the keys that it gave.
-    Proven { server_final: String, keys: ScramKeys },
+    Proven {
+        server_final: String,
+        keys: ScramKeys,
+    },
     Failed,
 }
 
@@ -109,8 +112,7 @@ impl Server {
         };
         let full_nonce = format!("{client_nonce}{}", self.nonce);
         let server_first = format!("r={full_nonce},s={},i={}", BASE64.encode(&self.verifier.salt), self.verifier.iterations);
-        self.begun =
-            Some(Begun { expected_binding, client_first_bare: bare.to_owned(), server_first: server_first.clone(), full_nonce });
+        self.begun = Some(Begun { expected_binding, client_first_bare: bare.to_owned(), server_first: server_first.clone(), full_nonce });
         Ok(server_first)
     }
 
@@ -121,16 +123,16 @@ impl Server {
         };
         match flag {
             "n" | "y" if plus => {
-                return malformed(
-                    "The client selected SCRAM-SHA-256-PLUS, but the SCRAM message does not include channel binding data.",
-                );
+                return malformed("The client selected SCRAM-SHA-256-PLUS, but the SCRAM message does not include channel binding data.");
             }
             "y" if self.binding.is_some() => return Err(Refusal::SaslBindingDowngrade),
             "n" | "y" => {}
             _ => match flag.strip_prefix("p=") {
                 None => return malformed("Unexpected channel-binding flag."),
                 Some(_) if !plus => {
-                    return malformed("The client selected SCRAM-SHA-256 without channel binding, but the SCRAM message includes channel binding data.");
+                    return malformed(
+                        "The client selected SCRAM-SHA-256 without channel binding, but the SCRAM message includes channel binding data.",
+                    );
                 }
                 Some(BINDING_TYPE) => {}
                 Some(_) => return malformed("Unsupported SCRAM channel-binding type."),
@@ -150,7 +152,9 @@ impl Server {
 
     /// Reads client-final-message.
     pub fn finish(self, message: &[u8]) -> Result<Verdict, Refusal> {
-        let Some(begun) = self.begun else { return malformed("Unexpected SCRAM message.") };
+        let Some(begun) = self.begun else {
+            return malformed("Unexpected SCRAM message.");
+        };
         let message = text(message)?;
         let Some((without_proof, proof)) = message.rsplit_once(",p=") else {
             return malformed("Expected attribute \"p\".");
@@ -164,7 +168,9 @@ impl Server {
         }
         match attributes.next().and_then(|attribute| attribute.strip_prefix("r=")) {
             None => return malformed("Expected attribute \"r\"."),
-            Some(nonce) if nonce != begun.full_nonce => return Err(Refusal::SaslInvalid { detail: "Nonce does not match." }),
+            Some(nonce) if nonce != begun.full_nonce => {
+                return Err(Refusal::SaslInvalid { detail: "Nonce does not match." });
+            }
             Some(_) => {}
         }
         let Some(proof) = BASE64.decode(proof).ok().and_then(|bytes| Key::from_slice(&bytes)) else {

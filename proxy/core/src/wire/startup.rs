@@ -52,6 +52,17 @@ pub enum Replication {
     Logical,
 }
 
+impl Replication {
+    /// The value of the startup parameter `replication` that asks a server for the same.
+    pub fn parameter(self) -> Option<&'static str> {
+        match self {
+            Replication::No => None,
+            Replication::Physical => Some("true"),
+            Replication::Logical => Some("database"),
+        }
+    }
+}
+
 /// A StartupMessage.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Startup {
@@ -177,16 +188,19 @@ fn refuse<T>(refusal: Refusal) -> Result<T, StartupError> {
     Err(StartupError::Refuse(refusal))
 }
 
+/// A parameter's name and value.
+type Pair<'a> = (&'a [u8], &'a [u8]);
+
 /// Names and values, each ended by a zero byte, up to an empty name that must be the packet's last byte.
 struct Fields<'a> {
     rest: &'a [u8],
 }
 
 impl<'a> Fields<'a> {
-    fn next_pair(&mut self) -> Result<Option<(&'a [u8], &'a [u8])>, StartupError> {
-        let layout = || StartupError::Refuse(Refusal::BadStartup {
-            detail: "invalid startup packet layout: expected terminator as last byte".into(),
-        });
+    fn next_pair(&mut self) -> Result<Option<Pair<'a>>, StartupError> {
+        let layout = || {
+            StartupError::Refuse(Refusal::BadStartup { detail: "invalid startup packet layout: expected terminator as last byte".into() })
+        };
         let name = self.string().ok_or_else(layout)?;
         if name.is_empty() {
             return if self.rest.is_empty() { Ok(None) } else { Err(layout()) };
@@ -207,9 +221,9 @@ impl<'a> Fields<'a> {
 fn text(name: &[u8], value: &[u8]) -> Result<String, StartupError> {
     match std::str::from_utf8(value) {
         Ok(text) => Ok(text.to_owned()),
-        Err(_) => refuse(Refusal::BadStartup {
-            detail: format!("startup parameter \"{}\" is not valid UTF-8", name.escape_ascii()).into(),
-        }),
+        Err(_) => {
+            refuse(Refusal::BadStartup { detail: format!("startup parameter \"{}\" is not valid UTF-8", name.escape_ascii()).into() })
+        }
     }
 }
 

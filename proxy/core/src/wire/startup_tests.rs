@@ -113,11 +113,16 @@ fn nonsense_gets_postgresqls_words() {
     assert_eq!(refused(&good[..good.len() - 1]), layout);
     assert_eq!(refused(&good[..good.len() - 2]), layout);
     assert_eq!(refused(&[good.as_slice(), b"x"].concat()), layout);
-    assert_eq!(refused(&3u32.to_be_bytes().map(|b| b << 1)), ("unsupported frontend protocol 0.6: server supports 3.0 to 3.2".into(), "0A000"));
+    assert_eq!(
+        refused(&3u32.to_be_bytes().map(|b| b << 1)),
+        ("unsupported frontend protocol 0.6: server supports 3.0 to 3.2".into(), "0A000")
+    );
     let mut latin = packet(0x3_0000, &[("user", "u"), ("application_name", "xy")]);
     let at = latin.len() - 3;
     latin[at] = 0xe9;
-    assert!(matches!(parse(&latin), Ok(FirstPacket::Startup(startup)) if startup.parameter("application_name") == Some("x?") || startup.parameter("application_name") == Some("?y")));
+    assert!(
+        matches!(parse(&latin), Ok(FirstPacket::Startup(startup)) if startup.parameter("application_name") == Some("x?") || startup.parameter("application_name") == Some("?y"))
+    );
     let mut user = packet(0x3_0000, &[("user", "uu")]);
     user[9] = 0xff;
     assert_eq!(refused(&user).1, "08P01");
@@ -125,18 +130,20 @@ fn nonsense_gets_postgresqls_words() {
 
 #[test]
 fn options_become_settings() {
-    assert_eq!(settings("-c search_path=a -cwork_mem=1MB --statement-timeout=5s"), Ok(pairs(&[
-        ("search_path", "a"),
-        ("work_mem", "1MB"),
-        ("statement_timeout", "5s"),
-    ])));
+    assert_eq!(
+        settings("-c search_path=a -cwork_mem=1MB --statement-timeout=5s"),
+        Ok(pairs(&[("search_path", "a"), ("work_mem", "1MB"), ("statement_timeout", "5s"),]))
+    );
     assert_eq!(settings(r"  -c app.name=a\ b\\c  -e"), Ok(pairs(&[("app.name", r"a b\c"), ("datestyle", "euro")])));
-    assert_eq!(settings("-fs -S 100 -sO"), Ok(pairs(&[
-        ("enable_seqscan", "false"),
-        ("work_mem", "100"),
-        ("log_statement_stats", "true"),
-        ("allow_system_table_mods", "true"),
-    ])));
+    assert_eq!(
+        settings("-fs -S 100 -sO"),
+        Ok(pairs(&[
+            ("enable_seqscan", "false"),
+            ("work_mem", "100"),
+            ("log_statement_stats", "true"),
+            ("allow_system_table_mods", "true"),
+        ]))
+    );
     assert_eq!(settings(""), Ok(vec![]));
     assert_eq!(settings("-c geqo"), Err("-c geqo requires a value".into()));
     assert_eq!(settings("--geqo"), Err("--geqo requires a value".into()));
