@@ -81,21 +81,24 @@ impl Source {
                 Err(error) => error,
             };
             if session.completed {
+                debug!(endpoint, %error, "connection to etcd lost");
                 failures = 0;
                 if started_at.elapsed() >= GOOD_AFTER {
                     backoff = BACKOFF_MIN;
+                    continue;
                 }
-                debug!(endpoint, %error, "connection to etcd lost");
-            }
-            failures += 1;
-            // One endpoint of several may fail without anything being wrong: the next is tried at once.
-            if failures < self.etcd.endpoints.len() {
-                continue;
-            }
-            failures = 0;
-            let error: Arc<str> = format!("{endpoint}: {error}").into();
-            if !session.completed && observations.send(Observation::EtcdFailing { error }).await.is_err() {
-                return;
+            } else {
+                debug!(endpoint, %error, "no connection to etcd");
+                failures += 1;
+                // One endpoint of several may fail without anything being wrong: the next is tried at once.
+                if failures < self.etcd.endpoints.len() {
+                    continue;
+                }
+                failures = 0;
+                let error: Arc<str> = format!("{endpoint}: {error}").into();
+                if observations.send(Observation::EtcdFailing { error }).await.is_err() {
+                    return;
+                }
             }
             time::sleep(backoff).await;
             backoff = (backoff * 2).min(BACKOFF_MAX);
@@ -186,7 +189,7 @@ impl Session<'_> {
             if again && reading.is_none() {
                 again = false;
                 reads = reads.wrapping_add(1);
-                reading = Some(Box::pin(reader.clone().read(reads % WHOLE_EVERY == 0, false)));
+                reading = Some(Box::pin(reader.clone().read(reads.is_multiple_of(WHOLE_EVERY), false)));
             }
         }
     }

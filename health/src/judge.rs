@@ -32,7 +32,8 @@ const CHANGES_MAX: usize = 32;
 const FAILSAFE_HOLD: Duration = Duration::from_secs(3);
 /// Beyond Patroni's `loop_wait`, an announced switchover that doesn't come stops holding writes.
 const SWITCHING_GRACE: Duration = Duration::from_secs(2);
-/// A named leader that doesn't leave recovery is probed every few milliseconds for this long, then as others.
+/// A named leader that doesn't leave recovery is probed every few milliseconds for this long, and a cluster without a leader
+/// fast for as long; then as ever.
 const URGENT_FOR: Duration = Duration::from_secs(30);
 
 /// How fast a member should be probed.
@@ -143,6 +144,8 @@ pub(crate) struct Judge {
     vacant: bool,
     reign: Option<Reign>,
     in_force: bool,
+    /// While there is no leader: until when all members are probed fast.
+    alert_until: Instant,
     /// The newest timeline that led, with its system identifier.
     floor: Option<(i64, Timeline)>,
     doubt: Option<Doubt>,
@@ -161,9 +164,12 @@ struct Shown {
     state: ClusterState,
     epoch: Epoch,
     leader: Option<(usize, bool, bool)>,
-    members: Vec<(Arc<str>, Arc<str>, u16, Role, Option<Out>)>,
+    members: Vec<ShownMember>,
     ready: bool,
 }
+
+/// Name, host, port, role and why it gets no reads.
+type ShownMember = (Arc<str>, Arc<str>, u16, Role, Option<Out>);
 
 impl Judge {
     pub(crate) fn new(config: &Config, now: Moment) -> Judge {
@@ -189,6 +195,7 @@ impl Judge {
             vacant: false,
             reign: None,
             in_force: false,
+            alert_until: now.at + URGENT_FOR,
             floor: None,
             doubt: None,
             marks: Marks::default(),
@@ -228,9 +235,13 @@ impl Judge {
 
     /// How fast `member` should be probed, apart from what sessions ask for.
     pub(crate) fn pace(&self, member: &str, now: Instant) -> Pace {
+        if self.in_force {
+            let announced = self.request.as_ref().is_some_and(|request| request.opened.is_some());
+            return if announced { Pace::Busy } else { Pace::Idle };
+        }
         match &self.claim {
-            Some(claim) if !self.in_force && *claim.key.name == *member && now < claim.seen_at + URGENT_FOR => Pace::Urgent,
-            _ if !self.in_force || self.request.as_ref().is_some_and(|request| request.opened.is_some()) => Pace::Busy,
+            Some(claim) if *claim.key.name == *member && now < claim.seen_at + URGENT_FOR => Pace::Urgent,
+            _ if now < self.alert_until => Pace::Busy,
             _ => Pace::Idle,
         }
     }
@@ -657,6 +668,7 @@ impl Judge {
             Err(doubt) => {
                 if self.in_force {
                     self.note(now, None, doubt.as_str());
+                    self.alert_until = now.at + URGENT_FOR;
                 }
                 if self.doubt != Some(*doubt) {
                     info!(why = doubt.as_str(), epoch = self.epoch.0, "no leader in force");

@@ -313,11 +313,8 @@ impl FailoverKey {
         Some(FailoverKey {
             leader: raw.leader.unwrap_or_default(),
             candidate: raw.member.or(raw.candidate).unwrap_or_default(),
-            scheduled_at: match raw.scheduled_at.filter(|at| !at.is_empty()) {
-                // A time that can't be read isn't "at once": writes would be held for nothing.
-                Some(at) => Some(unix_seconds(&at).unwrap_or(f64::INFINITY)),
-                None => None,
-            },
+            // A time that can't be read isn't "at once": writes would be held for nothing.
+            scheduled_at: raw.scheduled_at.filter(|at| !at.is_empty()).map(|at| unix_seconds(&at).unwrap_or(f64::INFINITY)),
         })
     }
 }

@@ -471,6 +471,24 @@ fn a_switchover_ends_with_the_new_leader() {
 }
 
 #[test]
+fn a_lasting_loss_is_not_probed_fast_for_ever() {
+    let mut story = Story::stable();
+    let pace = |story: &mut Story, name: &str| {
+        story.topology();
+        story.judge.pace(name, story.now().at)
+    };
+    assert_eq!(pace(&mut story, "a"), Pace::Idle);
+    story.delete_leader();
+    assert_eq!(pace(&mut story, "a"), Pace::Busy);
+    story.after(URGENT_FOR);
+    assert_eq!(pace(&mut story, "a"), Pace::Idle);
+    story.put_leader("b");
+    assert_eq!((pace(&mut story, "a"), pace(&mut story, "b")), (Pace::Idle, Pace::Urgent));
+    story.after(URGENT_FOR);
+    assert_eq!(pace(&mut story, "b"), Pace::Idle);
+}
+
+#[test]
 fn a_standby_clusters_leader_is_in_recovery() {
     let mut story = Story::stable();
     story.after(ms(1)).standby("a", 100 * MB);
