@@ -59,6 +59,8 @@ pub enum Refusal {
     SaslUnsupported { message: &'static str },
     /// The client thinks that the server can't do channel binding, though it can: a downgrade.
     SaslBindingDowngrade,
+    /// The client saw another certificate than the router's: somebody is in between.
+    SaslBindingMismatch,
     /// Another message came where a password or SASL response was due.
     ExpectedAuthMessage { expected: &'static str, got: u8 },
     LoginTimeout,
@@ -169,6 +171,7 @@ impl Refusal {
             Refusal::SaslInvalid { .. } => (Fatal, "08P01", "invalid SCRAM response".into()),
             Refusal::SaslUnsupported { message } => (Fatal, "0A000", (*message).into()),
             Refusal::SaslBindingDowngrade => (Fatal, "28000", "SCRAM channel binding negotiation error".into()),
+            Refusal::SaslBindingMismatch => (Fatal, "28000", "SCRAM channel binding check failed".into()),
             Refusal::ExpectedAuthMessage { expected, got } => {
                 (Fatal, "08P01", format!("expected {expected} response, got message type {got}").into())
             }

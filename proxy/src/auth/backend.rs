@@ -373,3 +373,7 @@ fn server_error(message: &Received) -> ConnectError {
     };
     ConnectError::Server { sqlstate: field(b'C'), message: field(b'M'), raw: with_header(message) }
 }
+
+#[cfg(test)]
+#[path = "backend_tests.rs"]
+mod tests;

@@ -53,6 +53,7 @@ pub struct Server {
 
 #[derive(Debug)]
 struct Begun {
+    plus: bool,
     /// What `c=` must be: the client's GS2 header and, under PLUS, the binding.
     expected_binding: String,
     client_first_bare: String,
@@ -112,7 +113,8 @@ impl Server {
         };
         let full_nonce = format!("{client_nonce}{}", self.nonce);
         let server_first = format!("r={full_nonce},s={},i={}", BASE64.encode(&self.verifier.salt), self.verifier.iterations);
-        self.begun = Some(Begun { expected_binding, client_first_bare: bare.to_owned(), server_first: server_first.clone(), full_nonce });
+        self.begun =
+            Some(Begun { plus, expected_binding, client_first_bare: bare.to_owned(), server_first: server_first.clone(), full_nonce });
         Ok(server_first)
     }
 
@@ -164,7 +166,11 @@ impl Server {
             return malformed("Expected attribute \"c\".");
         };
         if binding != begun.expected_binding {
-            return Err(Refusal::SaslMalformed { detail: "SCRAM channel binding check failed." });
+            // PostgreSQL's words for a wrong binding; a wrong header without one is malformed.
+            return match &self.binding {
+                Some(_) if begun.plus => Err(Refusal::SaslBindingMismatch),
+                _ => malformed("Unexpected SCRAM channel-binding attribute in client-final-message."),
+            };
         }
         match attributes.next().and_then(|attribute| attribute.strip_prefix("r=")) {
             None => return malformed("Expected attribute \"r\"."),
