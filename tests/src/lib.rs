@@ -25,12 +25,14 @@ pub mod machine;
 pub mod ports;
 pub mod processes;
 pub mod psql;
+pub mod raw;
 pub mod router;
 pub mod story;
 pub mod wait;
 
 pub use cluster::{Cluster, Member, Options, Role, Synchronous};
 pub use psql::{Finished, psql};
+pub use raw::{Batch, Raw};
 pub use router::{Router, RouterOptions};
 pub use story::{Shared, Stories};
 pub use wait::{eventually, within};
