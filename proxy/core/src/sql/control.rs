@@ -430,8 +430,18 @@ fn created(words: Words<'_>) -> &'static str {
             let word = words.word(*at);
             !matches!(
                 word.as_str(),
-                "or" | "replace" | "global" | "local" | "temp" | "temporary" | "unlogged" | "unique" | "recursive" | "constraint" | "trusted"
-                    | "procedural" | "default"
+                "or" | "replace"
+                    | "global"
+                    | "local"
+                    | "temp"
+                    | "temporary"
+                    | "unlogged"
+                    | "unique"
+                    | "recursive"
+                    | "constraint"
+                    | "trusted"
+                    | "procedural"
+                    | "default"
             )
         })
         .unwrap_or(1);

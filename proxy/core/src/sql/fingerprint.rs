@@ -61,6 +61,19 @@ impl Sink {
 
     /// A kind and its bytes in lower case (or as they are), with their length so that no two sequences run together.
     fn text(&mut self, tag: u8, text: &[u8], fold: bool) {
+        if text.len() < usize::from(u8::MAX)
+            && let Some(place) = self.chunk.get_mut(self.used..self.used + 2 + text.len())
+        {
+            place[0] = tag;
+            place[1] = text.len() as u8;
+            let kept = &mut place[2..];
+            kept.copy_from_slice(text);
+            if fold {
+                kept.make_ascii_lowercase();
+            }
+            self.used += 2 + text.len();
+            return;
+        }
         self.push(tag);
         match u8::try_from(text.len()) {
             Ok(length) if length < u8::MAX => self.push(length),
@@ -69,16 +82,7 @@ impl Sink {
                 (text.len() as u64).to_le_bytes().iter().for_each(|byte| self.push(*byte));
             }
         }
-        if self.used + text.len() <= CHUNK_BYTES {
-            let place = &mut self.chunk[self.used..self.used + text.len()];
-            place.copy_from_slice(text);
-            if fold {
-                place.make_ascii_lowercase();
-            }
-            self.used += text.len();
-        } else {
-            text.iter().for_each(|byte| self.push(if fold { byte.to_ascii_lowercase() } else { *byte }));
-        }
+        text.iter().for_each(|byte| self.push(if fold { byte.to_ascii_lowercase() } else { *byte }));
     }
 
     fn finish(mut self) -> u128 {

@@ -274,7 +274,10 @@ impl<'j, 'a, 'w> Reader<'j, 'a, 'w> {
         let mut part = if continues { at } else { at + 2 };
         while part < end {
             let called = part + 1 == end && self.is_kind(end, TokenKind::OpenParen);
-            if !called && let Some(name) = self.words.name(part) && let Some(call) = functions::attribute(name.as_str(), self.judge.facts) {
+            if !called
+                && let Some(name) = self.words.name(part)
+                && let Some(call) = functions::attribute(name.as_str(), self.judge.facts)
+            {
                 self.apply(call, name.as_str());
             }
             part += 2;
@@ -347,7 +350,8 @@ impl<'j, 'a, 'w> Reader<'j, 'a, 'w> {
                 self.level = Level { selects: true, behind_on: self.level.behind_on, ..Level::default() };
             }
             "from" if self.level.selects => {
-                let compares = |at: usize| (self.words.is(at, "is") || self.words.is(at, "not")) && !self.is_kind(at.wrapping_sub(1), TokenKind::Dot);
+                let compares =
+                    |at: usize| (self.words.is(at, "is") || self.words.is(at, "not")) && !self.is_kind(at.wrapping_sub(1), TokenKind::Dot);
                 let distinct_from = at > 1 && self.words.is(at - 1, "distinct") && compares(at - 2);
                 if !distinct_from {
                     (self.level.from, self.level.condition) = (true, false);
@@ -366,7 +370,8 @@ impl<'j, 'a, 'w> Reader<'j, 'a, 'w> {
             "tablesample" => {}
             _ => {
                 // Most key words can name relations as well.
-                let names = matches!(category(word), Category::Unreserved | Category::ColumnName) && !self.is_kind(at + 1, TokenKind::OpenParen);
+                let names =
+                    matches!(category(word), Category::Unreserved | Category::ColumnName) && !self.is_kind(at + 1, TokenKind::OpenParen);
                 if let Some(name) = self.words.name(at).filter(|_| names) {
                     self.plain_name(at, None, &name);
                 }
@@ -477,7 +482,7 @@ impl<'j, 'a, 'w> Reader<'j, 'a, 'w> {
             "varying" => behind(&["character", "char", "bit", "nchar"]),
             "second" => self.is_kind(previous, TokenKind::String) || self.is_kind(previous, TokenKind::Cast) || behind(&["to", "interval"]),
             "zone" => behind(&["time"]),
-            "columns" => behind_paren || self.is_kind(previous, TokenKind::String),
+            "columns" | "passing" => behind_paren || self.is_kind(previous, TokenKind::String),
             "operator" => self.is_qualified_operator(at + 1),
             _ => false,
         }
@@ -509,9 +514,7 @@ impl<'j, 'a, 'w> Reader<'j, 'a, 'w> {
             return false;
         }
         let values = self.words.is(at + 1, "values") && self.is_kind(at + 2, TokenKind::OpenParen);
-        values
-            || self.is_kind(at + 1, TokenKind::OpenParen)
-            || ["select", "with", "table"].iter().any(|word| self.words.is(at + 1, word))
+        values || self.is_kind(at + 1, TokenKind::OpenParen) || ["select", "with", "table"].iter().any(|word| self.words.is(at + 1, word))
     }
 }
 
