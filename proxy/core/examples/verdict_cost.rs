@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use switchyard_core::sql::{Dialect, Facts, Memo, classify, fingerprint};
 
-const ROUNDS: usize = 9;
+const ROUNDS: usize = 300;
 
 const HUNDRED_BYTES: &str = "SELECT id, name, balance FROM accounts WHERE owner = 'somebody' AND id = 123456 ORDER BY id LIMIT 20";
 
@@ -27,19 +27,19 @@ fn main() {
     println!("statement of {} bytes", HUNDRED_BYTES.len());
     report(
         "fingerprint",
-        best(100_000, || {
+        best(1_000, || {
             black_box(fingerprint::summarize(black_box(HUNDRED_BYTES.as_bytes()), dialect));
         }),
     );
     report(
         "cached verdict",
-        best(100_000, || {
+        best(1_000, || {
             black_box(memo.verdict(black_box(HUNDRED_BYTES.as_bytes()), &facts, dialect));
         }),
     );
     report(
         "first verdict",
-        best(2_000, || {
+        best(50, || {
             black_box(classify(black_box(HUNDRED_BYTES.as_bytes()), &facts, dialect));
         }),
     );

@@ -228,17 +228,20 @@ fn set(judge: &mut Judge<'_>, words: Words<'_>) -> Described {
     (Kind::Utility, "SET")
 }
 
+/// A setting's name is a few names of at most 63 bytes; a longer one is left to the server, so that verdicts stay small.
+const SETTING_NAME_BYTES: usize = 256;
+
 /// A setting's name, qualified or not, in lower case, and the place behind it.
 fn setting_name(words: Words<'_>, at: usize) -> Option<(Arc<str>, usize)> {
     let mut name = words.name(at)?.as_str().to_ascii_lowercase();
     let mut end = at + 1;
-    while words.kind(end) == Some(TokenKind::Dot) {
+    while words.kind(end) == Some(TokenKind::Dot) && name.len() <= SETTING_NAME_BYTES {
         let part = words.name(end + 1)?;
         name.push('.');
         name.push_str(&part.as_str().to_ascii_lowercase());
         end += 2;
     }
-    (!name.is_empty()).then(|| (name.into(), end))
+    (1..=SETTING_NAME_BYTES).contains(&name.len()).then(|| (name.into(), end))
 }
 
 /// `SET TRANSACTION ...` and `SET SESSION CHARACTERISTICS AS TRANSACTION ...`.

@@ -115,11 +115,13 @@ impl<'a> Lexer<'a> {
         Lexer { sql, at: 0, standard_strings: standard_conforming_strings }
     }
 
+    #[inline]
     fn peek(&self, ahead: usize) -> Option<u8> {
         self.sql.get(self.at + ahead).copied()
     }
 
     /// Skips white space and comments. `false`: a comment has no end (it then took the rest).
+    #[inline]
     fn skip_blank(&mut self) -> bool {
         while let Some(byte) = self.peek(0) {
             if is_space(byte) {
@@ -230,6 +232,7 @@ impl<'a> Lexer<'a> {
         TokenKind::Invalid
     }
 
+    #[inline]
     fn word(&mut self, first: u8) -> TokenKind {
         match (first, self.peek(1), self.peek(2)) {
             (b'e' | b'E', Some(b'\''), _) => return self.string(1, true, TokenKind::String),
@@ -244,6 +247,7 @@ impl<'a> Lexer<'a> {
         TokenKind::Word
     }
 
+    #[inline]
     fn skip_while(&mut self, accept: impl Fn(u8) -> bool) {
         let rest = &self.sql[self.at..];
         self.at += rest.iter().position(|byte| !accept(*byte)).unwrap_or(rest.len());
@@ -258,6 +262,7 @@ impl<'a> Lexer<'a> {
         }
     }
 
+    #[inline]
     fn number(&mut self) -> TokenKind {
         let radix: Option<fn(u8) -> bool> = match (self.peek(0), self.peek(1)) {
             (Some(b'0'), Some(b'x' | b'X')) => Some(|byte| byte.is_ascii_hexdigit()),
@@ -320,6 +325,7 @@ impl<'a> Lexer<'a> {
         }
     }
 
+    #[inline]
     fn operator(&mut self) -> TokenKind {
         let start = self.at;
         let mut end = start;
@@ -355,6 +361,7 @@ impl<'a> Lexer<'a> {
 impl Iterator for Lexer<'_> {
     type Item = Token;
 
+    #[inline]
     fn next(&mut self) -> Option<Token> {
         let before = self.at;
         if !self.skip_blank() {

@@ -357,6 +357,7 @@ impl<'j, 'a, 'w> Reader<'j, 'a, 'w> {
                     (self.level.from, self.level.condition) = (true, false);
                 }
             }
+            "values" if self.is_kind(at + 1, TokenKind::OpenParen) => self.level.from = false,
             "join" => self.level.condition = false,
             "on" | "using" => self.level.condition = true,
             "group" if self.words.is(at + 1, "by") => (self.level.from, self.level.grouping) = (false, true),
