@@ -390,8 +390,9 @@ fn explain(judge: &mut Judge<'_>, words: Words<'_>) -> Described {
             at += 1;
         }
     }
+    // EXPLAIN itself is never refused, only what it runs.
     let (_, command) = wrapped(judge, words.from(at));
-    (Kind::Utility, if command == "SELECT" { "EXPLAIN" } else { command })
+    (Kind::Utility, command)
 }
 
 /// A statement within COPY or EXPLAIN: a query is judged, anything else is a write whether it runs or not.
@@ -515,9 +516,10 @@ static CREATED: [(&str, &str); 30] = [
 /// ALTER's and DROP's commands by their second and, where it tells, third word.
 fn alter_or_drop(words: Words<'_>, table: &'static [(&'static str, &'static str, &'static str)]) -> &'static str {
     let (second, third) = (words.word(1), words.word(2));
+    let key = if second.as_str() == "text" { words.word(3) } else { third };
     table
         .iter()
-        .find(|(first, next, _)| *first == second.as_str() && (next.is_empty() || *next == third.as_str()))
+        .find(|(first, next, _)| *first == second.as_str() && (next.is_empty() || *next == key.as_str()))
         .map_or(table[0].2, |(_, _, command)| command)
 }
 
@@ -529,7 +531,7 @@ macro_rules! commands {
 
 macro_rules! both {
     ($name:ident, $verb:literal) => {
-        static $name: [(&str, &str, &str); 43] = commands!($verb:
+        static $name: [(&str, &str, &str); 46] = commands!($verb:
             ("access", "", "ACCESS METHOD"),
             ("aggregate", "", "AGGREGATE"),
             ("cast", "", "CAST"),
@@ -565,7 +567,10 @@ macro_rules! both {
             ("system", "", "SYSTEM"),
             ("table", "", "TABLE"),
             ("tablespace", "", "TABLESPACE"),
-            ("text", "", "TEXT SEARCH CONFIGURATION"),
+            ("text", "configuration", "TEXT SEARCH CONFIGURATION"),
+            ("text", "dictionary", "TEXT SEARCH DICTIONARY"),
+            ("text", "parser", "TEXT SEARCH PARSER"),
+            ("text", "", "TEXT SEARCH TEMPLATE"),
             ("transform", "", "TRANSFORM"),
             ("trigger", "", "TRIGGER"),
             ("type", "", "TYPE"),

@@ -68,6 +68,10 @@ fn overridden(name: &str) -> Option<Call> {
         "set_config" => Call::Write { rule: "set_config", command: None, effect: CallEffect::SetConfig },
         "setseed" => pins("session_state", None, PinReason::Setseed),
         "pg_backend_pid" => pins("server_function", None, PinReason::BackendPid),
+        // Refused during recovery, and harmless in a READ ONLY transaction of the leader's.
+        "txid_current" | "pg_current_xact_id" => {
+            Call::Write { rule: "server_function", command: Some("pg_current_xact_id()"), effect: CallEffect::None }
+        }
         "pg_notify" => writes("NOTIFY"),
 
         "pg_advisory_lock" | "pg_advisory_lock_shared" | "pg_try_advisory_lock" | "pg_try_advisory_lock_shared" => {

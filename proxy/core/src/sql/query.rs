@@ -396,7 +396,8 @@ impl<'j, 'a, 'w> Reader<'j, 'a, 'w> {
     }
 
     fn into(&mut self, at: usize) {
-        if self.purpose != Purpose::Verdict || self.kind != Kind::Select {
+        // INSERT INTO and MERGE INTO, in WITH or as the statement itself, name no new table.
+        if self.purpose != Purpose::Verdict || self.before(at, "insert") || self.before(at, "merge") {
             return;
         }
         let target = &self.words.from(at + 1);
@@ -423,7 +424,8 @@ impl<'j, 'a, 'w> Reader<'j, 'a, 'w> {
         self.level = Level { selects: true, ..Level::default() };
         if self.purpose == Purpose::Verdict {
             self.judge.write("data_change", command);
-            if self.outer.is_empty() {
+            // The first at the top is the statement; others are MERGE's actions and ON CONFLICT's.
+            if self.outer.is_empty() && self.kind == Kind::Select {
                 (self.kind, self.command) = (kind, command);
             }
         }

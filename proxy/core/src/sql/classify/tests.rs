@@ -110,6 +110,7 @@ fn effects_are_told() {
         ("SET TRANSACTION SNAPSHOT 'x'", vec![SetSnapshot]),
         ("CREATE FUNCTION f() RETURNS int BEGIN ATOMIC SELECT 1; COMMIT; END; BEGIN", vec![Ddl, Begin(Default::default())]),
         ("SELECT now(), current_date", vec![UsesClock]),
+        ("WITH x AS (INSERT INTO t VALUES (1) RETURNING 1) SELECT * FROM x", vec![]),
     ] {
         assert_eq!(judged(sql).effects, effects, "{sql}");
     }
@@ -136,6 +137,10 @@ fn commands_have_postgres_names() {
         ("COPY t FROM STDIN", "COPY FROM"),
         ("EXPLAIN ANALYZE INSERT INTO t VALUES (1)", "INSERT"),
         ("COMMIT PREPARED 'x'", "COMMIT PREPARED"),
+        ("WITH x AS (INSERT INTO t VALUES (1) RETURNING 1) SELECT * FROM x", "SELECT"),
+        ("WITH x AS (SELECT 1) MERGE INTO t USING x ON true WHEN MATCHED THEN DELETE", "MERGE"),
+        ("DROP TEXT SEARCH DICTIONARY x", "DROP TEXT SEARCH DICTIONARY"),
+        ("SELECT txid_current()", "pg_current_xact_id()"),
     ] {
         assert_eq!(judged(sql).command, command, "{sql}");
     }
