@@ -55,10 +55,12 @@ pub(super) fn judge(judge: &mut Judge<'_>, words: Words<'_>) -> Described {
         "show" => utility(judge, "show", "SHOW"),
         "do" => {
             judge.effect(Effect::MayCommit);
+            judge.pin(PinReason::UserCode);
             utility(judge, "code", "DO")
         }
         "call" => {
             judge.effect(Effect::MayCommit);
+            judge.pin(PinReason::UserCode);
             utility(judge, "code", "CALL")
         }
         "vacuum" => utility(judge, "maintenance", "VACUUM"),

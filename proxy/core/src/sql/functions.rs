@@ -53,6 +53,7 @@ const fn pins(rule: &'static str, command: Option<&'static str>, reason: PinReas
     Call::Write { rule, command, effect: CallEffect::Pin(reason) }
 }
 
+const UNKNOWN: Call = pins("unknown_function", None, PinReason::UserCode);
 /// Tells about this server, or reads differently on a standby.
 const SERVER: Call = write("server_function");
 /// Runs text that is built at run time, or reads relations that the statement doesn't name.
@@ -223,7 +224,8 @@ pub(super) fn call(schema: Option<&str>, name: &str, facts: &Facts) -> Call {
             found = found.or(Some(Call::Read));
         }
     }
-    found.unwrap_or(write("unknown_function"))
+    // What nobody has read may leave anything behind in its session: settings, temporary tables, locks.
+    found.unwrap_or(UNKNOWN)
 }
 
 /// What `value.name` means if `name` isn't a column: a call of a function with one argument (PostgreSQL's "functional notation").
@@ -323,6 +325,6 @@ mod tests {
         assert_eq!(call(Some("other"), "lower", &facts), write("volatile"));
         assert_eq!(call(None, "upper", &facts), write("volatile"));
         assert_eq!(call(Some("pg_catalog"), "upper", &facts), Call::Read);
-        assert_eq!(call(Some("other"), "trim", &facts), write("unknown_function"));
+        assert_eq!(call(Some("other"), "trim", &facts), UNKNOWN);
     }
 }

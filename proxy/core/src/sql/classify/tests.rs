@@ -104,7 +104,7 @@ fn effects_are_told() {
         ("DECLARE c CURSOR WITH HOLD FOR SELECT now()", vec![Pin(PinReason::WithHoldCursor), UsesClock]),
         ("INSERT INTO t SELECT pg_advisory_lock(1)", vec![Pin(PinReason::AdvisoryLock)]),
         ("SELECT pg_advisory_unlock_all(), setseed(0)", vec![AdvisoryUnlockAll, Pin(PinReason::Setseed)]),
-        ("CALL p(); DO 'x'", vec![MayCommit]),
+        ("CALL p(); DO 'x'", vec![MayCommit, Pin(PinReason::UserCode)]),
         ("COPY t FROM STDIN", vec![CopyIn]),
         ("PREPARE TRANSACTION 'x'", vec![PrepareTransaction]),
         ("SET TRANSACTION SNAPSHOT 'x'", vec![SetSnapshot]),
