@@ -259,8 +259,7 @@ fn every_default() {
             readonly_transactions_on_replica: true,
             hold_begin: true,
             consistency_read_write: Consistency::Session,
-            consistency_read_only: Consistency::Session,
-            consistency_wait: Duration::ZERO,
+            consistency_read_only: Consistency::Eventual,
             look_ahead_bytes: 64 << 10,
             verdict_cache_size: 16_384,
             zone: None,
@@ -285,7 +284,7 @@ fn every_default() {
 fn values_arrive_where_they_belong() {
     let config = good(
         "workers = 3\n[cluster]\nnamespace = 'db//x/'\n[listen]\nread_write = ['127.0.0.1:1', 2]\nhttp = []\n\
-         [routing]\nmax_lag = 'none'\nreadonly_transactions = 'leader'\nconsistency_read_only = 'eventual'\n[log]\nslow_query = '1.5s'\n"
+         [routing]\nmax_lag = 'none'\nreadonly_transactions = 'leader'\nconsistency_read_only = 'session'\n[log]\nslow_query = '1.5s'\n"
             .replace("[cluster]\nnamespace", "cluster.namespace")
             .as_str(),
     );
@@ -295,7 +294,7 @@ fn values_arrive_where_they_belong() {
     assert!(config.listen.http.is_empty());
     assert_eq!(config.routing.max_lag, None);
     assert!(!config.routing.readonly_transactions_on_replica);
-    assert_eq!(config.routing.consistency_read_only, Consistency::Eventual);
+    assert_eq!(config.routing.consistency_read_only, Consistency::Session);
     assert_eq!(config.log.slow_query, Some(Duration::from_millis(1500)));
     assert_eq!(good("cluster.namespace = '/'").cluster.namespace, "");
 }
@@ -560,9 +559,10 @@ fn the_document_says_rightly_what_a_reload_changes() {
             "failover.hold_max" | "limits.max_clients" | "limits.max_prepared_per_client" => "77",
             "routing.fallback_to_leader" | "routing.hold_begin" => "false",
             "routing.readonly_transactions" => "'leader'",
-            "routing.consistency_read_write" | "routing.consistency_read_only" => "'eventual'",
+            "routing.consistency_read_write" => "'eventual'",
+            "routing.consistency_read_only" => "'session'",
             "routing.zone" => "'other'",
-            "routing.max_lag" | "routing.consistency_wait" | "failover.lease_margin" | "log.slow_query" => "'7s'",
+            "routing.max_lag" | "failover.lease_margin" | "log.slow_query" => "'7s'",
             "health.interval" | "health.busy_interval" => "'77ms'",
             "limits.max_startup_bytes" => "7777",
             "log.filter" => "'trace'",

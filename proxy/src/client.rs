@@ -17,10 +17,11 @@ use switchyard_core::session::{CancelKey, Env, Pins, Policy, Session, Settings, 
 use tokio::io::AsyncWrite;
 use tokio_util::io::poll_read_buf;
 
+use crate::auth::backend::AuthError;
 use crate::auth::{ConnectError, Identity};
 use crate::clients::Registered;
 use crate::context::Context;
-use crate::pool::{Acquired, Key, Lease, LeaseError};
+use crate::pool::{Acquired, Key, Lease, LeaseError, Pool};
 use crate::stats::{Pinned, Port};
 use crate::stream::Stream;
 
@@ -38,6 +39,11 @@ const SPARES_MAX: usize = 32;
 const LEADER_RETRY: Duration = Duration::from_millis(20);
 /// Between two looks at the topology in the hold line, where nothing says that it has changed.
 const HOLD_LOOK: Duration = Duration::from_millis(100);
+
+/// Pools that a session remembers: members in both roles, and some that have gone.
+const POOLS_KNOWN_MAX: usize = 64;
+/// What the log shows of a slow statement, in bytes.
+const SLOW_TEXT_MAX: usize = 1024;
 
 thread_local! {
     static SPARES: RefCell<Vec<Box<Work>>> = const { RefCell::new(Vec::new()) };
@@ -74,12 +80,22 @@ pub(crate) struct Client {
     /// Bytes of `to_client` and of `to_server` that are written already.
     client_written: usize,
     server_written: usize,
-    /// The batch under way: why it went where it went, and when.
-    running: Option<(Why, Instant)>,
+    running: Option<Running>,
+    /// The pools that it has used, so that the way of a query takes no lock that all sessions share.
+    pools: Vec<(Arc<str>, ServerRole, Arc<Pool>)>,
+    random: u64,
     waiting: Option<Pin<Box<dyn Future<Output = Waited> + Send>>>,
     held_since: Option<Instant>,
     pins_shown: Pins,
     closing: bool,
+}
+
+/// What a lease is being used for.
+struct Running {
+    why: Why,
+    since: Instant,
+    /// The beginning of its first statement, where slow ones are logged.
+    text: Option<Box<str>>,
 }
 
 /// What the session waited for.
@@ -126,6 +142,8 @@ impl Client {
             client_written: 0,
             server_written: 0,
             running: None,
+            pools: Vec::new(),
+            random: rand::random(),
             waiting: None,
             held_since: None,
             pins_shown: Pins::default(),
@@ -164,7 +182,7 @@ impl Client {
             loads: &self.context.loads,
             judge: &self.context.verdicts,
             policy: &self.policy,
-            random: rand::random(),
+            random: next_random(&mut self.random),
         };
         let work = self.work.get_or_insert_with(spare_work);
         call(&mut self.session, &env, work, self.lease.as_mut().map(Lease::state));
@@ -197,19 +215,26 @@ impl Client {
 
     fn ask_for(&mut self, need: Need) {
         self.context.health_demand(&need);
-        let key = Key {
-            node: need.node.clone(),
-            role: need.role,
-            database: self.identity.database.clone(),
-            user: self.identity.user.clone(),
-        };
-        let pool = self.context.pools.pool(key, &self.identity.credential);
+        let pool = self.pool(&need.node, need.role);
         match pool.acquire(self.slot.id, need.epoch) {
             Acquired::Now(lease) => self.leased(&need, lease),
             Acquired::Later(waiting) => {
                 self.waiting = Some(Box::pin(async move { Waited::Leased(need, waiting.lease().await) }));
             }
         }
+    }
+
+    fn pool(&mut self, node: &Arc<str>, role: ServerRole) -> Arc<Pool> {
+        if let Some((_, _, pool)) = self.pools.iter().find(|(known, used_as, _)| *used_as == role && known == node) {
+            return pool.clone();
+        }
+        if self.pools.len() == POOLS_KNOWN_MAX {
+            self.pools.clear();
+        }
+        let (database, user) = (self.identity.database.clone(), self.identity.user.clone());
+        let pool = self.context.pools.pool(Key { node: node.clone(), role, database, user }, &self.identity.credential);
+        self.pools.push((node.clone(), role, pool.clone()));
+        pool
     }
 
     fn leased(&mut self, need: &Need, mut lease: Lease) {
@@ -222,7 +247,13 @@ impl Client {
         self.slot.hold(&lease.server().handle);
         self.end_hold();
         self.server_written = 0;
-        self.running = Some((need.why, Instant::now()));
+        let slow = self.context.config.load().log.slow_query.is_some();
+        let text = self.work.as_ref().filter(|_| slow).and_then(|work| work.first_text());
+        self.running = Some(Running {
+            why: need.why,
+            since: Instant::now(),
+            text: text.map(|text| String::from_utf8_lossy(&text[..text.len().min(SLOW_TEXT_MAX)]).into()),
+        });
         if need.role == ServerRole::Leader && matches!(need.why, Why::NotCaughtUp | Why::NoReplica | Why::Rerun | Why::Hint) {
             self.context.stats.leader_read(need.why.as_str());
         }
@@ -241,12 +272,20 @@ impl Client {
                 let refusal = Refusal::PoolTimeout { waited: *waited, node };
                 self.with_session(|session, _, work, _| session.denied(work, &refusal));
             }
+            LeaseError::Connect(error) if need.role == ServerRole::Replica && refuses_login(error) => {
+                // It may not know the newest password yet; the leader has the last word.
+                let refusal = Refusal::ServerUnreachable { node, detail: error.to_string() };
+                self.with_session(|session, env, work, _| session.unreachable(env, work, &need.node, &refusal));
+            }
+            LeaseError::Connect(ConnectError::Auth(AuthError::Scram(_))) => {
+                let refusal = Refusal::KeyOutdated { user: self.identity.user.to_string() };
+                self.with_session(|session, _, work, _| session.denied(work, &refusal));
+            }
+            LeaseError::Connect(ConnectError::Auth(_)) => {
+                let refusal = Refusal::NoServerKey { user: self.identity.user.to_string() };
+                self.with_session(|session, _, work, _| session.denied(work, &refusal));
+            }
             LeaseError::Connect(ConnectError::Server { sqlstate, raw, .. }) if !leaving(sqlstate) => {
-                if need.role == ServerRole::Replica && sqlstate.starts_with("28") {
-                    // The replica doesn't know the newest password yet.
-                    let refusal = Refusal::ServerUnreachable { node, detail: sqlstate.clone() };
-                    return self.with_session(|session, env, work, _| session.unreachable(env, work, &need.node, &refusal));
-                }
                 // What the server says of this user and database is what the client would have been told.
                 self.work.get_or_insert_with(spare_work).to_client.extend_from_slice(raw);
                 self.context.stats.port(self.port).errors.add(1);
@@ -306,11 +345,15 @@ impl Client {
     fn give_back(&mut self) {
         let Some(mut lease) = self.lease.take() else { return };
         self.slot.release();
-        if let Some((why, started)) = self.running.take() {
-            let took = started.elapsed();
+        if let Some(running) = self.running.take() {
+            let took = running.since.elapsed();
             self.context.stats.latency(took);
-            if matches!(why, Why::FreshReplica | Why::AnyReplica) {
+            if matches!(running.why, Why::FreshReplica | Why::AnyReplica) {
                 lease.node_stats().observe(took);
+            }
+            if self.context.config.load().log.slow_query.is_some_and(|limit| took >= limit) {
+                let (user, database, node) = (&*self.identity.user, &*self.identity.database, &*lease.state().node);
+                tracing::warn!(?took, user, database, node, why = running.why.as_str(), statement = running.text, "slow");
             }
         }
         lease.server().owner = self.session.has_affinity().then_some(self.slot.id);
@@ -521,7 +564,7 @@ impl Client {
             loads: &self.context.loads,
             judge: &self.context.verdicts,
             policy: &self.policy,
-            random: rand::random(),
+            random: next_random(&mut self.random),
         };
         let work = self.work.get_or_insert_with(spare_work);
         self.session.server_lost(&env, work, state, false);
@@ -543,9 +586,9 @@ impl Client {
         for sqlstate in tally.refusals {
             stats.refusal(sqlstate);
         }
-        if let (Some(lease), Some((why, _))) = (&self.lease, &self.running) {
+        if let (Some(lease), Some(running)) = (&self.lease, &self.running) {
             let node = lease.node_stats();
-            match why {
+            match running.why {
                 Why::Write | Why::Transaction | Why::LookAhead | Why::Local => node.writes.add(tally.queries),
                 _ => node.reads.add(tally.queries),
             }
@@ -599,6 +642,14 @@ impl Context {
     }
 }
 
+fn refuses_login(error: &ConnectError) -> bool {
+    match error {
+        ConnectError::Auth(_) => true,
+        ConnectError::Server { sqlstate, .. } => sqlstate.starts_with("28"),
+        _ => false,
+    }
+}
+
 /// SQLSTATEs of a server that is going away or not there yet.
 fn leaving(sqlstate: &str) -> bool {
     matches!(sqlstate, "57P01" | "57P02" | "57P03")
@@ -620,4 +671,12 @@ fn poll_write_all(stream: &mut Stream, bytes: &[u8], written: &mut usize, cx: &m
         }
     }
     if stream.is_tls() { Pin::new(stream).poll_flush(cx) } else { Poll::Ready(Ok(())) }
+}
+
+/// The next of a session's random numbers (Vigna's SplitMix64): for drawing candidates, not for secrets.
+fn next_random(state: &mut u64) -> u64 {
+    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let z = (*state ^ (*state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
 }

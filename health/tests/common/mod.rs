@@ -48,7 +48,6 @@ pub(crate) fn config() -> Config {
             hold_begin: true,
             consistency_read_write: Consistency::Session,
             consistency_read_only: Consistency::Eventual,
-            consistency_wait: ms(0),
             look_ahead_bytes: 1 << 16,
             verdict_cache_size: 1,
             zone: None,

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use switchyard_core::sql::{Dialect, Facts, Memo, classify, fingerprint};
 
-const ROUNDS: usize = 9;
+const ROUNDS: usize = 300;
 
 const HUNDRED_BYTES: &str = "SELECT id, name, balance FROM accounts WHERE owner = 'somebody' AND id = 123456 ORDER BY id LIMIT 20";
 
@@ -25,11 +25,33 @@ fn main() {
     let memo = Memo::new(8192);
     let report = |what: &str, cost: Duration| println!("{what:<44}{:>12.1} ns", cost.as_nanos() as f64);
     println!("statement of {} bytes", HUNDRED_BYTES.len());
-    report("fingerprint", best(100_000, || { black_box(fingerprint::summarize(black_box(HUNDRED_BYTES.as_bytes()), dialect)); }));
-    report("cached verdict", best(100_000, || { black_box(memo.verdict(black_box(HUNDRED_BYTES.as_bytes()), &facts, dialect)); }));
-    report("first verdict", best(2_000, || { black_box(classify(black_box(HUNDRED_BYTES.as_bytes()), &facts, dialect)); }));
-    for (name, unit) in [("1 MB of parentheses", "("), ("1 MB of a sum", "+1"), ("1 MB of calls", "f("), ("1 MB of statements", ";SELECT 1")] {
+    report(
+        "fingerprint",
+        best(1_000, || {
+            black_box(fingerprint::summarize(black_box(HUNDRED_BYTES.as_bytes()), dialect));
+        }),
+    );
+    report(
+        "cached verdict",
+        best(1_000, || {
+            black_box(memo.verdict(black_box(HUNDRED_BYTES.as_bytes()), &facts, dialect));
+        }),
+    );
+    report(
+        "first verdict",
+        best(50, || {
+            black_box(classify(black_box(HUNDRED_BYTES.as_bytes()), &facts, dialect));
+        }),
+    );
+    for (name, unit) in
+        [("1 MB of parentheses", "("), ("1 MB of a sum", "+1"), ("1 MB of calls", "f("), ("1 MB of statements", ";SELECT 1")]
+    {
         let text = format!("SELECT 1{}", unit.repeat((1 << 20) / unit.len()));
-        report(name, best(1, || { black_box(memo.verdict(text.as_bytes(), &facts, dialect)); }));
+        report(
+            name,
+            best(1, || {
+                black_box(memo.verdict(text.as_bytes(), &facts, dialect));
+            }),
+        );
     }
 }

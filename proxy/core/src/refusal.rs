@@ -66,6 +66,8 @@ pub enum Refusal {
     LoginTimeout,
     /// No key to log in to the servers with.
     NoServerKey { user: String },
+    /// The password was changed since the session began, and no connection that is open is free.
+    KeyOutdated { user: String },
     TooManyClients,
     /// The verifiers can't be read right now.
     VerifiersUnreachable,
@@ -179,6 +181,7 @@ impl Refusal {
             Refusal::NoServerKey { user } => {
                 (Fatal, "28000", format!("the router has no key to log in to the servers as user \"{user}\"").into())
             }
+            Refusal::KeyOutdated { user } => (Fatal, "28P01", format!("password authentication failed for user \"{user}\"").into()),
             Refusal::TooManyClients => (Fatal, "53300", "sorry, too many clients already".into()),
             Refusal::VerifiersUnreachable => (Fatal, "57P03", "no server can check this login right now".into()),
             Refusal::ShuttingDown => (Fatal, "57P01", "terminating connection due to administrator command".into()),
@@ -272,6 +275,7 @@ impl Refusal {
                 Refusal::NoServerKey { .. } => {
                     "Log in with a password (SCRAM-SHA-256), or add a [[server_auth]] rule to the router's configuration."
                 }
+                Refusal::KeyOutdated { .. } => "The password was changed since this session began. Connect again with the new one.",
                 Refusal::VerifiersUnreachable => "Try again in a moment; the router needs one reachable member to check a password.",
                 Refusal::NoLeader { .. } | Refusal::HoldLineFull { .. } => {
                     "The statement was not sent. Try again; the router's page shows the cluster's state."

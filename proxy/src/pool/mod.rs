@@ -121,8 +121,8 @@ impl Pools {
 
     /// A new login's credential is the one to open connections with from now on.
     pub(crate) fn renew(&self, database: &str, user: &str, credential: &Arc<Credential>) {
-        for pool in self.all() {
-            if *pool.key.database == *database && *pool.key.user == *user {
+        for (key, pool) in self.pools.read().iter() {
+            if *key.database == *database && *key.user == *user {
                 pool.credential.store(credential.clone());
             }
         }

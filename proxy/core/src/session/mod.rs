@@ -193,6 +193,15 @@ impl Tally {
 }
 
 impl Work {
+    /// The text of the first statement of the batch that waits.
+    pub fn first_text(&self) -> Option<&[u8]> {
+        self.batch.items.iter().find_map(|(item, range)| match item {
+            Item::Query(_) => Some(&self.batch.bytes[range.start + frame::HEADER..range.end - 1]),
+            Item::Parse { statement, .. } | Item::Bind { statement: Some(statement), .. } => Some(statement.text()),
+            _ => None,
+        })
+    }
+
     /// Whether nothing is in it that the next input needs.
     pub fn is_spare(&self) -> bool {
         self.client_in.is_empty()

@@ -232,9 +232,9 @@ impl<'a> Words<'a> {
 
     /// Whether the unquoted word at a place is this one.
     pub(super) fn is(self, at: usize, word: &str) -> bool {
-        self.tokens.get(at).is_some_and(|token| {
-            token.kind == TokenKind::Word && self.sql[token.start..token.end].eq_ignore_ascii_case(word.as_bytes())
-        })
+        self.tokens
+            .get(at)
+            .is_some_and(|token| token.kind == TokenKind::Word && self.sql[token.start..token.end].eq_ignore_ascii_case(word.as_bytes()))
     }
 
     /// The name at a place, quoted or not.
@@ -247,7 +247,9 @@ impl<'a> Words<'a> {
 
     /// What to show of one token as a reason: a name or an operator, never a literal (verdicts are kept by fingerprint, and logs are read).
     pub(super) fn text(self, at: usize) -> String {
-        let Some(token) = self.tokens.get(at) else { return "the end".to_owned() };
+        let Some(token) = self.tokens.get(at) else {
+            return "the end".to_owned();
+        };
         match token.kind {
             TokenKind::Word | TokenKind::QuotedName => Name::of(*token, self.sql).as_str().to_owned(),
             TokenKind::Operator => {

@@ -55,10 +55,12 @@ pub(super) fn judge(judge: &mut Judge<'_>, words: Words<'_>) -> Described {
         "show" => utility(judge, "show", "SHOW"),
         "do" => {
             judge.effect(Effect::MayCommit);
+            judge.pin(PinReason::UserCode);
             utility(judge, "code", "DO")
         }
         "call" => {
             judge.effect(Effect::MayCommit);
+            judge.pin(PinReason::UserCode);
             utility(judge, "code", "CALL")
         }
         "vacuum" => utility(judge, "maintenance", "VACUUM"),
@@ -228,17 +230,20 @@ fn set(judge: &mut Judge<'_>, words: Words<'_>) -> Described {
     (Kind::Utility, "SET")
 }
 
+/// A setting's name is a few names of at most 63 bytes; a longer one is left to the server, so that verdicts stay small.
+const SETTING_NAME_BYTES: usize = 256;
+
 /// A setting's name, qualified or not, in lower case, and the place behind it.
 fn setting_name(words: Words<'_>, at: usize) -> Option<(Arc<str>, usize)> {
     let mut name = words.name(at)?.as_str().to_ascii_lowercase();
     let mut end = at + 1;
-    while words.kind(end) == Some(TokenKind::Dot) {
+    while words.kind(end) == Some(TokenKind::Dot) && name.len() <= SETTING_NAME_BYTES {
         let part = words.name(end + 1)?;
         name.push('.');
         name.push_str(&part.as_str().to_ascii_lowercase());
         end += 2;
     }
-    (!name.is_empty()).then(|| (name.into(), end))
+    (1..=SETTING_NAME_BYTES).contains(&name.len()).then(|| (name.into(), end))
 }
 
 /// `SET TRANSACTION ...` and `SET SESSION CHARACTERISTICS AS TRANSACTION ...`.
@@ -387,8 +392,9 @@ fn explain(judge: &mut Judge<'_>, words: Words<'_>) -> Described {
             at += 1;
         }
     }
+    // EXPLAIN itself is never refused, only what it runs.
     let (_, command) = wrapped(judge, words.from(at));
-    (Kind::Utility, if command == "SELECT" { "EXPLAIN" } else { command })
+    (Kind::Utility, command)
 }
 
 /// A statement within COPY or EXPLAIN: a query is judged, anything else is a write whether it runs or not.
@@ -430,8 +436,18 @@ fn created(words: Words<'_>) -> &'static str {
             let word = words.word(*at);
             !matches!(
                 word.as_str(),
-                "or" | "replace" | "global" | "local" | "temp" | "temporary" | "unlogged" | "unique" | "recursive" | "constraint" | "trusted"
-                    | "procedural" | "default"
+                "or" | "replace"
+                    | "global"
+                    | "local"
+                    | "temp"
+                    | "temporary"
+                    | "unlogged"
+                    | "unique"
+                    | "recursive"
+                    | "constraint"
+                    | "trusted"
+                    | "procedural"
+                    | "default"
             )
         })
         .unwrap_or(1);
@@ -502,9 +518,10 @@ static CREATED: [(&str, &str); 30] = [
 /// ALTER's and DROP's commands by their second and, where it tells, third word.
 fn alter_or_drop(words: Words<'_>, table: &'static [(&'static str, &'static str, &'static str)]) -> &'static str {
     let (second, third) = (words.word(1), words.word(2));
+    let key = if second.as_str() == "text" { words.word(3) } else { third };
     table
         .iter()
-        .find(|(first, next, _)| *first == second.as_str() && (next.is_empty() || *next == third.as_str()))
+        .find(|(first, next, _)| *first == second.as_str() && (next.is_empty() || *next == key.as_str()))
         .map_or(table[0].2, |(_, _, command)| command)
 }
 
@@ -516,7 +533,7 @@ macro_rules! commands {
 
 macro_rules! both {
     ($name:ident, $verb:literal) => {
-        static $name: [(&str, &str, &str); 43] = commands!($verb:
+        static $name: [(&str, &str, &str); 46] = commands!($verb:
             ("access", "", "ACCESS METHOD"),
             ("aggregate", "", "AGGREGATE"),
             ("cast", "", "CAST"),
@@ -552,7 +569,10 @@ macro_rules! both {
             ("system", "", "SYSTEM"),
             ("table", "", "TABLE"),
             ("tablespace", "", "TABLESPACE"),
-            ("text", "", "TEXT SEARCH CONFIGURATION"),
+            ("text", "configuration", "TEXT SEARCH CONFIGURATION"),
+            ("text", "dictionary", "TEXT SEARCH DICTIONARY"),
+            ("text", "parser", "TEXT SEARCH PARSER"),
+            ("text", "", "TEXT SEARCH TEMPLATE"),
             ("transform", "", "TRANSFORM"),
             ("trigger", "", "TRIGGER"),
             ("type", "", "TYPE"),

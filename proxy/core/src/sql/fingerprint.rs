@@ -34,6 +34,9 @@ pub struct Summary {
 /// Bytes that are hashed in one go; statements whose tokens need more are hashed in pieces of it.
 const CHUNK_BYTES: usize = 512;
 
+/// Bytes of a name that are copied at once.
+const BLOCK_BYTES: usize = 16;
+
 /// Collects bytes and hashes them, without allocation.
 struct Sink {
     chunk: [u8; CHUNK_BYTES],
@@ -51,6 +54,7 @@ impl Sink {
         self.used = 0;
     }
 
+    #[inline]
     fn push(&mut self, byte: u8) {
         if self.used == CHUNK_BYTES {
             self.spill();
@@ -59,8 +63,30 @@ impl Sink {
         self.used += 1;
     }
 
-    /// A kind and its bytes in lower case (or as they are), with their length so that no two sequences run together.
-    fn text(&mut self, tag: u8, text: &[u8], fold: bool) {
+    /// A kind and a token's bytes in lower case (or as they are), with their length so that no two sequences run together.
+    #[inline]
+    fn text(&mut self, tag: u8, sql: &[u8], token: Token, fold: bool) {
+        let length = token.end - token.start;
+        // Nearly every name is short: a whole block is copied then, of which what is too much is overwritten or left out.
+        if length <= BLOCK_BYTES
+            && let Some(block) = sql.get(token.start..).and_then(<[u8]>::first_chunk::<BLOCK_BYTES>)
+            && let Some(place) = self.chunk.get_mut(self.used..self.used + 2 + BLOCK_BYTES)
+        {
+            let mut block = *block;
+            if fold {
+                block.make_ascii_lowercase();
+            }
+            place[0] = tag;
+            place[1] = length as u8;
+            place[2..].copy_from_slice(&block);
+            self.used += 2 + length;
+        } else {
+            self.long_text(tag, &sql[token.start..token.end], fold);
+        }
+    }
+
+    #[cold]
+    fn long_text(&mut self, tag: u8, text: &[u8], fold: bool) {
         self.push(tag);
         match u8::try_from(text.len()) {
             Ok(length) if length < u8::MAX => self.push(length),
@@ -69,16 +95,7 @@ impl Sink {
                 (text.len() as u64).to_le_bytes().iter().for_each(|byte| self.push(*byte));
             }
         }
-        if self.used + text.len() <= CHUNK_BYTES {
-            let place = &mut self.chunk[self.used..self.used + text.len()];
-            place.copy_from_slice(text);
-            if fold {
-                place.make_ascii_lowercase();
-            }
-            self.used += text.len();
-        } else {
-            text.iter().for_each(|byte| self.push(if fold { byte.to_ascii_lowercase() } else { *byte }));
-        }
+        text.iter().for_each(|byte| self.push(if fold { byte.to_ascii_lowercase() } else { *byte }));
     }
 
     fn finish(mut self) -> u128 {
@@ -104,17 +121,15 @@ pub fn summarize(sql: &[u8], dialect: Dialect) -> Summary {
     });
     let mut begins_statement = true;
     for token in Lexer::new(sql, dialect.standard_conforming_strings) {
-        let text = &sql[token.start..token.end];
-        let sensitive = (begins_statement && text.eq_ignore_ascii_case(b"set")) || names_set_config(token, text);
-        cacheable &= !sensitive && token.kind != TokenKind::Invalid;
+        cacheable &= !(begins_statement && is_set(token, sql)) && !names_set_config(token, sql) && token.kind != TokenKind::Invalid;
         begins_statement = token.kind == TokenKind::Semicolon;
         match token.kind {
-            TokenKind::Word => sink.text(b'w', text, true),
-            TokenKind::QuotedName => sink.text(b'q', text, false),
-            TokenKind::UnicodeName => sink.text(b'u', text, false),
-            TokenKind::Parameter => sink.text(b'p', text, false),
-            TokenKind::Operator => sink.text(b'o', text, false),
-            TokenKind::Invalid => sink.text(b'!', text, false),
+            TokenKind::Word => sink.text(b'w', sql, token, true),
+            TokenKind::QuotedName => sink.text(b'q', sql, token, false),
+            TokenKind::UnicodeName => sink.text(b'u', sql, token, false),
+            TokenKind::Parameter => sink.text(b'p', sql, token, false),
+            TokenKind::Operator => sink.text(b'o', sql, token, false),
+            TokenKind::Invalid => sink.text(b'!', sql, token, false),
             TokenKind::String => sink.push(b'S'),
             TokenKind::BitString => sink.push(b'B'),
             TokenKind::Number => sink.push(b'N'),
@@ -134,11 +149,16 @@ pub fn summarize(sql: &[u8], dialect: Dialect) -> Summary {
     Summary { fingerprint: Fingerprint(sink.finish()), cacheable }
 }
 
+fn is_set(token: Token, sql: &[u8]) -> bool {
+    sql[token.start..token.end].eq_ignore_ascii_case(b"set")
+}
+
 /// `set_config` names its parameter in a literal.
-fn names_set_config(token: Token, text: &[u8]) -> bool {
-    match token.kind {
-        TokenKind::Word => text.len() == 10 && text.eq_ignore_ascii_case(b"set_config"),
-        TokenKind::QuotedName => text == b"\"set_config\"",
+#[inline]
+fn names_set_config(token: Token, sql: &[u8]) -> bool {
+    match (token.kind, token.end - token.start) {
+        (TokenKind::Word, 10) => sql[token.start..token.end].eq_ignore_ascii_case(b"set_config"),
+        (TokenKind::QuotedName, 12) => &sql[token.start..token.end] == b"\"set_config\"",
         _ => false,
     }
 }

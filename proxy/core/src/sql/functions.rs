@@ -53,6 +53,7 @@ const fn pins(rule: &'static str, command: Option<&'static str>, reason: PinReas
     Call::Write { rule, command, effect: CallEffect::Pin(reason) }
 }
 
+const UNKNOWN: Call = pins("unknown_function", None, PinReason::UserCode);
 /// Tells about this server, or reads differently on a standby.
 const SERVER: Call = write("server_function");
 /// Runs text that is built at run time, or reads relations that the statement doesn't name.
@@ -68,14 +69,16 @@ fn overridden(name: &str) -> Option<Call> {
         "set_config" => Call::Write { rule: "set_config", command: None, effect: CallEffect::SetConfig },
         "setseed" => pins("session_state", None, PinReason::Setseed),
         "pg_backend_pid" => pins("server_function", None, PinReason::BackendPid),
+        // Refused during recovery, and harmless in a READ ONLY transaction of the leader's.
+        "txid_current" | "pg_current_xact_id" => {
+            Call::Write { rule: "server_function", command: Some("pg_current_xact_id()"), effect: CallEffect::None }
+        }
         "pg_notify" => writes("NOTIFY"),
 
         "pg_advisory_lock" | "pg_advisory_lock_shared" | "pg_try_advisory_lock" | "pg_try_advisory_lock_shared" => {
             pins("advisory_lock", None, PinReason::AdvisoryLock)
         }
-        "pg_advisory_unlock_all" => {
-            Call::Write { rule: "advisory_lock", command: None, effect: CallEffect::AdvisoryUnlockAll }
-        }
+        "pg_advisory_unlock_all" => Call::Write { rule: "advisory_lock", command: None, effect: CallEffect::AdvisoryUnlockAll },
         _ if name.contains("_advisory_") => write("advisory_lock"),
 
         "lo_creat" => writes("lo_creat()"),
@@ -90,19 +93,47 @@ fn overridden(name: &str) -> Option<Call> {
         "loread" => write("large_object"),
         _ if name.starts_with("lo_") => write("large_object"),
 
-        "query_to_xml" | "query_to_xmlschema" | "query_to_xml_and_xmlschema" | "cursor_to_xml" | "cursor_to_xmlschema"
-        | "table_to_xml" | "table_to_xml_and_xmlschema" | "schema_to_xml" | "schema_to_xml_and_xmlschema" | "database_to_xml"
-        | "database_to_xml_and_xmlschema" | "ts_stat" | "ts_rewrite" => RUNS_TEXT,
+        "query_to_xml"
+        | "query_to_xmlschema"
+        | "query_to_xml_and_xmlschema"
+        | "cursor_to_xml"
+        | "cursor_to_xmlschema"
+        | "table_to_xml"
+        | "table_to_xml_and_xmlschema"
+        | "schema_to_xml"
+        | "schema_to_xml_and_xmlschema"
+        | "database_to_xml"
+        | "database_to_xml_and_xmlschema"
+        | "ts_stat"
+        | "ts_rewrite" => RUNS_TEXT,
 
         "now" | "clock_timestamp" | "statement_timestamp" | "transaction_timestamp" | "timeofday" | "age" | "uuidv7" => Call::Clock,
 
         // Volatile, and harmless on a replica.
-        "random" | "random_normal" | "gen_random_uuid" | "uuidv4" | "array_sample" | "array_shuffle" | "current_query" | "pg_sleep"
-        | "pg_sleep_for" | "pg_sleep_until" | "pg_partition_ancestors" | "pg_partition_tree" => Call::Read,
+        "random"
+        | "random_normal"
+        | "gen_random_uuid"
+        | "uuidv4"
+        | "array_sample"
+        | "array_shuffle"
+        | "current_query"
+        | "pg_sleep"
+        | "pg_sleep_for"
+        | "pg_sleep_until"
+        | "pg_partition_ancestors"
+        | "pg_partition_tree" => Call::Read,
 
         // Of a snapshot that is given as an argument.
-        "pg_snapshot_in" | "pg_snapshot_out" | "pg_snapshot_recv" | "pg_snapshot_send" | "pg_snapshot_xip" | "pg_snapshot_xmax"
-        | "pg_snapshot_xmin" | "pg_visible_in_snapshot" | "pg_column_size" | "pg_is_other_temp_schema" => Call::Read,
+        "pg_snapshot_in"
+        | "pg_snapshot_out"
+        | "pg_snapshot_recv"
+        | "pg_snapshot_send"
+        | "pg_snapshot_xip"
+        | "pg_snapshot_xmax"
+        | "pg_snapshot_xmin"
+        | "pg_visible_in_snapshot"
+        | "pg_column_size"
+        | "pg_is_other_temp_schema" => Call::Read,
 
         "pg_is_in_recovery"
         | "pg_is_wal_replay_paused"
@@ -154,9 +185,8 @@ fn server_family(name: &str) -> Option<Call> {
     let server = address
         || (name.starts_with("txid_") && !matches!(name, "txid_snapshot_in" | "txid_snapshot_out"))
         || PREFIXES.iter().any(|prefix| name.starts_with(prefix))
-        || tail.is_some_and(|tail| {
-            tail.contains("xact") || tail.ends_with("_size") || (tail.starts_with("read_") && tail.contains("file"))
-        });
+        || tail
+            .is_some_and(|tail| tail.contains("xact") || tail.ends_with("_size") || (tail.starts_with("read_") && tail.contains("file")));
     server.then_some(SERVER)
 }
 
@@ -194,7 +224,8 @@ pub(super) fn call(schema: Option<&str>, name: &str, facts: &Facts) -> Call {
             found = found.or(Some(Call::Read));
         }
     }
-    found.unwrap_or(write("unknown_function"))
+    // What nobody has read may leave anything behind in its session: settings, temporary tables, locks.
+    found.unwrap_or(UNKNOWN)
 }
 
 /// What `value.name` means if `name` isn't a column: a call of a function with one argument (PostgreSQL's "functional notation").
@@ -254,7 +285,8 @@ pub(super) fn relation(schema: Option<&str>, name: &str, facts: &Facts, bound_he
         }
         known = true;
     }
-    let of_the_system = matches!(schema, Some("pg_catalog" | "information_schema" | "pg_toast")) || (schema.is_none() && name.starts_with("pg_"));
+    let of_the_system =
+        matches!(schema, Some("pg_catalog" | "information_schema" | "pg_toast")) || (schema.is_none() && name.starts_with("pg_"));
     (facts.is_complete() && !known && !bound_here && !of_the_system).then_some("unknown_relation")
 }
 
@@ -293,6 +325,6 @@ mod tests {
         assert_eq!(call(Some("other"), "lower", &facts), write("volatile"));
         assert_eq!(call(None, "upper", &facts), write("volatile"));
         assert_eq!(call(Some("pg_catalog"), "upper", &facts), Call::Read);
-        assert_eq!(call(Some("other"), "trim", &facts), write("unknown_function"));
+        assert_eq!(call(Some("other"), "trim", &facts), UNKNOWN);
     }
 }

@@ -89,4 +89,3 @@ static TYPE_OR_FUNCTION: &[&str] = &[
     "authorization", "binary", "collation", "concurrently", "cross", "current_schema", "freeze", "full", "ilike", "inner", "is",
     "isnull", "join", "left", "like", "natural", "notnull", "outer", "overlaps", "right", "similar", "tablesample", "verbose",
 ];
-

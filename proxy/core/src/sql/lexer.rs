@@ -58,27 +58,55 @@ pub struct Lexer<'a> {
     standard_strings: bool,
 }
 
-const fn is_space(byte: u8) -> bool {
-    matches!(byte, b' ' | b'\t' | b'\n' | b'\r' | 0x0b | 0x0c)
+const SPACE: u8 = 1;
+const NAME_START: u8 = 2;
+const NAME: u8 = 4;
+const OPERATOR: u8 = 8;
+const DIGIT: u8 = 16;
+
+/// What each byte can be.
+static CLASSES: [u8; 256] = {
+    let mut classes = [0; 256];
+    let mut at = 0;
+    while at < classes.len() {
+        let byte = at as u8;
+        classes[at] = match byte {
+            b' ' | b'\t' | b'\n' | b'\r' | 0x0b | 0x0c => SPACE,
+            b'0'..=b'9' => NAME | DIGIT,
+            b'$' => NAME,
+            b'a'..=b'z' | b'A'..=b'Z' | b'_' | 0x80.. => NAME_START | NAME,
+            b'~' | b'!' | b'@' | b'#' | b'^' | b'&' | b'|' | b'`' | b'?' | b'+' | b'-' | b'*' | b'/' | b'%' | b'<' | b'>' | b'=' => {
+                OPERATOR
+            }
+            _ => 0,
+        };
+        at += 1;
+    }
+    classes
+};
+
+fn is(byte: u8, class: u8) -> bool {
+    CLASSES[usize::from(byte)] & class != 0
 }
 
-const fn is_newline(byte: u8) -> bool {
+fn is_space(byte: u8) -> bool {
+    is(byte, SPACE)
+}
+
+fn is_newline(byte: u8) -> bool {
     matches!(byte, b'\n' | b'\r')
 }
 
-const fn begins_name(byte: u8) -> bool {
-    byte.is_ascii_alphabetic() || byte == b'_' || byte >= 0x80
+fn begins_name(byte: u8) -> bool {
+    is(byte, NAME_START)
 }
 
-const fn continues_name(byte: u8) -> bool {
-    begins_name(byte) || byte.is_ascii_digit() || byte == b'$'
+fn continues_name(byte: u8) -> bool {
+    is(byte, NAME)
 }
 
-const fn is_operator(byte: u8) -> bool {
-    matches!(
-        byte,
-        b'~' | b'!' | b'@' | b'#' | b'^' | b'&' | b'|' | b'`' | b'?' | b'+' | b'-' | b'*' | b'/' | b'%' | b'<' | b'>' | b'='
-    )
+fn is_operator(byte: u8) -> bool {
+    is(byte, OPERATOR)
 }
 
 impl<'a> Lexer<'a> {
@@ -87,11 +115,13 @@ impl<'a> Lexer<'a> {
         Lexer { sql, at: 0, standard_strings: standard_conforming_strings }
     }
 
+    #[inline]
     fn peek(&self, ahead: usize) -> Option<u8> {
         self.sql.get(self.at + ahead).copied()
     }
 
     /// Skips white space and comments. `false`: a comment has no end (it then took the rest).
+    #[inline]
     fn skip_blank(&mut self) -> bool {
         while let Some(byte) = self.peek(0) {
             if is_space(byte) {
@@ -202,6 +232,7 @@ impl<'a> Lexer<'a> {
         TokenKind::Invalid
     }
 
+    #[inline]
     fn word(&mut self, first: u8) -> TokenKind {
         match (first, self.peek(1), self.peek(2)) {
             (b'e' | b'E', Some(b'\''), _) => return self.string(1, true, TokenKind::String),
@@ -216,10 +247,10 @@ impl<'a> Lexer<'a> {
         TokenKind::Word
     }
 
+    #[inline]
     fn skip_while(&mut self, accept: impl Fn(u8) -> bool) {
-        while self.peek(0).is_some_and(&accept) {
-            self.at += 1;
-        }
+        let rest = &self.sql[self.at..];
+        self.at += rest.iter().position(|byte| !accept(*byte)).unwrap_or(rest.len());
     }
 
     /// `[0-9](_?[0-9])*` or the like with other digits.
@@ -231,6 +262,7 @@ impl<'a> Lexer<'a> {
         }
     }
 
+    #[inline]
     fn number(&mut self) -> TokenKind {
         let radix: Option<fn(u8) -> bool> = match (self.peek(0), self.peek(1)) {
             (Some(b'0'), Some(b'x' | b'X')) => Some(|byte| byte.is_ascii_hexdigit()),
@@ -246,7 +278,7 @@ impl<'a> Lexer<'a> {
                 return TokenKind::Number;
             }
         }
-        let decimal = |byte: u8| byte.is_ascii_digit();
+        let decimal = |byte: u8| is(byte, DIGIT);
         self.digits(decimal);
         // `1..2` is a number and two dots.
         if self.peek(0) == Some(b'.') && self.peek(1) != Some(b'.') {
@@ -293,6 +325,7 @@ impl<'a> Lexer<'a> {
         }
     }
 
+    #[inline]
     fn operator(&mut self) -> TokenKind {
         let start = self.at;
         let mut end = start;
@@ -328,6 +361,7 @@ impl<'a> Lexer<'a> {
 impl Iterator for Lexer<'_> {
     type Item = Token;
 
+    #[inline]
     fn next(&mut self) -> Option<Token> {
         let before = self.at;
         if !self.skip_blank() {

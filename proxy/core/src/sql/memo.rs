@@ -46,10 +46,7 @@ impl Memo {
     /// A cache of at least `capacity` verdicts, rounded up to a power of two of sets.
     pub fn new(capacity: usize) -> Memo {
         let sets = capacity.div_ceil(WAYS).max(1).next_power_of_two();
-        Memo {
-            slots: (0..sets * WAYS).map(|_| Slot::default()).collect(),
-            hands: (0..sets).map(|_| AtomicU8::new(0)).collect(),
-        }
+        Memo { slots: (0..sets * WAYS).map(|_| Slot::default()).collect(), hands: (0..sets).map(|_| AtomicU8::new(0)).collect() }
     }
 
     /// How many verdicts are kept.
@@ -70,7 +67,9 @@ impl Memo {
     pub fn verdict(&self, sql: &[u8], facts: &Facts, dialect: Dialect) -> (Arc<Verdict>, Fingerprint, bool) {
         let summary = summarize(sql, dialect);
         let fingerprint = summary.fingerprint;
-        if summary.cacheable && let Some(verdict) = self.find(fingerprint, facts.generation(), dialect) {
+        if summary.cacheable
+            && let Some(verdict) = self.find(fingerprint, facts.generation(), dialect)
+        {
             return (verdict, fingerprint, true);
         }
         let verdict = Arc::new(classify(sql, facts, dialect));

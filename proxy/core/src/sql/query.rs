@@ -274,7 +274,10 @@ impl<'j, 'a, 'w> Reader<'j, 'a, 'w> {
         let mut part = if continues { at } else { at + 2 };
         while part < end {
             let called = part + 1 == end && self.is_kind(end, TokenKind::OpenParen);
-            if !called && let Some(name) = self.words.name(part) && let Some(call) = functions::attribute(name.as_str(), self.judge.facts) {
+            if !called
+                && let Some(name) = self.words.name(part)
+                && let Some(call) = functions::attribute(name.as_str(), self.judge.facts)
+            {
                 self.apply(call, name.as_str());
             }
             part += 2;
@@ -347,12 +350,14 @@ impl<'j, 'a, 'w> Reader<'j, 'a, 'w> {
                 self.level = Level { selects: true, behind_on: self.level.behind_on, ..Level::default() };
             }
             "from" if self.level.selects => {
-                let compares = |at: usize| (self.words.is(at, "is") || self.words.is(at, "not")) && !self.is_kind(at.wrapping_sub(1), TokenKind::Dot);
+                let compares =
+                    |at: usize| (self.words.is(at, "is") || self.words.is(at, "not")) && !self.is_kind(at.wrapping_sub(1), TokenKind::Dot);
                 let distinct_from = at > 1 && self.words.is(at - 1, "distinct") && compares(at - 2);
                 if !distinct_from {
                     (self.level.from, self.level.condition) = (true, false);
                 }
             }
+            "values" if self.is_kind(at + 1, TokenKind::OpenParen) => self.level.from = false,
             "join" => self.level.condition = false,
             "on" | "using" => self.level.condition = true,
             "group" if self.words.is(at + 1, "by") => (self.level.from, self.level.grouping) = (false, true),
@@ -366,7 +371,8 @@ impl<'j, 'a, 'w> Reader<'j, 'a, 'w> {
             "tablesample" => {}
             _ => {
                 // Most key words can name relations as well.
-                let names = matches!(category(word), Category::Unreserved | Category::ColumnName) && !self.is_kind(at + 1, TokenKind::OpenParen);
+                let names =
+                    matches!(category(word), Category::Unreserved | Category::ColumnName) && !self.is_kind(at + 1, TokenKind::OpenParen);
                 if let Some(name) = self.words.name(at).filter(|_| names) {
                     self.plain_name(at, None, &name);
                 }
@@ -390,7 +396,8 @@ impl<'j, 'a, 'w> Reader<'j, 'a, 'w> {
     }
 
     fn into(&mut self, at: usize) {
-        if self.purpose != Purpose::Verdict || self.kind != Kind::Select {
+        // INSERT INTO and MERGE INTO, in WITH or as the statement itself, name no new table.
+        if self.purpose != Purpose::Verdict || self.before(at, "insert") || self.before(at, "merge") {
             return;
         }
         let target = &self.words.from(at + 1);
@@ -417,7 +424,8 @@ impl<'j, 'a, 'w> Reader<'j, 'a, 'w> {
         self.level = Level { selects: true, ..Level::default() };
         if self.purpose == Purpose::Verdict {
             self.judge.write("data_change", command);
-            if self.outer.is_empty() {
+            // The first at the top is the statement; others are MERGE's actions and ON CONFLICT's.
+            if self.outer.is_empty() && self.kind == Kind::Select {
                 (self.kind, self.command) = (kind, command);
             }
         }
@@ -477,7 +485,7 @@ impl<'j, 'a, 'w> Reader<'j, 'a, 'w> {
             "varying" => behind(&["character", "char", "bit", "nchar"]),
             "second" => self.is_kind(previous, TokenKind::String) || self.is_kind(previous, TokenKind::Cast) || behind(&["to", "interval"]),
             "zone" => behind(&["time"]),
-            "columns" => behind_paren || self.is_kind(previous, TokenKind::String),
+            "columns" | "passing" => behind_paren || self.is_kind(previous, TokenKind::String),
             "operator" => self.is_qualified_operator(at + 1),
             _ => false,
         }
@@ -509,9 +517,7 @@ impl<'j, 'a, 'w> Reader<'j, 'a, 'w> {
             return false;
         }
         let values = self.words.is(at + 1, "values") && self.is_kind(at + 2, TokenKind::OpenParen);
-        values
-            || self.is_kind(at + 1, TokenKind::OpenParen)
-            || ["select", "with", "table"].iter().any(|word| self.words.is(at + 1, word))
+        values || self.is_kind(at + 1, TokenKind::OpenParen) || ["select", "with", "table"].iter().any(|word| self.words.is(at + 1, word))
     }
 }
 

@@ -22,12 +22,18 @@ const BYTES_LIMIT: usize = 64 * 1024;
 
 /// Parses a statement that the first reader holds for a read, and objects if its tree shows otherwise.
 pub(super) fn second_opinion(judge: &mut Judge<'_>, words: Words<'_>) {
-    let (Some(first), Some(last)) = (words.tokens.first(), words.tokens.last()) else { return };
+    let (Some(first), Some(last)) = (words.tokens.first(), words.tokens.last()) else {
+        return;
+    };
     if words.len() > TOKENS_LIMIT || last.end - first.start > BYTES_LIMIT || !judge.dialect.standard_conforming_strings {
         return;
     }
-    let Ok(text) = std::str::from_utf8(&words.sql[first.start..last.end]) else { return };
-    let Ok(statements) = Parser::parse_sql(&PostgreSqlDialect {}, text) else { return };
+    let Ok(text) = std::str::from_utf8(&words.sql[first.start..last.end]) else {
+        return;
+    };
+    let Ok(statements) = Parser::parse_sql(&PostgreSqlDialect {}, text) else {
+        return;
+    };
     let mut walk = Walk { judge };
     for statement in &statements {
         let _: ControlFlow<()> = statement.visit(&mut walk);

@@ -71,7 +71,12 @@ fn every_further_form_holds() {
 #[test]
 fn effects_are_told() {
     use Effect::*;
-    let modes = crate::sql::TransactionModes { read_only: Some(true), serializable: Some(false), repeatable_read: Some(true), deferrable: Some(false) };
+    let modes = crate::sql::TransactionModes {
+        read_only: Some(true),
+        serializable: Some(false),
+        repeatable_read: Some(true),
+        deferrable: Some(false),
+    };
     let set = |name: &str, local, to_default| Set { name: name.into(), local, to_default };
     for (sql, effects) in [
         ("BEGIN", vec![Begin(Default::default())]),
@@ -89,19 +94,23 @@ fn effects_are_told() {
         ("SELECT set_config($1, 'a', true)", vec![SetUnknown]),
         ("RESET ALL; RESET ROLE", vec![ResetAll, Reset { name: "role".into() }]),
         ("DISCARD ALL; DEALLOCATE PREPARE x; DEALLOCATE ALL", vec![DiscardAll, Deallocate { name: "x".into() }, DeallocateAll]),
-        ("PREPARE p(int) AS SELECT 1; EXECUTE p(1)", vec![Prepare { name: "p".into() }, Pin(PinReason::SqlPrepare), Execute { name: "p".into() }]),
+        (
+            "PREPARE p(int) AS SELECT 1; EXECUTE p(1)",
+            vec![Prepare { name: "p".into() }, Pin(PinReason::SqlPrepare), Execute { name: "p".into() }],
+        ),
         ("LISTEN a; UNLISTEN *; UNLISTEN a", vec![Listen, Pin(PinReason::Listen), UnlistenAll, Unlisten]),
         ("CREATE TEMP TABLE a (b int)", vec![Pin(PinReason::TempTable), Ddl]),
         ("SELECT 1 INTO TEMP a", vec![Pin(PinReason::TempTable), Ddl]),
         ("DECLARE c CURSOR WITH HOLD FOR SELECT now()", vec![Pin(PinReason::WithHoldCursor), UsesClock]),
         ("INSERT INTO t SELECT pg_advisory_lock(1)", vec![Pin(PinReason::AdvisoryLock)]),
         ("SELECT pg_advisory_unlock_all(), setseed(0)", vec![AdvisoryUnlockAll, Pin(PinReason::Setseed)]),
-        ("CALL p(); DO 'x'", vec![MayCommit]),
+        ("CALL p(); DO 'x'", vec![MayCommit, Pin(PinReason::UserCode)]),
         ("COPY t FROM STDIN", vec![CopyIn]),
         ("PREPARE TRANSACTION 'x'", vec![PrepareTransaction]),
         ("SET TRANSACTION SNAPSHOT 'x'", vec![SetSnapshot]),
         ("CREATE FUNCTION f() RETURNS int BEGIN ATOMIC SELECT 1; COMMIT; END; BEGIN", vec![Ddl, Begin(Default::default())]),
         ("SELECT now(), current_date", vec![UsesClock]),
+        ("WITH x AS (INSERT INTO t VALUES (1) RETURNING 1) SELECT * FROM x", vec![]),
     ] {
         assert_eq!(judged(sql).effects, effects, "{sql}");
     }
@@ -128,6 +137,10 @@ fn commands_have_postgres_names() {
         ("COPY t FROM STDIN", "COPY FROM"),
         ("EXPLAIN ANALYZE INSERT INTO t VALUES (1)", "INSERT"),
         ("COMMIT PREPARED 'x'", "COMMIT PREPARED"),
+        ("WITH x AS (INSERT INTO t VALUES (1) RETURNING 1) SELECT * FROM x", "SELECT"),
+        ("WITH x AS (SELECT 1) MERGE INTO t USING x ON true WHEN MATCHED THEN DELETE", "MERGE"),
+        ("DROP TEXT SEARCH DICTIONARY x", "DROP TEXT SEARCH DICTIONARY"),
+        ("SELECT txid_current()", "pg_current_xact_id()"),
     ] {
         assert_eq!(judged(sql).command, command, "{sql}");
     }
@@ -135,14 +148,22 @@ fn commands_have_postgres_names() {
 
 #[test]
 fn statements_are_counted() {
-    for (sql, count) in [("", 0), (";;", 0), ("SELECT 1;", 1), ("SELECT ';'; SELECT $$;$$", 2), ("CREATE RULE r AS ON INSERT TO t DO (SELECT 1; SELECT 2)", 1)] {
+    for (sql, count) in [
+        ("", 0),
+        (";;", 0),
+        ("SELECT 1;", 1),
+        ("SELECT ';'; SELECT $$;$$", 2),
+        ("CREATE RULE r AS ON INSERT TO t DO (SELECT 1; SELECT 2)", 1),
+    ] {
         assert_eq!(judged(sql).statements, count, "{sql}");
     }
 }
 
 #[test]
 fn settings_are_read() {
-    let read = |sql: &str| super::setting(sql.as_bytes(), Dialect::default()).map(|setting| (setting.name.to_string(), setting.local, setting.value));
+    let read = |sql: &str| {
+        super::setting(sql.as_bytes(), Dialect::default()).map(|setting| (setting.name.to_string(), setting.local, setting.value))
+    };
     assert_eq!(read("SET LOCAL switchyard.route = 'leader';"), Some(("switchyard.route".into(), true, "leader".into())));
     assert_eq!(read("set Switchyard.Route to Replica"), Some(("switchyard.route".into(), false, "replica".into())));
     assert_eq!(read("SET a = 'b'; SELECT 1"), None);
@@ -162,11 +183,28 @@ fn huge_and_nested_statements_are_judged_quickly() {
     let size = 1 << 20;
     let fill = |head: &str, unit: &str, tail: &str| format!("{head}{}{tail}", unit.repeat(size / unit.len()));
     let texts = vec![
-        fill("SELECT ", "(", ""), fill("SELECT 1", "+1", ""), fill("SELECT ", "f(", ""), fill("SELECT ", "set_config(", ""), fill("SELECT a", ".a", ""),
-        fill("SELECT ", "- ", "1"), fill("SELECT ", "/*", ""), fill("SELECT ", "$a", ""), fill("SELECT '", "''", "'"), fill("SELECT ", "'a'\n", ""),
-        fill("SELECT 1 IN (1", ",1", ")"), fill("", "SET a=1;", "SELECT now()"), fill("", "BEGIN;DO '';", ""), fill("SELECT ", "a,b(c,", ""),
-        fill("WITH a AS (SELECT 1)", ",a(b,b) AS (SELECT 1)", " SELECT 1"), fill("SELECT ", "operator(a.", ""), fill("SELECT ", "U&\"a\"", ""),
-        fill("SELECT ", "@-", "1"), fill("SELECT '", "'\n", "'"), fill("SELECT ", "CASE WHEN ", ""), fill("COPY (", "(", ""), fill("EXPLAIN ", "(", ""),
+        fill("SELECT ", "(", ""),
+        fill("SELECT 1", "+1", ""),
+        fill("SELECT ", "f(", ""),
+        fill("SELECT ", "set_config(", ""),
+        fill("SELECT a", ".a", ""),
+        fill("SELECT ", "- ", "1"),
+        fill("SELECT ", "/*", ""),
+        fill("SELECT ", "$a", ""),
+        fill("SELECT '", "''", "'"),
+        fill("SELECT ", "'a'\n", ""),
+        fill("SELECT 1 IN (1", ",1", ")"),
+        fill("", "SET a=1;", "SELECT now()"),
+        fill("", "BEGIN;DO '';", ""),
+        fill("SELECT ", "a,b(c,", ""),
+        fill("WITH a AS (SELECT 1)", ",a(b,b) AS (SELECT 1)", " SELECT 1"),
+        fill("SELECT ", "operator(a.", ""),
+        fill("SELECT ", "U&\"a\"", ""),
+        fill("SELECT ", "@-", "1"),
+        fill("SELECT '", "'\n", "'"),
+        fill("SELECT ", "CASE WHEN ", ""),
+        fill("COPY (", "(", ""),
+        fill("EXPLAIN ", "(", ""),
     ];
     let judge = std::thread::Builder::new().stack_size(512 * 1024).spawn(move || {
         for text in texts {
@@ -184,20 +222,38 @@ fn huge_and_nested_statements_are_judged_quickly() {
 /// sqlparser tries alternatives on the way down; none of what is given to it may make it try for long, or nest too deep.
 #[test]
 fn what_sqlparser_sees_is_bounded() {
-    let nested = |depth: usize, head: &str, open: &str, middle: &str, close: &str| format!("{head}{}{middle}{}", open.repeat(depth), close.repeat(depth));
+    let nested = |depth: usize, head: &str, open: &str, middle: &str, close: &str| {
+        format!("{head}{}{middle}{}", open.repeat(depth), close.repeat(depth))
+    };
     let mut texts = Vec::new();
     for depth in [8, 12, 16, 24, 48, 240] {
         texts.extend([
-            nested(depth, "SELECT ", "(", "1", ")"), nested(depth, "SELECT * FROM ", "(", "t CROSS JOIN t", ")"), nested(depth, "", "(", "SELECT 1", ")"),
-            nested(depth, "SELECT * FROM ", "(SELECT * FROM ", "t", ") q"), nested(depth, "SELECT ", "upper(", "'a'", ")"),
-            nested(depth, "SELECT ", "CASE WHEN true THEN ", "1", " END"), nested(depth, "SELECT ", "CAST(", "1", " AS int)"), nested(depth, "SELECT ", "NOT ", "true", ""),
-            nested(depth, "SELECT ", "ARRAY[", "1", "]"), nested(depth, "SELECT 1 IN ", "(", "1", ")"), nested(depth, "SELECT ", "(1, ", "1", ")"),
-            nested(depth, "SELECT 1", "", "", " + 1"), nested(depth, "SELECT 1", "", "", "::int"), nested(depth, "SELECT true", "", "", " IS TRUE"),
-            nested(depth, "SELECT 1", "", "", " UNION SELECT 1"), nested(depth, "SELECT a", "", "", "[1]"), nested(depth, "SELECT ", "- ", "1", ""),
-            nested(depth, "SELECT * FROM t", "", "", " CROSS JOIN t"), nested(depth, "SELECT ", "EXISTS (SELECT ", "1", ")"),
-            nested(depth, "SELECT ", "coalesce(", "1", ")"), nested(depth, "SELECT ", "extract(epoch FROM ", "now()", ")"), nested(depth, "SELECT ", "trim(", "'a'", ")"),
-            nested(depth, "SELECT ", "position('a' IN ", "'b'", "::text)"), nested(depth, "SELECT ", "interval '1' + (", "1", ")"),
-            nested(depth, "", "WITH a AS (", "SELECT 1", ") SELECT 1"), nested(depth, "SELECT * FROM ", "(VALUES (", "1", ")) q"),
+            nested(depth, "SELECT ", "(", "1", ")"),
+            nested(depth, "SELECT * FROM ", "(", "t CROSS JOIN t", ")"),
+            nested(depth, "", "(", "SELECT 1", ")"),
+            nested(depth, "SELECT * FROM ", "(SELECT * FROM ", "t", ") q"),
+            nested(depth, "SELECT ", "upper(", "'a'", ")"),
+            nested(depth, "SELECT ", "CASE WHEN true THEN ", "1", " END"),
+            nested(depth, "SELECT ", "CAST(", "1", " AS int)"),
+            nested(depth, "SELECT ", "NOT ", "true", ""),
+            nested(depth, "SELECT ", "ARRAY[", "1", "]"),
+            nested(depth, "SELECT 1 IN ", "(", "1", ")"),
+            nested(depth, "SELECT ", "(1, ", "1", ")"),
+            nested(depth, "SELECT 1", "", "", " + 1"),
+            nested(depth, "SELECT 1", "", "", "::int"),
+            nested(depth, "SELECT true", "", "", " IS TRUE"),
+            nested(depth, "SELECT 1", "", "", " UNION SELECT 1"),
+            nested(depth, "SELECT a", "", "", "[1]"),
+            nested(depth, "SELECT ", "- ", "1", ""),
+            nested(depth, "SELECT * FROM t", "", "", " CROSS JOIN t"),
+            nested(depth, "SELECT ", "EXISTS (SELECT ", "1", ")"),
+            nested(depth, "SELECT ", "coalesce(", "1", ")"),
+            nested(depth, "SELECT ", "extract(epoch FROM ", "now()", ")"),
+            nested(depth, "SELECT ", "trim(", "'a'", ")"),
+            nested(depth, "SELECT ", "position('a' IN ", "'b'", "::text)"),
+            nested(depth, "SELECT ", "interval '1' + (", "1", ")"),
+            nested(depth, "", "WITH a AS (", "SELECT 1", ") SELECT 1"),
+            nested(depth, "SELECT * FROM ", "(VALUES (", "1", ")) q"),
         ]);
     }
     let judge = std::thread::Builder::new().stack_size(1 << 20).spawn(move || {
@@ -236,7 +292,64 @@ proptest::proptest! {
 }
 
 const PIECES: [&str; 60] = [
-    "a", "b", "t", "u", "v_writes", "\"t\"", "\"U\"", "U&\"t\"", "(", ")", "[", "]", ",", ".", ";", "*", "+", "-", "~~~~", "::", "=>", "%n", "%s", "E%s", "X'1f'",
-    "$1", "$2", "SELECT", "FROM", "JOIN", "ON", "WHERE", "AS", "WITH", "FOR", "UPDATE", "SHARE", "INTO", "VALUES", "TABLE", "ONLY", "nextval", "upper", "f_writes",
-    "set_config", "now", "GROUP", "BY", "cube", "over", "DISTINCT", "IS", "CASE", "END", "DELETE", "BEGIN", "SET", "COPY", "EXPLAIN", "/* c */",
+    "a",
+    "b",
+    "t",
+    "u",
+    "v_writes",
+    "\"t\"",
+    "\"U\"",
+    "U&\"t\"",
+    "(",
+    ")",
+    "[",
+    "]",
+    ",",
+    ".",
+    ";",
+    "*",
+    "+",
+    "-",
+    "~~~~",
+    "::",
+    "=>",
+    "%n",
+    "%s",
+    "E%s",
+    "X'1f'",
+    "$1",
+    "$2",
+    "SELECT",
+    "FROM",
+    "JOIN",
+    "ON",
+    "WHERE",
+    "AS",
+    "WITH",
+    "FOR",
+    "UPDATE",
+    "SHARE",
+    "INTO",
+    "VALUES",
+    "TABLE",
+    "ONLY",
+    "nextval",
+    "upper",
+    "f_writes",
+    "set_config",
+    "now",
+    "GROUP",
+    "BY",
+    "cube",
+    "over",
+    "DISTINCT",
+    "IS",
+    "CASE",
+    "END",
+    "DELETE",
+    "BEGIN",
+    "SET",
+    "COPY",
+    "EXPLAIN",
+    "/* c */",
 ];

@@ -17,9 +17,26 @@ fn literals_space_and_case_dont_count() {
 #[test]
 fn whatever_can_change_a_verdict_counts() {
     let different = [
-        "SELECT f(1)", "SELECT F 1", "SELECT \"f\"(1)", "SELECT \"F\"(1)", "SELECT U&\"f\"(1)", "SELECT f($1)", "SELECT f($2)", "SELECT f('1')",
-        "SELECT f(-1)", "SELECT f(B'1')", "SELECT f.f(1)", "SELECT f(1, 1)", "SELECT f(1);", "SELECT f(1); SELECT 1", "SELECT f[1]",
-        "SELECT f ~~~~ 1", "SELECT f ~~~ 1", "SELECT ff(1)", "SELECT f f(1)", "/* switchyard: leader */ SELECT f(1)",
+        "SELECT f(1)",
+        "SELECT F 1",
+        "SELECT \"f\"(1)",
+        "SELECT \"F\"(1)",
+        "SELECT U&\"f\"(1)",
+        "SELECT f($1)",
+        "SELECT f($2)",
+        "SELECT f('1')",
+        "SELECT f(-1)",
+        "SELECT f(B'1')",
+        "SELECT f.f(1)",
+        "SELECT f(1, 1)",
+        "SELECT f(1);",
+        "SELECT f(1); SELECT 1",
+        "SELECT f[1]",
+        "SELECT f ~~~~ 1",
+        "SELECT f ~~~ 1",
+        "SELECT ff(1)",
+        "SELECT f f(1)",
+        "/* switchyard: leader */ SELECT f(1)",
         "/* switchyard: replica */ SELECT f(1)",
     ];
     for (at, left) in different.iter().enumerate() {

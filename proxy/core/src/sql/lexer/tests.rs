@@ -16,7 +16,9 @@ fn comments_nest_and_vanish() {
 
 #[test]
 fn strings_of_every_kind_are_one_token() {
-    for sql in ["'a''b'", "E'a\\'b'", "e'\\\\'", "N'x'", "U&'\\0041'", "$$a'b$$", "$x$ $$ $y$ $x$", "'a'\n  'b'", "'a' -- c\n 'b'", "E'a'\n'\\''"] {
+    for sql in
+        ["'a''b'", "E'a\\'b'", "e'\\\\'", "N'x'", "U&'\\0041'", "$$a'b$$", "$x$ $$ $y$ $x$", "'a'\n  'b'", "'a' -- c\n 'b'", "E'a'\n'\\''"]
+    {
         assert_eq!(tokens(sql, true), [(TokenKind::String, sql)], "{sql}");
     }
     for sql in ["B'01'", "x'1f'"] {
