@@ -1,1 +1,235 @@
+//! The router's corpus of statements, each run where it belongs, with the answers of a direct connection.
+//!
+//! Where a statement ran is told by the members' own logs: the role that runs them has `log_statement = 'all'`, and PostgreSQL writes the
+//! log before it answers. Each row gets a session of its own, so that none carries what the one before it left.
 
+use std::collections::BTreeSet;
+use std::io::{Read, Seek, SeekFrom};
+
+use anyhow::{Context, ensure};
+use switchyard_tests::machine::checkout;
+use switchyard_tests::{Batch, Member, Raw, Result};
+
+use crate::yard::{Yard, in_database, tell};
+
+const ROLE: &str = "postgres";
+
+/// Rows that tell of a statement's nature only with facts of the catalog. Without these a replica is asked first, and the leader if it
+/// refuses; or the leader at once, where a replica would do. Their answers must be right all the same.
+const UNRESOLVED: &[&str] = &[
+    "SELECT f_stable(1), f_immutable(2)",
+    "SELECT f_default(1)",
+    "SELECT * FROM v_writes LIMIT 1",
+    "SELECT * FROM v_over_v_writes",
+    "SELECT 'a' ~~~~ 'b'",
+    "SELECT f_stable_lies('net')",
+    "SELECT f_where()",
+    "SELECT f_unlogged()",
+    "SELECT * FROM u",
+    "SELECT last_value, log_cnt FROM s",
+    "SELECT * FROM no_such_table_anywhere",
+];
+
+/// Rows whose answers differ from one time to the next, or from server to server: only what kind of answer it is, is compared.
+const VOLATILE: &[&str] = &[
+    "now()", "random()", "TABLESAMPLE", "EXPLAIN", "pg_backend_pid", "inet_server", "pg_stat_", "pg_locks", "pg_current_wal", "txid_",
+    "pg_current_xact", "pg_replication_slots", "lo_", "pg_settings", "pg_postmaster_start_time", "pg_export_snapshot", "pg_notify", "NOTIFY",
+    "pg_sequences", "pg_total_relation_size", "pg_type", "pg_class", "audit", "version()",
+];
+
+struct Row {
+    number: usize,
+    read_write: String,
+    read_only: String,
+    sql: String,
+}
+
+fn corpus() -> Result<Vec<Row>> {
+    let text = std::fs::read_to_string(checkout().join("proxy/core/corpus/routing.tsv"))?;
+    let mut rows = Vec::new();
+    for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.starts_with('#')) {
+        let mut columns = line.splitn(3, '\t');
+        let mut column = || columns.next().with_context(|| format!("line {}", index + 1)).map(str::to_owned);
+        rows.push(Row { number: index + 1, read_write: column()?, read_only: column()?, sql: column()?.replace("\\n", "\n") });
+    }
+    ensure!(rows.len() > 150, "{} rows", rows.len());
+    Ok(rows)
+}
+
+async fn load(yard: &Yard, database: &str) -> Result {
+    let schema = std::fs::read_to_string(checkout().join("proxy/core/corpus/schema.sql"))?;
+    yard.prepare(&format!("CREATE DATABASE {database}")).await?;
+    yard.prepare(&format!("ALTER DATABASE {database} SET log_statement = 'all'")).await?;
+    let client = switchyard_tests::cluster::connect(&in_database(&yard.leader.dsn(), database)).await?;
+    client.batch_execute(&schema).await?;
+    yard.cluster.settled().await
+}
+
+/// Which members ran a statement since this was made.
+struct Logs<'a> {
+    members: Vec<(&'a Member, u64)>,
+}
+
+impl<'a> Logs<'a> {
+    fn mark(members: &'a [Member]) -> Result<Logs<'a>> {
+        let length = |member: &Member| std::fs::metadata(member.log()).map(|about| about.len());
+        Ok(Logs { members: members.iter().map(|member| Ok((member, length(member)?))).collect::<Result<_>>()? })
+    }
+
+    /// The names of those that logged exactly this text, for that database, as a statement that ran or that caused an error.
+    fn ran(&self, database: &str, sql: &str) -> Result<BTreeSet<String>> {
+        let mut names = BTreeSet::new();
+        for (member, from) in &self.members {
+            let mut log = std::fs::File::open(member.log())?;
+            log.seek(SeekFrom::Start(*from))?;
+            let mut bytes = Vec::new();
+            log.read_to_end(&mut bytes)?;
+            // Continuation lines begin with a tab.
+            let text = String::from_utf8_lossy(&bytes).replace("\n\t", "\u{1}");
+            let wanted = sql.trim_end().replace('\n', "\u{1}");
+            let is_it = |line: &str| {
+                let Some((_, said)) = line.split_once(&format!(" {ROLE}@{database} ")) else { return false };
+                let said = ["LOG:  statement: ", "STATEMENT:  "].iter().find_map(|kind| Some(said.split_once(kind)?.1));
+                let executed = || Some(line.split_once("LOG:  execute ")?.1.split_once(": ")?.1);
+                said.or_else(executed).is_some_and(|said| said.trim_end() == wanted)
+            };
+            if text.lines().any(is_it) {
+                names.insert(member.name().to_owned());
+            }
+        }
+        Ok(names)
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Protocol {
+    Simple,
+    Extended,
+}
+
+/// The answer to a row in a session of its own.
+async fn answer(dsn: &str, row: &Row, protocol: Protocol) -> Result<Vec<String>> {
+    let mut session = Raw::connect(dsn).await?;
+    let mut batch = match protocol {
+        Protocol::Simple => Batch::new().query(&row.sql),
+        Protocol::Extended => Batch::new().parse("", &row.sql).describe_statement("").bind("", "", &[]).execute("", 0).sync(),
+    };
+    if row.sql.contains("FROM STDIN") {
+        batch = batch.copy_done();
+        if protocol == Protocol::Extended {
+            batch = batch.sync();
+            // The Sync before the data is ignored.
+            batch.readies -= 1;
+        }
+    }
+    session.ask(&batch).await.with_context(|| format!("line {}: {}", row.number, row.sql))
+}
+
+/// What is compared of an answer: all, or the kinds of its messages without the rows, and the SQLSTATEs.
+fn comparable(row: &Row, answer: &[String]) -> Vec<String> {
+    if !VOLATILE.iter().any(|word| row.sql.contains(word)) {
+        return answer.to_vec();
+    }
+    let kind = |line: &String| match line.split(' ').collect::<Vec<_>>().as_slice() {
+        ["E", _, code, ..] => format!("E {code}"),
+        ["T", columns @ ..] => format!("T {}", columns.len()),
+        [first, ..] => (*first).to_owned(),
+        [] => String::new(),
+    };
+    answer.iter().filter(|line| !matches!(line.as_bytes().first(), Some(b'D' | b'A' | b'd' | b'S'))).map(kind).collect()
+}
+
+async fn read_write(yard: &Yard, protocol: Protocol) -> Result {
+    let word = format!("{protocol:?}").to_lowercase();
+    let (direct, routed) = (format!("corpus_direct_{word}"), format!("corpus_routed_{word}"));
+    load(yard, &direct).await?;
+    load(yard, &routed).await?;
+    let members = yard.cluster.members();
+    let (mut wrong, mut resolved) = (Vec::new(), Vec::new());
+    for row in corpus()? {
+        let expected = answer(&in_database(&yard.leader.dsn(), &direct), &row, protocol).await?;
+        let logs = Logs::mark(&members)?;
+        let got = answer(&in_database(&yard.router.rw_dsn(ROLE), &routed), &row, protocol).await?;
+        let ran = logs.ran(&routed, &row.sql)?;
+        let at = format!("line {}: {:?}", row.number, row.sql);
+        if comparable(&row, &expected) != comparable(&row, &got) {
+            wrong.push(format!("{at}\n  directly {expected:?}\n  by the router {got:?}"));
+        }
+        let (on_leader, on_replica) = (ran.contains(yard.leader.name()), ran.iter().any(|name| name != yard.leader.name()));
+        // What isn't parsed at all isn't logged by its text in every version; what isn't one statement can't be prepared.
+        let fits = match row.read_write.as_str() {
+            "replica" => on_replica && !on_leader,
+            "leader" => on_leader && !on_replica,
+            "local" => true,
+            other => anyhow::bail!("{at}: {other}?"),
+        };
+        if UNRESOLVED.contains(&row.sql.as_str()) {
+            if fits {
+                resolved.push(row.sql.clone());
+            }
+        } else if !fits {
+            wrong.push(format!("{at}\n  {} expected, ran on {ran:?}, leader {}, answer {got:?}", row.read_write, yard.leader.name()));
+        }
+        if row.read_write != "replica" {
+            // Sessions of their own are promised nothing about the writes of others; the comparison needs them.
+            yard.cluster.settled().await?;
+        }
+    }
+    println!("{word}: no longer unresolved: {resolved:#?}");
+    ensure!(wrong.is_empty(), "{} wrong:\n{}", wrong.len(), wrong.join("\n"));
+    // What the writing statements left behind is the same.
+    for query in ["SELECT string_agg(what, ',' ORDER BY what) FROM audit", "SELECT string_agg(t::text, ',' ORDER BY id) FROM t"] {
+        let left = async |database: &str| crate::yard::ask(&in_database(&yard.leader.dsn(), database), query).await;
+        let (expected, got) = (left(&direct).await?, left(&routed).await?);
+        ensure!(expected == got && !expected.is_empty(), "{query}\n directly {expected}\n by the router {got}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_corpus_by_simple_queries() -> Result {
+    tell(async |yard| read_write(yard, Protocol::Simple).await).await
+}
+
+#[tokio::test]
+async fn the_corpus_by_the_extended_protocol() -> Result {
+    tell(async |yard| read_write(yard, Protocol::Extended).await).await
+}
+
+#[tokio::test]
+async fn the_corpus_on_the_read_only_port() -> Result {
+    tell(async |yard| {
+        load(yard, "corpus_read_only").await?;
+        let members = yard.cluster.members();
+        let mut wrong = Vec::new();
+        for row in corpus()? {
+            for protocol in [Protocol::Simple, Protocol::Extended] {
+                let expected = answer(&in_database(&yard.replicas[0].dsn(), "corpus_read_only"), &row, protocol).await?;
+                let logs = Logs::mark(&members)?;
+                let got = answer(&in_database(&yard.router.ro_dsn(ROLE), "corpus_read_only"), &row, protocol).await?;
+                let ran = logs.ran("corpus_read_only", &row.sql)?;
+                let at = format!("line {}, {protocol:?}: {:?}", row.number, row.sql);
+                if comparable(&row, &expected) != comparable(&row, &got) {
+                    wrong.push(format!("{at}\n  a replica {expected:?}\n  the router {got:?}"));
+                }
+                let codes: Vec<&str> = got.iter().filter_map(|line| line.strip_prefix("E ")?.split(' ').nth(1)).collect();
+                let fits = match row.read_only.as_str() {
+                    "ok" => codes.is_empty(),
+                    "25006" => codes == ["25006"],
+                    "error" => !codes.is_empty(),
+                    _ => true,
+                };
+                // Several statements can't be prepared, wherever it is.
+                if !fits && codes != ["42601"] {
+                    wrong.push(format!("{at}\n  {} expected: {got:?}", row.read_only));
+                }
+                if ran.contains(yard.leader.name()) {
+                    wrong.push(format!("{at}\n  ran on the leader"));
+                }
+            }
+        }
+        ensure!(wrong.is_empty(), "{} wrong:\n{}", wrong.len(), wrong.join("\n"));
+        Ok(())
+    })
+    .await
+}

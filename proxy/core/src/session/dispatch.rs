@@ -60,6 +60,7 @@ impl Session {
         work.writing |= class == Class::Write;
         work.shows |= class != Class::Local;
         work.running_text = setting_text(&work.batch);
+        work.awaits_copy |= work.batch.executed().any(|verdict| verdict.effects.contains(&Effect::CopyIn));
         let batch = std::mem::take(&mut work.batch);
         let mut cleanup = Vec::new();
         for (item, range) in &batch.items {
@@ -254,12 +255,20 @@ impl Session {
         work: &mut Work,
         server: &mut ServerState,
     ) -> Option<Vec<u8>> {
-        let statement = statement?;
+        let Some(statement) = statement else {
+            if unnamed {
+                // Another session's may be there still.
+                server.unnamed = None;
+                reply::close_statement(&mut work.to_server, b"");
+                work.owed.push_back(Owed::Close { swallow: true, evicted: None });
+            }
+            return None;
+        };
         if statement.id == 0 {
             return None;
         }
         if unnamed {
-            if server.unnamed != Some(statement.id) {
+            if server.unnamed != Some(statement.id) || unnamed_is_open(work) {
                 server.unnamed = Some(statement.id);
                 reply::parse(&mut work.to_server, b"", &statement.tail);
                 work.owed.push_back(Owed::Parse { swallow: true, name: None, id: None });
@@ -287,6 +296,20 @@ impl Session {
             self.movable = None;
         }
     }
+}
+
+/// Whether the Parse of the unnamed statement is still owed, in a segment before this one: it may be skipped after an error, and then
+/// the server has another session's.
+fn unnamed_is_open(work: &Work) -> bool {
+    let mut behind_sync = false;
+    for owed in work.owed.iter().rev() {
+        match owed {
+            Owed::Sync(_) => behind_sync = true,
+            Owed::Parse { id: None, .. } => return behind_sync,
+            _ => {}
+        }
+    }
+    false
 }
 
 /// The text of a batch's only SET, in case that it has to be replayed on other servers.

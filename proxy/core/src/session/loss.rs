@@ -20,6 +20,7 @@ impl Session {
         work.server_in.clear();
         work.to_server.clear();
         work.copy_in = false;
+        work.awaits_copy = false;
         work.after_bring = false;
         work.prelude_failed = None;
         work.segment_failed = false;

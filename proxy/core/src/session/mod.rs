@@ -34,7 +34,7 @@ pub use settings::{How, Params, Settings};
 use crate::causal::Watermark;
 use crate::refusal::{Refusal, Severity};
 use crate::route::{Excluded, Loads, Need, ServerRole, Why};
-use crate::sql::{TransactionModes, Verdict};
+use crate::sql::{Effect, TransactionModes, Verdict};
 use crate::topology::{Member, Topology};
 use crate::wire::reply::TxStatus;
 use crate::wire::{frame, reply, view};
@@ -154,6 +154,9 @@ pub struct Work {
     server_swallowing: bool,
     /// The server waits for COPY data.
     copy_in: bool,
+    /// A COPY FROM STDIN was sent, and the server has not yet said whether it wants the data: what the client sends on, unasked, is data
+    /// or nothing.
+    awaits_copy: bool,
     /// The batch waits for the settings to be accepted.
     after_bring: bool,
     /// A settings replay or a held BEGIN failed.
@@ -321,7 +324,8 @@ impl Session {
 
     /// Whether more of the client's bytes can be taken now.
     pub fn accepts(&self, env: &Env<'_>, work: &Work) -> bool {
-        if self.want == Some(Want::Close) || self.starting.is_some() || work.after_bring || work.to_server.len() >= TO_SERVER_MAX {
+        let waits = work.after_bring || work.awaits_copy || work.to_server.len() >= TO_SERVER_MAX;
+        if self.want == Some(Want::Close) || self.starting.is_some() || waits {
             return false;
         }
         match &self.phase {
@@ -395,7 +399,11 @@ impl Session {
         if work.copy_in {
             // The server judges whatever comes; CopyDone and CopyFail end it, Flush and Sync are ignored there.
             work.to_server.extend_from_slice(message);
-            work.copy_in = !matches!(tag, b'c' | b'f');
+            if matches!(tag, b'c' | b'f') {
+                work.copy_in = false;
+                // Another COPY may follow in the same query string.
+                work.awaits_copy = matches!(work.owed.front(), Some(Owed::Query(verdict)) if verdict.statements > 1);
+            }
             return Ok(());
         }
         if self.skipping {
@@ -406,7 +414,11 @@ impl Session {
             return Ok(());
         }
         let item = match tag {
-            b'Q' => Item::Query(self.verdict(env, view::query(body)?)),
+            b'Q' => {
+                // "A simple Query message also destroys the unnamed statement" (protocol, Extended Query).
+                self.unnamed = None;
+                Item::Query(self.verdict(env, view::query(body)?))
+            }
             b'P' => match self.prepare(env, work, body)? {
                 Some(item) => item,
                 None => return Ok(()),
@@ -446,6 +458,8 @@ impl Session {
         let end = match &item {
             Item::Query(_) | Item::FunctionCall | Item::Sync => End::Ready,
             Item::Flush => End::Flush,
+            // The client's data may be behind it, before any Sync; a Sync before the data is ignored by the server.
+            Item::Execute(Some(verdict)) if verdict.effects.contains(&Effect::CopyIn) => End::Flush,
             _ if work.batch.bytes.len() + message.len() > env.policy.look_ahead_bytes => End::Overflow,
             _ => End::Open,
         };

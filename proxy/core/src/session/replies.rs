@@ -216,6 +216,7 @@ impl Session {
             b'G' | b'W' => {
                 self.deliver(env, work);
                 work.copy_in = true;
+                work.awaits_copy = false;
                 Fate::Forward
             }
             b'H' => {
@@ -279,6 +280,7 @@ impl Session {
             return Fate::Swallow;
         }
         work.copy_in = false;
+        work.awaits_copy = false;
         work.segment_failed = true;
         match work.owed.front() {
             Some(Owed::Bring | Owed::Begin) => {
@@ -448,6 +450,7 @@ impl Session {
         self.settle(work, server);
         work.segment_failed = false;
         work.copy_in = false;
+        work.awaits_copy = false;
         self.status = status;
         if status == TxStatus::Idle {
             self.portals.clear();
