@@ -634,9 +634,9 @@ impl Drop for Client {
 }
 
 impl Context {
-    /// Reads that found no proven replica want samples soon.
+    /// Reads that found no proven replica want samples soon. Those that are served by one can wait for the next.
     fn health_demand(&self, need: &Need) {
-        if matches!(need.why, Why::NotCaughtUp | Why::FreshReplica) {
+        if need.why == Why::NotCaughtUp {
             self.health.demand();
         }
     }
