@@ -356,6 +356,9 @@ impl Session {
                     break;
                 }
             };
+            if matches!(header.tag, b'd' | b'c' | b'f') && !work.copy_in && self.awaits_copy(env, work, server.as_deref_mut()) {
+                break;
+            }
             if header.tag == b'd' {
                 // COPY data: never looked into, never held.
                 work.client_passing = header.total;
@@ -377,6 +380,16 @@ impl Session {
         }
         input.drain(..at);
         work.client_in = input;
+    }
+
+    /// Whether COPY data has come before the server has said that it takes some: whoever is sure of that needn't wait (asyncpg doesn't).
+    fn awaits_copy(&mut self, env: &Env<'_>, work: &mut Work, server: Option<&mut ServerState>) -> bool {
+        if !work.batch.is_empty() && !self.skipping {
+            work.batch.end = End::Overflow;
+            self.submit(env, work, server);
+            return true;
+        }
+        work.owed.iter().any(Owed::is_clients)
     }
 
     fn client_message(
