@@ -36,6 +36,11 @@ impl Session {
         work.segment_failed = false;
         work.last_words = None;
         self.undo = None;
+        if self.want == Some(super::Want::Return) && !torn {
+            // It was about to be given back, and nothing on it was anybody's any more.
+            work.owed.clear();
+            return;
+        }
         if torn {
             // Half a row went out: no error can be put behind it.
             self.want = Some(super::Want::Close);

@@ -249,6 +249,11 @@ impl Work {
 }
 
 impl Work {
+    /// What the server says of the batch is swallowed: it will run again elsewhere.
+    fn runs_again(&self) -> bool {
+        self.attempt.as_ref().is_some_and(|attempt| attempt.failed.is_some())
+    }
+
     /// The batch was answered: the next one may go anywhere.
     fn forget_attempts(&mut self) {
         self.excluded.clear();

@@ -177,7 +177,7 @@ impl Session {
 
     /// Rows are about to be shown: the batch can't run elsewhere any more.
     fn row(&mut self, env: &Env<'_>, work: &mut Work) -> Fate {
-        if work.attempt.as_ref().is_some_and(|attempt| attempt.failed.is_some()) || !work.owed.front().is_some_and(Owed::is_clients) {
+        if work.runs_again() || !work.owed.front().is_some_and(Owed::is_clients) {
             return Fate::Swallow;
         }
         self.deliver(env, work);
@@ -235,7 +235,7 @@ impl Session {
             }
             b'N' => match work.owed.front() {
                 Some(owed) if !owed.is_clients() => Fate::Swallow,
-                _ if work.attempt.as_ref().is_some_and(|attempt| attempt.failed.is_some()) => Fate::Swallow,
+                _ if work.runs_again() => Fate::Swallow,
                 _ => {
                     if work.kept_back.len() > KEPT_BACK_MAX {
                         self.deliver(env, work);
@@ -245,9 +245,9 @@ impl Session {
             },
             b'E' => self.error(env, work, server, body, message),
             b'Z' => return self.ready(env, work, server, body),
-            _ if work.attempt.as_ref().is_some_and(|attempt| attempt.failed.is_some()) => Fate::Swallow,
             b'1' | b'2' | b'3' | b'n' | b'T' | b't' => self.progress(work, tag),
             b'C' | b'I' | b's' => self.complete(env, work, server, tag, body),
+            _ if work.runs_again() => Fate::Swallow,
             // Of something of ours: nothing that is the client's comes before its ReadyForQuery.
             _ if work.owed.front().is_some_and(|owed| !owed.is_clients()) => Fate::Swallow,
             b'G' | b'W' => {
@@ -272,6 +272,8 @@ impl Session {
     /// The server waits for COPY data. A Sync that was sent behind the Execute is ignored there: the client sends another.
     fn copies_in(&mut self, work: &mut Work) {
         work.copy_in = true;
+        // A string of several statements may hold another COPY.
+        work.alone = matches!(work.owed.front(), Some(Owed::Query(verdict, _)) if verdict.statements > 1);
         if matches!(work.owed.front(), Some(Owed::Execute(_))) {
             while matches!(work.owed.get(1), Some(Owed::Sync(Sync::Clients))) {
                 work.owed.remove(1);
@@ -289,7 +291,7 @@ impl Session {
             Some(Owed::Describe) => matches!(tag, b'T' | b'n'),
             _ => false,
         };
-        let swallow = work.owed.front().is_some_and(|owed| !owed.is_clients());
+        let swallow = work.runs_again() || work.owed.front().is_some_and(|owed| !owed.is_clients());
         if pays {
             work.owed.pop_front();
         }
@@ -302,6 +304,12 @@ impl Session {
             return Fate::Swallow;
         }
         if work.owed.front().is_some_and(|owed| !owed.is_clients()) {
+            return Fate::Swallow;
+        }
+        if work.runs_again() {
+            if matches!(work.owed.front(), Some(Owed::Execute(_))) {
+                work.owed.pop_front();
+            }
             return Fate::Swallow;
         }
         self.deliver(env, work);
@@ -434,7 +442,7 @@ impl Session {
         match owed {
             Some(Owed::Bring) => self.brought(env, work, server),
             Some(Owed::Query(verdict, text)) => {
-                if !work.segment_failed && !work.attempt.as_ref().is_some_and(|attempt| attempt.failed.is_some()) {
+                if !work.segment_failed && !work.runs_again() {
                     self.apply(&verdict, text.as_deref(), work, server);
                 } else {
                     self.apply_failed(&verdict);
@@ -444,7 +452,7 @@ impl Session {
             Some(Owed::FunctionCall | Owed::Sync(Sync::Clients)) => return Ok(self.segment_done(env, work, server, status)),
             Some(Owed::Sync(Sync::ForFlush)) => {
                 // The client's own Sync is still to come: after an error everything up to there is dropped.
-                if work.segment_failed && work.attempt.as_ref().is_none_or(|attempt| attempt.failed.is_none()) {
+                if work.segment_failed && !work.runs_again() {
                     self.skipping = true;
                     if work.batch.end == End::Open {
                         self.abandon_batch(work);
@@ -454,7 +462,11 @@ impl Session {
             }
             Some(Owed::Sync(Sync::Ours)) => {
                 work.segment_failed = false;
-                self.return_if_done(env, work);
+                if !work.runs_again() {
+                    self.return_if_done(env, work);
+                } else if work.owed.is_empty() {
+                    self.run_again(env, work, server);
+                }
             }
             Some(
                 Owed::Prelude
@@ -566,7 +578,7 @@ impl Session {
 
     /// The client's ReadyForQuery.
     fn segment_done(&mut self, env: &Env<'_>, work: &mut Work, server: &mut ServerState, status: TxStatus) -> Fate {
-        if work.attempt.as_ref().is_some_and(|attempt| attempt.failed.is_some()) {
+        if work.runs_again() {
             if work.owed.is_empty() {
                 self.run_again(env, work, server);
             }
