@@ -193,7 +193,7 @@ impl Client {
 
     /// Gets the session what it wants, as far as that can be had at once.
     fn satisfy(&mut self) {
-        while let Some(want) = self.session.take_want() {
+        while let Some(want) = self.session.take_want(self.work.as_deref()) {
             match want {
                 Want::Lease(need) => self.ask_for(need),
                 Want::Hold => self.hold(None),
@@ -406,13 +406,13 @@ impl Client {
                 work.to_server.clear();
                 self.server_written = 0;
                 // There may be room again for what the client has sent.
-                if work.client_in.is_empty() { Poll::Pending } else { Poll::Ready(Event::Flushed) }
+                if work.client_in.is_empty() && !self.session.wants() { Poll::Pending } else { Poll::Ready(Event::Flushed) }
             }
             // What the server still has to say comes first; its end is seen by the read.
             Err(_) => {
                 work.to_server.clear();
                 self.server_written = 0;
-                Poll::Pending
+                if self.session.wants() { Poll::Ready(Event::Flushed) } else { Poll::Pending }
             }
         }
     }
@@ -491,11 +491,15 @@ impl Client {
                 if let Some(lease) = &self.lease {
                     lease.node_stats().bytes_in.add(count as u64);
                 }
+                let mut garbled = false;
                 self.with_session(|session, env, work, server| {
                     if let Some(server) = server {
-                        session.server_bytes(env, work, server);
+                        garbled = session.server_bytes(env, work, server).is_err();
                     }
                 });
+                if garbled {
+                    self.server_lost();
+                }
                 self.satisfy();
                 self.take_client_bytes();
             }
@@ -634,9 +638,9 @@ impl Drop for Client {
 }
 
 impl Context {
-    /// Reads that found no proven replica want samples soon.
+    /// Reads that found no proven replica want samples soon. Those that are served by one can wait for the next.
     fn health_demand(&self, need: &Need) {
-        if matches!(need.why, Why::NotCaughtUp | Why::FreshReplica) {
+        if need.why == Why::NotCaughtUp {
             self.health.demand();
         }
     }

@@ -15,7 +15,7 @@ use parking_lot::{Mutex, RwLock};
 use rustc_hash::FxHashMap;
 use switchyard_config::Config;
 use switchyard_core::route::ServerRole;
-use switchyard_core::session::ServerState;
+use switchyard_core::session::{Params, ServerState};
 use switchyard_core::topology::{Epoch, Topology};
 use switchyard_core::wire::reply::TxStatus;
 use tokio::sync::oneshot;
@@ -78,6 +78,8 @@ pub(crate) struct Pool {
     node: Arc<Node>,
     /// The newest login's: older ones may no longer open connections.
     credential: ArcSwap<Credential>,
+    /// What the last server that was connected to reported: connections that report the same share it.
+    reported: Mutex<Params>,
     stats: Arc<PoolStats>,
     node_stats: Arc<NodeStats>,
     pools: Weak<Pools>,
@@ -113,6 +115,7 @@ impl Pools {
                     book: Mutex::default(),
                     node,
                     credential: ArcSwap::new(credential.clone()),
+                    reported: Mutex::default(),
                     pools: Arc::downgrade(self),
                 })
             })
@@ -313,9 +316,14 @@ impl Pool {
             self.node_stats.connect_errors.add(1);
             tracing::debug!(node = %self.key.node, %error, "no server connection");
         })?;
-        let server = Server::new(connected, target, self.key.node.clone(), self.key.role, epoch, config.pool.max_prepared);
+        let mut server = Server::new(connected, target, self.key.node.clone(), self.key.role, epoch, config.pool.max_prepared);
         if self.key.role == ServerRole::Leader && server.in_hot_standby() == Some(true) {
             return Err(LeaseError::InRecovery);
+        }
+        {
+            let mut reported = self.reported.lock();
+            server.state.params.share(&reported);
+            *reported = server.state.params.clone();
         }
         self.book.lock().handles.insert(server.id, server.handle.clone());
         self.node_stats.connections.up();

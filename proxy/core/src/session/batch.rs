@@ -6,12 +6,15 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::server::StatementId;
+use crate::refusal::Refusal;
 use crate::sql::{Class, Effect, Hint, Kind, Verdict};
 
 /// A statement that a client has prepared.
 #[derive(Debug)]
 pub(super) struct Statement {
     pub(super) id: StatementId,
+    /// Of the settings under which the client prepared it.
+    pub(super) seed: u64,
     /// Parse's body behind the name.
     pub(super) tail: Box<[u8]>,
     pub(super) verdict: Arc<Verdict>,
@@ -28,16 +31,20 @@ impl Statement {
 #[derive(Clone, Debug)]
 pub(super) enum Item {
     Query(Arc<Verdict>),
-    Parse { name: Box<[u8]>, statement: Arc<Statement> },
+    /// `previous`: what the unnamed statement was before.
+    Parse { name: Box<[u8]>, statement: Arc<Statement>, previous: Option<Arc<Statement>> },
     /// `statement`: `None` for a name that this session hasn't prepared.
     Bind { statement: Option<Arc<Statement>>, unnamed: bool },
     DescribeStatement { statement: Option<Arc<Statement>>, unnamed: bool },
     DescribePortal,
-    /// The verdict is that of the statement bound to the portal.
-    Execute(Option<Arc<Verdict>>),
-    CloseStatement(Box<[u8]>),
+    /// The statement that is bound to the portal.
+    Execute(Option<Arc<Statement>>),
+    /// `closed`: what the name meant.
+    CloseStatement { name: Box<[u8]>, closed: Option<Arc<Statement>> },
     ClosePortal,
     FunctionCall,
+    /// The router's error takes the place of its answer.
+    Refused(Box<Refusal>),
     Flush,
     Sync,
 }
@@ -83,11 +90,16 @@ impl Batch {
         self.items.iter().filter_map(|(item, _)| match item {
             Item::Query(verdict) => Some(verdict),
             Item::Parse { statement, .. } => Some(&statement.verdict),
-            Item::Bind { statement, .. } | Item::DescribeStatement { statement, .. } => {
+            Item::Bind { statement, .. } | Item::DescribeStatement { statement, .. } | Item::Execute(statement) => {
                 statement.as_ref().map(|statement| &statement.verdict)
             }
-            Item::Execute(verdict) => verdict.as_ref(),
-            Item::DescribePortal | Item::CloseStatement(_) | Item::ClosePortal | Item::FunctionCall | Item::Flush | Item::Sync => None,
+            Item::DescribePortal
+            | Item::CloseStatement { .. }
+            | Item::ClosePortal
+            | Item::FunctionCall
+            | Item::Refused(_)
+            | Item::Flush
+            | Item::Sync => None,
         })
     }
 
@@ -95,7 +107,7 @@ impl Batch {
     pub(super) fn executed(&self) -> impl Iterator<Item = &Arc<Verdict>> {
         self.items.iter().filter_map(|(item, _)| match item {
             Item::Query(verdict) => Some(verdict),
-            Item::Execute(verdict) => verdict.as_ref(),
+            Item::Execute(statement) => statement.as_ref().map(|statement| &statement.verdict),
             _ => None,
         })
     }
@@ -135,6 +147,11 @@ impl Batch {
             }
             _ => None,
         }
+    }
+
+    /// A Sync alone, or an empty query: nothing that is worth being run again.
+    pub(super) fn is_trivial(&self) -> bool {
+        self.items.iter().all(|(item, _)| matches!(item, Item::Sync | Item::Flush))
     }
 
     /// Whether something in it begins, ends or may end a transaction.

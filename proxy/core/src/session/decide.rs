@@ -5,6 +5,7 @@ use super::{Access, Env, HeldBegin, Lost, Phase, Session, Work};
 use crate::causal::Bound;
 use crate::refusal::Refusal;
 use crate::route::{self, Ask, Need, ServerRole, Why};
+use crate::sql::lexer::{Lexer, TokenKind};
 use crate::sql::{Class, Effect, Hint, TransactionModes};
 use crate::wire::reply::{self, TxStatus};
 
@@ -53,6 +54,9 @@ impl Session {
             return self.denied(work, &Refusal::NoReplica);
         }
         let Some((leader, member)) = env.topology.leader_at(env.now) else { return self.hold() };
+        if work.excluded.contains(&member.name) {
+            return self.denied(work, &Refusal::NoReplica);
+        }
         // Opened as a replica's, so that it is read-only by its startup, too.
         let need = Need { node: member.name.clone(), role: ServerRole::Replica, epoch: leader.epoch, why: Why::Fallback };
         self.lease(need);
@@ -60,46 +64,40 @@ impl Session {
 
     /// What the router refuses while the leader serves the read-only port: `default_transaction_read_only` alone stops neither
     /// VACUUM nor NOTIFY, and `set_config` turns it off. Only what is judged a read runs.
-    pub(super) fn fallback_refuses(&self, env: &Env<'_>, work: &Work) -> Option<Refusal> {
+    pub(super) fn refused(&self, env: &Env<'_>, item: &Item) -> Option<Refusal> {
         let Phase::Holding { member, role: ServerRole::Replica } = &self.phase else { return None };
         let leads = env.topology.leader.as_ref().and_then(|leader| env.topology.members.get(leader.member));
         if leads.is_none_or(|leader| leader.name != member.name) {
             return None;
         }
         let refused = |command: &'static str| Some(Refusal::ReadOnly { command: command.into() });
-        for (item, _) in &work.batch.items {
-            let verdict = match item {
-                Item::FunctionCall => return refused("fastpath function call"),
-                Item::Query(verdict) => verdict,
-                Item::Execute(Some(verdict)) => verdict,
-                Item::Execute(None) => return refused("EXECUTE"),
-                _ => continue,
-            };
-            let controls = verdict.effects.iter().any(|effect| {
-                matches!(effect, Effect::Begin(_) | Effect::Commit { .. } | Effect::Rollback { .. } | Effect::SetTransaction { .. })
-            });
-            if verdict.class > Class::Read || (controls && verdict.statements > 1) {
-                return refused(verdict.command);
-            }
-            // Session state that would make a write possible later.
-            if verdict.effects.iter().any(|effect| {
-                matches!(effect, Effect::Set { name, .. } if matches!(&**name, "transaction_read_only" | "default_transaction_read_only"))
-                    || matches!(effect, Effect::SetTransaction { modes, .. } | Effect::Begin(modes) if modes.read_only == Some(false))
-            }) {
-                return refused(verdict.command);
-            }
+        let verdict = match item {
+            Item::FunctionCall => return refused("fastpath function call"),
+            Item::Query(verdict) => verdict,
+            Item::Execute(Some(statement)) => &statement.verdict,
+            Item::Execute(None) => return refused("EXECUTE"),
+            _ => return None,
+        };
+        let controls = verdict.effects.iter().any(|effect| {
+            matches!(effect, Effect::Begin(_) | Effect::Commit { .. } | Effect::Rollback { .. } | Effect::SetTransaction { .. })
+        });
+        if verdict.class > Class::Read || (controls && verdict.statements > 1) {
+            return refused(verdict.command);
         }
-        None
+        // Session state that would make a write possible later.
+        let allows_writes = verdict.effects.iter().any(|effect| {
+            matches!(effect, Effect::Set { name, .. } if matches!(&**name, "transaction_read_only" | "default_transaction_read_only"))
+                || matches!(effect, Effect::SetTransaction { modes, .. } | Effect::Begin(modes) if modes.read_only == Some(false))
+        });
+        if allows_writes { refused(verdict.command) } else { None }
     }
 
     fn decide_read_write(&mut self, env: &Env<'_>, work: &mut Work) {
         if work.rerun_on_leader {
             return self.lease_leader(env, Why::Rerun);
         }
-        if self.begin.is_some() || self.status == TxStatus::Idle {
-            if self.hold_transaction_control(env, work) {
-                return;
-            }
+        if (self.begin.is_some() || self.status == TxStatus::Idle) && self.hold_transaction_control(env, work) {
+            return;
         }
         if work.batch.end == End::Overflow || (work.batch.end == End::Flush && work.batch.executes()) {
             return self.lease_leader(env, Why::LookAhead);
@@ -148,16 +146,19 @@ impl Session {
         }
         let Some((verdict, text)) = work.batch.lone_query() else { return false };
         let [effect] = verdict.effects.as_slice() else { return false };
+        // What a server might refuse is for a server to refuse.
+        if text.len() > HELD_BYTES_MAX || !is_plain_transaction_control(text) {
+            return false;
+        }
         let (tag, status): (&[u8], _) = match (effect, &mut self.begin) {
             (Effect::Begin(modes), None) => {
-                self.begin = Some(HeldBegin { text: text.to_vec(), modes: *modes });
+                self.begin = Some(HeldBegin { texts: terminated(text), modes: *modes });
                 // The tag tells BEGIN from START TRANSACTION.
                 let tag: &[u8] = if verdict.command.starts_with("START") { b"START TRANSACTION" } else { b"BEGIN" };
                 (tag, TxStatus::InTransaction)
             }
-            (Effect::SetTransaction { modes, session: false }, Some(begin)) if text.len() < 1024 && begin.text.len() < 8192 => {
-                begin.text.extend_from_slice(b"\n;");
-                begin.text.extend_from_slice(text);
+            (Effect::SetTransaction { modes, session: false }, Some(begin)) if begin.texts.len() < HELD_BYTES_MAX => {
+                begin.texts.append(&mut terminated(text));
                 begin.modes = merged(begin.modes, *modes);
                 (b"SET", TxStatus::InTransaction)
             }
@@ -186,6 +187,69 @@ impl Session {
             && self.status == TxStatus::InTransaction
             && work.batch.class() == Class::Write
             && !work.batch.may_end_transaction()
+    }
+}
+
+/// Text of a held BEGIN and of each SET TRANSACTION behind it, at most, in bytes.
+const HELD_BYTES_MAX: usize = 1024;
+
+/// The text with its terminator.
+fn terminated(text: &[u8]) -> Vec<u8> {
+    let mut texts = text.to_vec();
+    texts.push(0);
+    texts
+}
+
+/// Whether PostgreSQL's grammar surely accepts this BEGIN, COMMIT, ROLLBACK or SET TRANSACTION.
+fn is_plain_transaction_control(text: &[u8]) -> bool {
+    let mut words = Vec::with_capacity(8);
+    let mut ended = false;
+    for token in Lexer::new(text, true) {
+        match token.kind {
+            TokenKind::Semicolon => ended = true,
+            TokenKind::Word if !ended => words.push(text[token.start..token.end].to_ascii_lowercase()),
+            TokenKind::Comma if !ended => words.push(b",".to_vec()),
+            _ => return false,
+        }
+    }
+    let words: Vec<&[u8]> = words.iter().map(Vec::as_slice).collect();
+    match words.as_slice() {
+        [b"begin", rest @ ..] => are_modes(after_noise(rest), true),
+        [b"start", b"transaction", rest @ ..] => are_modes(rest, true),
+        [b"set", b"transaction", rest @ ..] => are_modes(rest, false),
+        [b"commit" | b"end" | b"rollback" | b"abort", rest @ ..] => matches!(after_noise(rest), [] | [b"and", b"no", b"chain"]),
+        _ => false,
+    }
+}
+
+/// Without the WORK or TRANSACTION that means nothing.
+fn after_noise<'a, 'b>(words: &'a [&'b [u8]]) -> &'a [&'b [u8]] {
+    match words {
+        [b"work" | b"transaction", rest @ ..] => rest,
+        _ => words,
+    }
+}
+
+/// `transaction_mode_list_or_empty` of PostgreSQL's grammar.
+fn are_modes(mut words: &[&[u8]], or_empty: bool) -> bool {
+    if words.is_empty() {
+        return or_empty;
+    }
+    loop {
+        words = match words {
+            [b"isolation", b"level", b"serializable", rest @ ..]
+            | [b"isolation", b"level", b"repeatable", b"read", rest @ ..]
+            | [b"isolation", b"level", b"read", b"committed" | b"uncommitted", rest @ ..]
+            | [b"read", b"only" | b"write", rest @ ..]
+            | [b"not", b"deferrable", rest @ ..]
+            | [b"deferrable", rest @ ..] => rest,
+            _ => return false,
+        };
+        words = match words {
+            [] => return true,
+            [b",", rest @ ..] => rest,
+            rest => rest,
+        };
     }
 }
 

@@ -3,12 +3,13 @@
 
 use std::sync::Arc;
 
-use super::batch::{Batch, End, Item, Statement};
-use super::replies::{Owed, Sync};
-use super::server::server_name;
-use super::{Attempt, Env, HeldBegin, Lost, Phase, ServerState, Session, Work};
+use super::batch::{End, Item, Statement};
+use super::replies::{Owed, Prepares, Sync};
+use super::server::{StatementId, server_name};
+use super::{Access, Attempt, Env, HeldBegin, Lost, Phase, Segment, ServerState, Session, Work};
+use crate::refusal::Refusal;
 use crate::route::ServerRole;
-use crate::sql::{Class, Effect, PinReason};
+use crate::sql::{Class, Effect, Kind, PinReason, Verdict};
 use crate::wire::reply::{self, TxStatus};
 use crate::wire::{frame, view};
 
@@ -23,7 +24,7 @@ impl Session {
     }
 
     /// Sends what brings the server to the session's settings. False where it is there.
-    fn bring(&mut self, work: &mut Work, server: &mut ServerState) -> bool {
+    pub(super) fn bring(&mut self, work: &mut Work, server: &mut ServerState) -> bool {
         if Arc::ptr_eq(&server.settings, &self.settings) || !server.settings.differs(&self.settings, server.role) {
             return false;
         }
@@ -35,11 +36,7 @@ impl Session {
 
     /// Sends the batch to the server that is held.
     pub(super) fn dispatch(&mut self, env: &Env<'_>, work: &mut Work, server: &mut ServerState) {
-        if let Some(refusal) = self.fallback_refuses(env, work) {
-            return self.refuse_batch(work, &refusal);
-        }
-        let first = work.owed.is_empty();
-        if first && server.tx == TxStatus::Idle && self.bring(work, server) && !self.settings_proven {
+        if work.owed.is_empty() && work.segment == Segment::Closed && server.tx == TxStatus::Idle && self.bring(work, server) && !self.settings_proven {
             // A value that no server has accepted yet may fail: then the batch must not have been sent.
             work.after_bring = true;
             return;
@@ -50,26 +47,35 @@ impl Session {
     /// The settings are accepted, or needn't be waited for.
     pub(super) fn send_batch(&mut self, env: &Env<'_>, work: &mut Work, server: &mut ServerState) {
         server.ready = false;
-        if work.owed.iter().all(|owed| matches!(owed, Owed::Bring)) {
-            self.begin_segment(work, server);
+        let class = work.batch.class();
+        if work.segment == Segment::Closed && work.owed.iter().all(|owed| matches!(owed, Owed::Bring)) {
+            self.begin_segment(env, work, server, class);
         }
         if env.policy.session_mode {
             self.pins.add(PinReason::SessionMode);
         }
-        let class = work.batch.class();
         work.writing |= class == Class::Write;
         work.shows |= class != Class::Local;
-        work.running_text = setting_text(&work.batch);
-        work.awaits_copy |= work.batch.executed().any(|verdict| verdict.effects.contains(&Effect::CopyIn));
+        work.alone |= work.batch.executed().any(|verdict| must_be_answered_first(verdict));
+        // Parse and Describe alone don't bind the batch to a node: the server is done with them, whatever the client sends next.
+        let syncs_flush = work.batch.end == End::Flush
+            && !work.batch.executes()
+            && self.status == TxStatus::Idle
+            && work.segment == Segment::Closed
+            && server.tx == TxStatus::Idle;
+        work.alone |= syncs_flush;
         let batch = std::mem::take(&mut work.batch);
-        let mut cleanup = Vec::new();
         for (item, range) in &batch.items {
-            self.send_item(&batch, item, &batch.bytes[range.clone()], work, server, &mut cleanup);
+            match self.refused(env, item) {
+                Some(refusal) => send_refused(item, refusal, work, server),
+                None => self.send_item(item, &batch.bytes[range.clone()], syncs_flush, work, server),
+            }
         }
-        if !cleanup.is_empty() {
-            for name in &cleanup {
-                reply::close_statement(&mut work.to_server, name);
-                work.owed.push_back(Owed::Close { swallow: true, evicted: None });
+        work.segment = if batch.end == End::Ready || syncs_flush { Segment::Closed } else { Segment::Open };
+        if work.segment == Segment::Closed && !work.stand_ins.is_empty() {
+            for name in work.stand_ins.drain(..) {
+                reply::close_statement(&mut work.to_server, &name);
+                work.owed.push_back(Owed::Close { swallow: true, evicted: None, closed: None });
             }
             reply::sync(&mut work.to_server);
             work.owed.push_back(Owed::Sync(Sync::Ours));
@@ -81,11 +87,12 @@ impl Session {
     }
 
     /// What comes before the first batch on this lease.
-    fn begin_segment(&mut self, work: &mut Work, server: &mut ServerState) {
+    fn begin_segment(&mut self, env: &Env<'_>, work: &mut Work, server: &mut ServerState, class: Class) {
         work.segment_failed = false;
         work.shows = false;
         work.writing = false;
         work.rolled_back = false;
+        work.begin_failed = false;
         if self.lost == Some(Lost::Told) {
             // Only the end of the transaction is accepted now, and everything is answered in PostgreSQL's own words: by a
             // transaction that has failed.
@@ -98,62 +105,61 @@ impl Session {
         let outside = server.tx == TxStatus::Idle && self.pins.is_empty();
         let ends_here = work.batch.end == End::Ready || (work.batch.end == End::Flush && !work.batch.executes());
         if let Some(begin) = self.begin.take() {
-            reply::query(&mut work.to_server, &begin.text);
-            work.owed.push_back(Owed::Begin);
-            let on_replica = server.role == ServerRole::Replica;
-            // An attempt may put it back; a READ ONLY transaction at READ COMMITTED may move to the leader with it.
-            self.movable = (on_replica && begin.modes.repeatable_read != Some(true)).then(|| begin.clone());
-            if ends_here && work.batch.repeatable() && on_replica {
-                work.attempt = Some(Attempt { begin: Some(begin), ..Attempt::default() });
+            // As messages of the extended protocol: if one fails, the server skips what comes behind it.
+            for text in begin.texts.split_inclusive(|byte| *byte == 0) {
+                reply::parse(&mut work.to_server, b"", &[text, b"\0\0"].concat());
+                reply::message(&mut work.to_server, b'B', &[&[0; 8]]);
+                reply::message(&mut work.to_server, b'E', &[&[0; 5]]);
+                work.owed.push_back(Owed::Begin);
             }
-        } else if outside && ends_here && work.batch.class() == Class::Read && work.batch.repeatable() {
+            server.unnamed = None;
+            work.alone = true;
+            let on_replica = server.role == ServerRole::Replica;
+            if ends_here && work.batch.repeatable() && on_replica {
+                work.attempt = Some(Attempt { begin: Some(begin.clone()), ..Attempt::default() });
+            }
+            // A READ ONLY transaction at READ COMMITTED may move to the leader with it.
+            let one_snapshot = begin.modes.repeatable_read.unwrap_or_else(|| self.default_isolation_is("repeatable"));
+            self.movable = (on_replica && env.policy.access == Access::ReadWrite && !one_snapshot).then_some(begin);
+        } else if outside && ends_here && class <= Class::Read && work.batch.repeatable() && !work.batch.is_trivial() {
             work.attempt = Some(Attempt::default());
         }
     }
 
     fn send_item(
         &mut self,
-        batch: &Batch,
         item: &Item,
         message: &[u8],
+        syncs_flush: bool,
         work: &mut Work,
         server: &mut ServerState,
-        cleanup: &mut Vec<Box<[u8]>>,
     ) {
-        let out_of_transaction_flush = batch.end == End::Flush && !batch.executes() && self.status == TxStatus::Idle;
         match item {
             Item::Query(verdict) => {
                 work.tally.queries += 1;
                 server.unnamed = None;
-                for effect in &verdict.effects {
-                    if let Effect::Deallocate { name } = effect
-                        && self.statements.contains_key(name.as_bytes())
-                    {
-                        // The server knows the statement by another name: an empty one takes its place for DEALLOCATE to find.
-                        reply::parse(&mut work.to_server, name.as_bytes(), b"\0\0\0");
-                        reply::sync(&mut work.to_server);
-                        work.owed.push_back(Owed::Parse { swallow: true, name: None, id: None });
-                        work.owed.push_back(Owed::Sync(Sync::Ours));
-                        cleanup.push(name.as_bytes().into());
-                    }
+                if self.stand_in(verdict, work) {
+                    reply::sync(&mut work.to_server);
+                    work.owed.push_back(Owed::Sync(Sync::Ours));
                 }
                 work.to_server.extend_from_slice(message);
-                work.owed.push_back(Owed::Query(verdict.clone()));
+                let text = sets(verdict).then(|| message[frame::HEADER..message.len() - 1].into());
+                work.owed.push_back(Owed::Query(verdict.clone(), text));
             }
-            Item::Parse { name, statement } => self.send_parse(name, statement, message, work, server, cleanup),
+            Item::Parse { name, statement, previous } => self.send_parse(name, statement, previous.as_ref(), message, work, server),
             Item::Bind { statement, unnamed } => {
                 let Some(name) = self.ensure_prepared(statement.as_ref(), *unnamed, work, server) else {
                     work.to_server.extend_from_slice(message);
                     return work.owed.push_back(Owed::Bind);
                 };
                 if let Ok(bind) = view::bind(&message[frame::HEADER..]) {
-                    reply::message(&mut work.to_server, b'B', &[bind.portal, b"\0", &name, b"\0", bind.tail]);
+                    reply::message(&mut work.to_server, b'B', &[bind.portal, b"\0", name.bytes(), b"\0", bind.tail]);
                     work.owed.push_back(Owed::Bind);
                 }
             }
             Item::DescribeStatement { statement, unnamed } => {
                 match self.ensure_prepared(statement.as_ref(), *unnamed, work, server) {
-                    Some(name) => reply::message(&mut work.to_server, b'D', &[b"S", &name, b"\0"]),
+                    Some(name) => reply::message(&mut work.to_server, b'D', &[b"S", name.bytes(), b"\0"]),
                     None => work.to_server.extend_from_slice(message),
                 }
                 work.owed.push_back(Owed::Describe);
@@ -162,37 +168,34 @@ impl Session {
                 work.to_server.extend_from_slice(message);
                 work.owed.push_back(Owed::Describe);
             }
-            Item::Execute(verdict) => {
+            Item::Execute(statement) => {
                 work.tally.queries += 1;
-                if let Some(verdict) = verdict {
-                    for effect in &verdict.effects {
-                        if let Effect::Deallocate { name } = effect
-                            && self.statements.contains_key(name.as_bytes())
-                        {
-                            reply::parse(&mut work.to_server, name.as_bytes(), b"\0\0\0");
-                            work.owed.push_back(Owed::Parse { swallow: true, name: None, id: None });
-                            cleanup.push(name.as_bytes().into());
-                        }
-                    }
+                if let Some(statement) = statement {
+                    self.stand_in(&statement.verdict, work);
                 }
                 work.to_server.extend_from_slice(message);
-                work.owed.push_back(Owed::Execute(verdict.clone()));
+                work.owed.push_back(Owed::Execute(statement.clone()));
             }
             // The server's statement is shared; the client's name means nothing to it, and closing that is no error.
-            Item::CloseStatement(_) | Item::ClosePortal => {
-                if matches!(item, Item::CloseStatement(name) if name.is_empty()) {
+            Item::CloseStatement { name, closed } => {
+                if name.is_empty() {
                     server.unnamed = None;
                 }
                 work.to_server.extend_from_slice(message);
-                work.owed.push_back(Owed::Close { swallow: false, evicted: None });
+                let closed = closed.as_ref().map(|closed| (name.clone(), closed.clone()));
+                work.owed.push_back(Owed::Close { swallow: false, evicted: None, closed });
+            }
+            Item::ClosePortal => {
+                work.to_server.extend_from_slice(message);
+                work.owed.push_back(Owed::Close { swallow: false, evicted: None, closed: None });
             }
             Item::FunctionCall => {
                 work.tally.queries += 1;
                 work.to_server.extend_from_slice(message);
                 work.owed.push_back(Owed::FunctionCall);
             }
-            Item::Flush if out_of_transaction_flush => {
-                // Parse and Describe alone don't bind the batch to a node: the server is done with it, whatever the client sends next.
+            Item::Refused(refusal) => send_refused(item, Refusal::clone(refusal), work, server),
+            Item::Flush if syncs_flush => {
                 reply::sync(&mut work.to_server);
                 work.owed.push_back(Owed::Sync(Sync::ForFlush));
             }
@@ -209,41 +212,32 @@ impl Session {
         &mut self,
         name: &[u8],
         statement: &Arc<Statement>,
+        previous: Option<&Arc<Statement>>,
         message: &[u8],
         work: &mut Work,
         server: &mut ServerState,
-        cleanup: &mut Vec<Box<[u8]>>,
     ) {
-        let known = |name: &[u8]| Owed::Parse { swallow: false, name: Some((name.into(), statement.clone())), id: None };
+        let prepares = Some(Prepares { name: name.into(), statement: statement.clone(), previous: previous.cloned() });
         if name.is_empty() {
             server.unnamed = Some(statement.id);
             work.to_server.extend_from_slice(message);
-            return work.owed.push_back(known(name));
+            return work.owed.push_back(Owed::Parse { swallow: false, prepares, id: None });
         }
         if statement.id == 0 {
             // The client has this name already. The server says so, once it knows the name.
-            reply::parse(&mut work.to_server, name, b"\0\0\0");
+            stand_in_for(name, work);
             work.to_server.extend_from_slice(message);
-            work.owed.push_back(Owed::Parse { swallow: true, name: None, id: None });
-            work.owed.push_back(Owed::Parse { swallow: false, name: None, id: None });
-            return cleanup.push(name.into());
+            return work.owed.push_back(Owed::Parse { swallow: false, prepares: None, id: None });
         }
         if server.prepared().has(statement.id) {
             // There by another client's Parse: this one is parsed as the unnamed statement.
             server.unnamed = Some(statement.id);
             reply::parse(&mut work.to_server, b"", &statement.tail);
-            return work.owed.push_back(known(name));
+            return work.owed.push_back(Owed::Parse { swallow: false, prepares, id: None });
         }
-        self.evict_for(statement, work, server);
+        evict_for(statement.id, work, server);
         reply::parse(&mut work.to_server, &server_name(statement.id), &statement.tail);
-        work.owed.push_back(Owed::Parse { swallow: false, name: Some((name.into(), statement.clone())), id: Some(statement.id) });
-    }
-
-    fn evict_for(&mut self, statement: &Statement, work: &mut Work, server: &mut ServerState) {
-        if let Some(evicted) = server.prepared().add(statement.id) {
-            reply::close_statement(&mut work.to_server, &server_name(evicted));
-            work.owed.push_back(Owed::Close { swallow: true, evicted: Some(evicted) });
-        }
+        work.owed.push_back(Owed::Parse { swallow: false, prepares, id: Some(statement.id) });
     }
 
     /// Replays the statement's Parse where the server doesn't have it. The name to use there; `None` where the client's own name is to be
@@ -254,34 +248,46 @@ impl Session {
         unnamed: bool,
         work: &mut Work,
         server: &mut ServerState,
-    ) -> Option<Vec<u8>> {
-        let Some(statement) = statement else {
-            if unnamed {
-                // Another session's may be there still.
-                server.unnamed = None;
-                reply::close_statement(&mut work.to_server, b"");
-                work.owed.push_back(Owed::Close { swallow: true, evicted: None });
-            }
-            return None;
-        };
+    ) -> Option<NameThere> {
+        let statement = statement?;
         if statement.id == 0 {
             return None;
         }
         if unnamed {
-            if server.unnamed != Some(statement.id) || unnamed_is_open(work) {
-                server.unnamed = Some(statement.id);
-                reply::parse(&mut work.to_server, b"", &statement.tail);
-                work.owed.push_back(Owed::Parse { swallow: true, name: None, id: None });
+            if server.unnamed != Some(statement.id) {
+                let id = self.id_there(statement);
+                if server.unnamed != Some(id) {
+                    server.unnamed = Some(id);
+                    reply::parse(&mut work.to_server, b"", &statement.tail);
+                    work.owed.push_back(Owed::Parse { swallow: true, prepares: None, id: None });
+                }
             }
-            return Some(Vec::new());
+            return Some(NameThere::Unnamed);
         }
-        let name = server_name(statement.id);
-        if !server.prepared().has(statement.id) {
-            self.evict_for(statement, work, server);
-            reply::parse(&mut work.to_server, &name, &statement.tail);
-            work.owed.push_back(Owed::Parse { swallow: true, name: None, id: Some(statement.id) });
+        if server.prepared().has(statement.id) {
+            return Some(NameThere::Named(server_name(statement.id)));
         }
-        Some(name.to_vec())
+        let id = self.id_there(statement);
+        if !server.prepared().has(id) {
+            evict_for(id, work, server);
+            reply::parse(&mut work.to_server, &server_name(id), &statement.tail);
+            work.owed.push_back(Owed::Parse { swallow: true, prepares: None, id: Some(id) });
+        }
+        Some(NameThere::Named(server_name(id)))
+    }
+
+    /// DEALLOCATE of a statement that the server knows by another name: an empty one takes its place for DEALLOCATE to find.
+    fn stand_in(&self, verdict: &Verdict, work: &mut Work) -> bool {
+        let mut any = false;
+        for effect in &verdict.effects {
+            if let Effect::Deallocate { name } = effect
+                && self.statements.contains_key(name.as_bytes())
+            {
+                stand_in_for(name.as_bytes(), work);
+                any = true;
+            }
+        }
+        any
     }
 
     /// Whether the session keeps its server connection between transactions.
@@ -298,28 +304,72 @@ impl Session {
     }
 }
 
-/// Whether the Parse of the unnamed statement is still owed, in a segment before this one: it may be skipped after an error, and then
-/// the server has another session's.
-fn unnamed_is_open(work: &Work) -> bool {
-    let mut behind_sync = false;
-    for owed in work.owed.iter().rev() {
-        match owed {
-            Owed::Sync(_) => behind_sync = true,
-            Owed::Parse { id: None, .. } => return behind_sync,
-            _ => {}
-        }
-    }
-    false
+/// A statement's name on a server.
+enum NameThere {
+    Unnamed,
+    Named([u8; 35]),
 }
 
-/// The text of a batch's only SET, in case that it has to be replayed on other servers.
-fn setting_text(batch: &Batch) -> Option<Box<[u8]>> {
-    let mut texts = batch.items.iter().filter_map(|(item, range)| match item {
-        Item::Query(verdict) => Some((verdict, &batch.bytes[range.start + frame::HEADER..range.end - 1])),
-        Item::Bind { statement: Some(statement), .. } => Some((&statement.verdict, statement.text())),
-        _ => None,
-    });
-    let (verdict, text) = texts.next()?;
-    let sets = verdict.effects.iter().any(|effect| matches!(effect, Effect::Set { local: false, .. }));
-    (sets && texts.next().is_none()).then(|| text.into())
+impl NameThere {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            NameThere::Unnamed => b"",
+            NameThere::Named(name) => name,
+        }
+    }
+}
+
+fn evict_for(id: StatementId, work: &mut Work, server: &mut ServerState) {
+    if let Some(evicted) = server.prepared().add(id) {
+        reply::close_statement(&mut work.to_server, &server_name(evicted));
+        work.owed.push_back(Owed::Close { swallow: true, evicted: Some(evicted), closed: None });
+    }
+}
+
+fn stand_in_for(name: &[u8], work: &mut Work) {
+    if work.stand_ins.iter().any(|known| **known == *name) {
+        return;
+    }
+    reply::parse(&mut work.to_server, name, b"\0\0\0");
+    work.owed.push_back(Owed::Parse { swallow: true, prepares: None, id: None });
+    work.stand_ins.push(name.into());
+}
+
+/// Text that no server accepts: the error behind which a refusal of ours stands, so that the server itself skips to Sync and fails
+/// the transaction.
+const REFUSED: &[u8] = b"refused by switchyard\0";
+
+fn send_refused(item: &Item, refusal: Refusal, work: &mut Work, server: &mut ServerState) {
+    work.tally.queries += 1;
+    work.owed.push_back(Owed::Refused(Box::new(refusal)));
+    match item {
+        Item::Query(_) | Item::FunctionCall => {
+            server.unnamed = None;
+            reply::message(&mut work.to_server, b'Q', &[REFUSED]);
+            work.owed.push_back(Owed::Sync(Sync::Clients));
+        }
+        _ => reply::parse(&mut work.to_server, b"switchyard", &[REFUSED, b"\0\0"].concat()),
+    }
+}
+
+/// Whether what follows depends on the outcome of what this verdict is about: a COPY takes the messages that follow it, and settings
+/// decide how what follows is read, and what it is shared with.
+fn must_be_answered_first(verdict: &Verdict) -> bool {
+    verdict.effects.iter().any(|effect| {
+        matches!(
+            effect,
+            Effect::CopyIn
+                | Effect::Set { .. }
+                | Effect::SetUnknown
+                | Effect::Reset { .. }
+                | Effect::ResetAll
+                | Effect::DiscardAll
+                | Effect::SetTransaction { session: true, .. }
+        )
+    }) || matches!(verdict.kind, Kind::Unknown)
+}
+
+/// Whether the statement's text may have to be replayed on other servers.
+pub(super) fn sets(verdict: &Verdict) -> bool {
+    verdict.effects.iter().any(|effect| matches!(effect, Effect::Set { .. }))
 }

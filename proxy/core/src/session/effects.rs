@@ -2,45 +2,64 @@
 
 use std::sync::Arc;
 
+use super::batch::ends_transaction;
 use super::settings::{How, Settings};
 use super::{ServerState, Session, Work};
+use crate::route::ServerRole;
 use crate::sql::{Class, Effect, Kind, PinReason, TransactionModes, Verdict};
 use crate::wire::reply::TxStatus;
 
+/// A change of settings, in the order in which they were made.
+#[derive(Debug)]
+pub(super) enum Change {
+    /// The statement's text, where it can be replayed alone.
+    Set { name: Arc<str>, text: Option<Box<[u8]>> },
+    Reset(Arc<str>),
+    ResetAll,
+    Characteristics(TransactionModes),
+}
+
+/// A statement that sets something is carried to other servers as it is, up to this size in bytes.
+const REPLAYED_MAX: usize = 8 * 1024;
+
 impl Session {
-    /// A statement, or a query string of several, has succeeded on `server`.
-    pub(super) fn apply(&mut self, verdict: &Verdict, work: &Work, server: &mut ServerState) {
+    /// A statement, or a query string of several, has succeeded on `server`. `text`: where it sets something.
+    pub(super) fn apply(&mut self, verdict: &Verdict, text: Option<&[u8]>, work: &mut Work, server: &mut ServerState) {
         if self.movable.is_some() && (verdict.class != Class::Read || verdict.effects.iter().any(|effect| *effect != Effect::UsesClock)) {
             // A cursor, a savepoint, SET LOCAL: the transaction has state on its replica.
             self.movable = None;
         }
         self.sequence_advanced |= matches!(verdict.kind, Kind::Insert | Kind::Merge | Kind::Copy) && verdict.class == Class::Write;
-        let several = verdict.statements > 1;
+        if verdict.statements > 1 && verdict.effects.iter().any(changes_settings) && verdict.effects.iter().any(bounds_transaction) {
+            // Which of them stayed depends on where each transaction began and how it ended.
+            self.pins.add(PinReason::SettingOutOfSight);
+        }
         for effect in &verdict.effects {
             match effect {
-                Effect::Set { local: true, .. } | Effect::SetTransaction { session: false, .. } | Effect::SetSnapshot => {}
+                Effect::Set { local: true, .. } => {
+                    let text = text.unwrap_or_default();
+                    self.local_hash = xxhash_rust::xxh3::xxh3_64_with_seed(text, self.local_hash).max(1);
+                }
+                Effect::SetTransaction { session: false, .. } | Effect::SetSnapshot => {}
                 Effect::Set { name, .. } if matches!(&**name, "role" | "session_authorization") => self.pins.add(PinReason::SetRole),
                 Effect::Reset { name } if matches!(&**name, "role" | "session_authorization") => {}
                 // The transaction's own, which end with it.
                 Effect::Set { name, .. } | Effect::Reset { name } if name.starts_with("transaction_") => {}
-                Effect::Set { name, to_default: true, .. } | Effect::Reset { name } => self.reset(name, server),
-                Effect::Set { name, .. } => match server.params.value(name).map(Box::from) {
-                    Some(value) => self.change(server, |settings| settings.set(name, How::Value(value))),
+                Effect::Set { name, to_default: true, .. } | Effect::Reset { name } => work.changes.push(Change::Reset(name.clone())),
+                Effect::Set { name, .. } => {
                     // A text with more than this one statement in it can't be replayed.
-                    None if several || !self.replayable(work) => self.pins.add(PinReason::SettingOutOfSight),
-                    None => match work_text(work) {
-                        Some(text) => self.change(server, |settings| settings.set(name, How::Statement(text.into()))),
-                        None => self.pins.add(PinReason::SettingOutOfSight),
-                    },
-                },
-                Effect::SetTransaction { modes, session: true } => self.set_characteristics(*modes, server),
-                Effect::ResetAll => self.reset_all(server),
+                    let text = text.filter(|text| verdict.statements == 1 && text.is_ascii() && text.len() <= REPLAYED_MAX);
+                    work.changes.push(Change::Set { name: name.clone(), text: text.map(Box::from) });
+                }
+                Effect::SetTransaction { modes, session: true } => work.changes.push(Change::Characteristics(*modes)),
+                Effect::ResetAll => work.changes.push(Change::ResetAll),
                 Effect::SetUnknown => self.pins.add(PinReason::SettingOutOfSight),
-                Effect::RollbackTo if self.undo.is_some() => self.pins.add(PinReason::SettingOutOfSight),
+                Effect::RollbackTo if self.undo.is_some() || !work.changes.is_empty() => self.pins.add(PinReason::SettingOutOfSight),
+                Effect::Commit { chain: true } | Effect::Rollback { chain: true } => self.chain(work, server),
                 Effect::DiscardAll => {
                     server.discarded();
-                    self.settings = self.startup.clone();
-                    self.undo = None;
+                    work.changes.clear();
+                    work.changes.push(Change::ResetAll);
                     self.statements.clear();
                     self.unnamed = None;
                     self.portals.clear();
@@ -89,82 +108,143 @@ impl Session {
                 self.pins.add(*reason);
             }
             // Some statements of the string may have been committed by one of its own COMMITs.
-            if verdict.statements > 1 && matches!(effect, Effect::Set { local: false, .. } | Effect::Reset { .. } | Effect::Prepare { .. }) {
+            if verdict.statements > 1
+                && (changes_settings(effect) || matches!(effect, Effect::Prepare { .. }))
+                && verdict.effects.iter().any(bounds_transaction)
+            {
                 self.pins.add(PinReason::SettingOutOfSight);
             }
         }
     }
 
-    /// The transaction is over, or the segment outside one: settings stay or go back with it.
-    pub(super) fn settle(&mut self, work: &mut Work, server: &mut ServerState) {
-        if server.tx != TxStatus::Idle {
-            return;
+    /// COMMIT AND CHAIN, ROLLBACK AND CHAIN: the next transaction begins with what this one leaves.
+    fn chain(&mut self, work: &mut Work, server: &mut ServerState) {
+        self.local_hash = 0;
+        if !std::mem::take(&mut work.rolled_back) {
+            self.make_changes(work, server);
+            self.undo = None;
+        } else {
+            work.changes.clear();
+            if let Some(undo) = self.undo.take() {
+                self.settings = undo.clone();
+                server.settings = undo;
+            }
         }
-        let undone = work.segment_failed || work.rolled_back;
-        work.rolled_back = false;
+    }
+
+    /// The segment is over: settings stay or go back with it, or with its transaction. True where the server may have gone back to values
+    /// of its own where the session has others.
+    pub(super) fn settle(&mut self, work: &mut Work, server: &mut ServerState) -> bool {
+        let mut went_back = false;
+        if !work.changes.is_empty() {
+            if work.segment_failed {
+                work.changes.clear();
+                if server.tx == TxStatus::Failed {
+                    // A savepoint among what failed may bring them back.
+                    self.undo.get_or_insert_with(|| self.settings.clone());
+                }
+            } else {
+                went_back = self.make_changes(work, server);
+            }
+        }
+        if server.tx != TxStatus::Idle {
+            return went_back;
+        }
+        self.local_hash = 0;
+        let undone = work.segment_failed || std::mem::take(&mut work.rolled_back);
         if let Some(undo) = self.undo.take()
             && undone
         {
             self.settings = undo.clone();
             server.settings = undo;
         }
+        went_back
     }
 
-    fn replayable(&self, work: &Work) -> bool {
-        work_text(work).is_some_and(|text| text.is_ascii() && text.len() <= 8192)
-    }
-
-    fn change(&mut self, server: &mut ServerState, change: impl FnOnce(&mut Settings)) {
-        self.undo.get_or_insert_with(|| self.settings.clone());
-        let mut settings = Settings::clone(&self.settings);
-        change(&mut settings);
-        self.settings = Arc::new(settings);
-        server.settings = self.settings.clone();
-    }
-
-    /// RESET goes back to the session's startup value; the server went back to its own.
-    fn reset(&mut self, name: &Arc<str>, server: &mut ServerState) {
-        self.undo.get_or_insert_with(|| self.settings.clone());
-        let mut settings = Settings::clone(&self.settings);
-        settings.remove(name);
-        server.settings = Arc::new(settings.clone());
-        if let Some(startup) = self.startup.value(name) {
-            settings.set(name, startup.clone());
-            self.settings = Arc::new(settings);
-        } else {
-            self.settings = server.settings.clone();
+    /// Takes the changes of settings over, now that the server has reported what it reports. True where something was reset.
+    fn make_changes(&mut self, work: &mut Work, server: &mut ServerState) -> bool {
+        if work.changes.is_empty() {
+            return false;
         }
-    }
-
-    fn reset_all(&mut self, server: &mut ServerState) {
         self.undo.get_or_insert_with(|| self.settings.clone());
-        self.settings = self.startup.clone();
-        server.settings = Arc::default();
-    }
-
-    fn set_characteristics(&mut self, modes: TransactionModes, server: &mut ServerState) {
-        let on_off = |on: bool| How::Value(if on { (*b"on").into() } else { (*b"off").into() });
-        let isolation = match (modes.serializable, modes.repeatable_read) {
-            (Some(true), _) => Some(&b"serializable"[..]),
-            (_, Some(true)) => Some(&b"repeatable read"[..]),
-            (Some(false), _) => Some(&b"read committed"[..]),
-            (None, _) => None,
-        };
-        self.change(server, |settings| {
-            if let Some(read_only) = modes.read_only {
-                settings.set(&Arc::from("default_transaction_read_only"), on_off(read_only));
+        let mut wanted = Settings::clone(&self.settings);
+        let mut there = Settings::clone(&server.settings);
+        let mut went_back = false;
+        for change in work.changes.drain(..) {
+            match change {
+                Change::Set { name, text } => {
+                    server.tainted |= protects(server.role, &name);
+                    let how = match (server.params.value(&name), text) {
+                        (Some(value), _) => How::Value(value.into()),
+                        (None, Some(text)) => How::Statement(text),
+                        (None, None) => {
+                            self.pins.add(PinReason::SettingOutOfSight);
+                            continue;
+                        }
+                    };
+                    wanted.set(&name, how.clone());
+                    there.set(&name, how);
+                }
+                Change::Reset(name) => {
+                    there.remove(&name);
+                    match self.startup.value(&name) {
+                        Some(startup) => {
+                            wanted.set(&name, startup.clone());
+                            went_back = true;
+                        }
+                        None => wanted.remove(&name),
+                    }
+                }
+                Change::ResetAll => {
+                    wanted = Settings::clone(&self.startup);
+                    there = Settings::default();
+                    went_back |= !self.startup.is_empty();
+                }
+                Change::Characteristics(modes) => {
+                    server.tainted |= modes.read_only == Some(false) && server.role == ServerRole::Replica;
+                    set_characteristics(&mut wanted, modes);
+                    set_characteristics(&mut there, modes);
+                }
             }
-            if let Some(isolation) = isolation {
-                settings.set(&Arc::from("default_transaction_isolation"), How::Value(isolation.into()));
-            }
-            if let Some(deferrable) = modes.deferrable {
-                settings.set(&Arc::from("default_transaction_deferrable"), on_off(deferrable));
-            }
-        });
+        }
+        self.settings = Arc::new(wanted);
+        server.settings = if there.differs(&self.settings, server.role) { Arc::new(there) } else { self.settings.clone() };
+        went_back
     }
 }
 
-/// The text of the SET that has just succeeded.
-fn work_text(work: &Work) -> Option<&[u8]> {
-    work.running_text.as_deref()
+/// `SET SESSION CHARACTERISTICS` in terms of the parameters behind it.
+fn set_characteristics(settings: &mut Settings, modes: TransactionModes) {
+    let on_off = |on: bool| How::Value(if on { (*b"on").into() } else { (*b"off").into() });
+    let isolation = match (modes.serializable, modes.repeatable_read) {
+        (Some(true), _) => Some(&b"serializable"[..]),
+        (_, Some(true)) => Some(&b"repeatable read"[..]),
+        (Some(false), _) => Some(&b"read committed"[..]),
+        (None, _) => None,
+    };
+    if let Some(read_only) = modes.read_only {
+        settings.set(&Arc::from("default_transaction_read_only"), on_off(read_only));
+    }
+    if let Some(isolation) = isolation {
+        settings.set(&Arc::from("default_transaction_isolation"), How::Value(isolation.into()));
+    }
+    if let Some(deferrable) = modes.deferrable {
+        settings.set(&Arc::from("default_transaction_deferrable"), on_off(deferrable));
+    }
+}
+
+/// Whether a replica connection is kept read-only by this parameter: one on which it was changed is nobody else's.
+fn protects(role: ServerRole, name: &str) -> bool {
+    role == ServerRole::Replica && name == "default_transaction_read_only"
+}
+
+fn changes_settings(effect: &Effect) -> bool {
+    matches!(
+        effect,
+        Effect::Set { local: false, .. } | Effect::Reset { .. } | Effect::ResetAll | Effect::SetTransaction { session: true, .. }
+    )
+}
+
+fn bounds_transaction(effect: &Effect) -> bool {
+    ends_transaction(effect) || matches!(effect, Effect::Begin(_))
 }

@@ -4,11 +4,14 @@
 //! can't be rebuilt: FATAL. An idle session: nothing.
 
 use super::batch::ends_transaction;
-use super::replies::{Owed, Sync};
-use super::{Env, Lost, Phase, ServerState, Session, Work};
+use super::replies::{Owed, Prepares, Sync};
+use super::{Env, Lost, Phase, Segment, ServerState, Session, Work};
 use crate::refusal::Refusal;
 use crate::sql::Effect;
 use crate::wire::reply::{self, TxStatus};
+
+/// Servers on which a read may be lost before its client is told.
+const LOSSES_MAX: u8 = 2;
 
 impl Session {
     /// The server connection that was held is gone, and with it whatever it owed. `torn`: a message was forwarded in part.
@@ -20,12 +23,24 @@ impl Session {
         work.server_in.clear();
         work.to_server.clear();
         work.copy_in = false;
-        work.awaits_copy = false;
-        work.after_bring = false;
+        // The rest of a COPY message is nobody's.
+        work.client_passing_on = false;
+        work.alone = false;
+        work.begin_failed = false;
+        work.changes.clear();
+        work.stand_ins.clear();
+        let segment = std::mem::take(&mut work.segment);
+        self.local_hash = 0;
+        let waiting = std::mem::take(&mut work.after_bring);
         work.prelude_failed = None;
         work.segment_failed = false;
         work.last_words = None;
         self.undo = None;
+        if self.want == Some(super::Want::Return) && !torn {
+            // It was about to be given back, and nothing on it was anybody's any more.
+            work.owed.clear();
+            return;
+        }
         if torn {
             // Half a row went out: no error can be put behind it.
             self.want = Some(super::Want::Close);
@@ -35,17 +50,30 @@ impl Session {
             work.owed.clear();
             return self.unreachable(env, work, &server.node, &Refusal::ServerUnreachable { node, detail: "the connection was lost".into() });
         }
-        if let Some(attempt) = work.attempt.take() {
+        if let Some(status) = work.ready_after_bring.take() {
+            // The statement itself was answered: only its ReadyForQuery is missing.
+            work.owed.clear();
+            reply::ready_for_query(&mut work.to_client, status);
+        }
+        if work.attempt.is_some() {
+            work.losses += 1;
+        }
+        if let Some(attempt) = work.attempt.take_if(|_| work.losses <= LOSSES_MAX) {
             work.owed.clear();
             work.kept_back.clear();
             work.excluded.push(server.node.clone());
             self.put_begin_back(attempt.begin);
             return self.decide(env, work);
         }
-        if work.batch.end != super::batch::End::Open && work.owed.iter().all(|owed| matches!(owed, Owed::Bring)) {
+        if work.attempt.take().is_some() {
+            // A statement under which servers die isn't tried on all of them.
+            work.kept_back.clear();
+            work.batch.clear();
+        }
+        if waiting {
             // The batch was still waiting for the settings: never sent.
             work.owed.clear();
-            if self.status == TxStatus::Idle && self.pins.is_empty() {
+            if self.pins.is_empty() {
                 work.excluded.push(server.node.clone());
                 return self.decide(env, work);
             }
@@ -63,6 +91,20 @@ impl Session {
             };
             return self.refuse_fatal(work, &refusal);
         }
+        if !in_flight && segment != Segment::Closed {
+            work.owed.clear();
+            self.abandon_batch(work);
+            // After an error the client knows all; otherwise what it was told of is rolled back.
+            self.skipping = segment == Segment::Skipped;
+            self.segment_lost = segment == Segment::Open;
+            if self.status != TxStatus::Idle {
+                self.status = TxStatus::Failed;
+                self.lost = Some(Lost::Told);
+            }
+            self.portals.clear();
+            self.movable = None;
+            return work.forget_attempts();
+        }
         match self.status {
             TxStatus::Idle if in_flight => {
                 let refusal = if work.writing { Refusal::OutcomeUnknown { node } } else { Refusal::ReadCut { node } };
@@ -75,7 +117,8 @@ impl Session {
             }
             TxStatus::InTransaction | TxStatus::Failed => {
                 let may_have_ended = work.owed.iter().any(|owed| match owed {
-                    Owed::Query(verdict) | Owed::Execute(Some(verdict)) => verdict.effects.iter().any(ends_transaction),
+                    Owed::Query(verdict, _) => verdict.effects.iter().any(ends_transaction),
+                    Owed::Execute(Some(statement)) => statement.verdict.effects.iter().any(ends_transaction),
                     Owed::Execute(None) => true,
                     _ => false,
                 });
@@ -91,16 +134,17 @@ impl Session {
         }
         self.portals.clear();
         self.movable = None;
-        work.excluded.clear();
+        work.forget_attempts();
     }
 
     /// Puts `refusal` in the place of every answer that is owed to the client.
     fn answer_owed(&mut self, work: &mut Work, refusal: &Refusal) {
+        let owed = std::mem::take(&mut work.owed);
         let mut open = false;
         let mut refusal = refusal;
-        for owed in std::mem::take(&mut work.owed) {
+        for owed in &owed {
             match owed {
-                Owed::Query(_) | Owed::FunctionCall | Owed::Sync(Sync::Clients) => {
+                Owed::Query(..) | Owed::FunctionCall | Owed::Sync(Sync::Clients) => {
                     work.tally.refusals.push(refusal.wording().sqlstate);
                     refusal.encode(&mut work.to_client);
                     reply::ready_for_query(&mut work.to_client, self.status);
@@ -109,13 +153,15 @@ impl Session {
                         refusal = &Refusal::InFailedTransaction;
                     }
                 }
-                Owed::Parse { name, .. } => {
-                    open = true;
-                    if let Some((name, _)) = name {
-                        self.forget_statement(&name);
-                    }
-                }
                 owed => open |= owed.is_clients(),
+            }
+        }
+        // What it would have prepared isn't, what it would have closed is still there; the newest first.
+        for owed in owed.into_iter().rev() {
+            match owed {
+                Owed::Parse { prepares: Some(Prepares { name, statement, previous }), .. } => self.unprepare(&name, &statement, previous),
+                Owed::Close { closed: Some((name, statement)), .. } => self.reinstate(name, Some(statement)),
+                _ => {}
             }
         }
         if open {

@@ -17,6 +17,7 @@ mod pins;
 mod replies;
 mod server;
 mod settings;
+mod statements;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -34,7 +35,7 @@ pub use settings::{How, Params, Settings};
 use crate::causal::Watermark;
 use crate::refusal::{Refusal, Severity};
 use crate::route::{Excluded, Loads, Need, ServerRole, Why};
-use crate::sql::{Effect, TransactionModes, Verdict};
+use crate::sql::{TransactionModes, Verdict};
 use crate::topology::{Member, Topology};
 use crate::wire::reply::TxStatus;
 use crate::wire::{frame, reply, view};
@@ -109,7 +110,8 @@ enum Phase {
 /// A BEGIN that was answered and not yet sent, with any SET TRANSACTION behind it.
 #[derive(Clone, Debug)]
 struct HeldBegin {
-    text: Vec<u8>,
+    /// The statements' texts, each with its terminator.
+    texts: Vec<u8>,
     modes: TransactionModes,
 }
 
@@ -120,6 +122,18 @@ enum Lost {
     Untold,
     /// Only the end of the transaction is accepted now.
     Told,
+}
+
+/// Where the client's messages to the server stand, between one Sync (or simple query) and the next.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Segment {
+    /// Whatever was sent ends in a ReadyForQuery.
+    #[default]
+    Closed,
+    /// Something was sent, and the client's Sync is still to come: an implicit transaction may be open.
+    Open,
+    /// As `Open`, and the server has failed in it: it skips to the Sync.
+    Skipped,
 }
 
 /// A batch that can still run again elsewhere: nothing of its answer has been forwarded.
@@ -154,9 +168,6 @@ pub struct Work {
     server_swallowing: bool,
     /// The server waits for COPY data.
     copy_in: bool,
-    /// A COPY FROM STDIN was sent, and the server has not yet said whether it wants the data: what the client sends on, unasked, is data
-    /// or nothing.
-    awaits_copy: bool,
     /// The batch waits for the settings to be accepted.
     after_bring: bool,
     /// A settings replay or a held BEGIN failed.
@@ -165,8 +176,17 @@ pub struct Work {
     segment_failed: bool,
     /// What runs shows data, or changes it: the watermark must know.
     shows: bool,
-    /// The text of the one statement that runs, where it may have to be replayed as a setting.
-    running_text: Option<Box<[u8]>>,
+    segment: Segment,
+    /// What was sent last must be answered before more is taken from the client: what comes next depends on it.
+    alone: bool,
+    /// The held BEGIN failed, and with it the transaction that the client believes in.
+    begin_failed: bool,
+    /// Changes of settings that succeeded in the current segment. What the server reports of them comes right before ReadyForQuery.
+    changes: Vec<effects::Change>,
+    /// A statement went back to settings of the server's where the session has its own: the client's ReadyForQuery waits for them.
+    ready_after_bring: Option<TxStatus>,
+    /// Stand-ins for the client's statements on the server, to be closed behind the segment.
+    stand_ins: Vec<Box<[u8]>>,
     /// The current segment, or one before it that is still owed, may write.
     writing: bool,
     /// The FATAL that a server sent before it hung up.
@@ -174,6 +194,8 @@ pub struct Work {
     /// The last CommandComplete was ROLLBACK.
     rolled_back: bool,
     excluded: Excluded,
+    /// Servers that were lost under the batch that waits.
+    losses: u8,
     /// The next lease is the leader's, whatever the class.
     rerun_on_leader: bool,
 }
@@ -215,6 +237,28 @@ impl Work {
             && self.owed.is_empty()
             && self.attempt.is_none()
             && self.client_passing == 0
+            && self.segment == Segment::Closed
+            && !self.copy_in
+            && !self.begin_failed
+            && self.changes.is_empty()
+            && self.stand_ins.is_empty()
+            && self.excluded.is_empty()
+            && self.losses == 0
+            && !self.rerun_on_leader
+    }
+}
+
+impl Work {
+    /// What the server says of the batch is swallowed: it will run again elsewhere.
+    fn runs_again(&self) -> bool {
+        self.attempt.as_ref().is_some_and(|attempt| attempt.failed.is_some())
+    }
+
+    /// The batch was answered: the next one may go anywhere.
+    fn forget_attempts(&mut self) {
+        self.excluded.clear();
+        self.losses = 0;
+        self.rerun_on_leader = false;
     }
 }
 
@@ -245,21 +289,38 @@ pub struct Session {
     /// The settings to go back to if the transaction, or the segment outside one, fails.
     undo: Option<Arc<Settings>>,
     told: Params,
+    /// What the server reported whose parameters the client was told last.
+    heard: Params,
+    /// Of the transaction's SET LOCAL: statements that are prepared under it aren't those of other transactions.
+    local_hash: u64,
     standard_conforming_strings: bool,
     ascii_safe: bool,
     statements: FxHashMap<Box<[u8]>, Arc<Statement>>,
     unnamed: Option<Arc<Statement>>,
-    portals: FxHashMap<Box<[u8]>, Arc<Verdict>>,
+    portals: FxHashMap<Box<[u8]>, Arc<Statement>>,
     pins: Pins,
     /// Advanced a sequence, or may have: `currval` is worth keeping its server connection near.
     sequence_advanced: bool,
     watermark: Watermark,
     /// The client's messages are dropped up to its Sync.
     skipping: bool,
+    /// The server was lost within a segment whose statements had been answered: the client's next message is told.
+    segment_lost: bool,
 }
+
+/// What a server sent isn't PostgreSQL's protocol: the connection can't be used any more. Answer with [`Session::server_lost`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Garbled;
 
 /// Bytes for a server that may pile up before the client is read on.
 const TO_SERVER_MAX: usize = 256 * 1024;
+
+/// Bytes for a client that may pile up before more is taken from it. More than a driver fills before it writes.
+const TO_CLIENT_MAX: usize = 64 * 1024;
+
+/// Replies that may be owed before more is taken from a client. A server keeps answers back until 8 KiB are full, which is 1,638 of the
+/// shortest ones: the limit is well above that, or a pipeline without Sync would stand still.
+const OWED_MAX: usize = 16 * 1024;
 
 impl Session {
     /// A session whose client has proven who it is. The first thing it wants is a server connection that accepts its startup settings.
@@ -278,6 +339,8 @@ impl Session {
             settings_proven: false,
             undo: None,
             told: Params::default(),
+            heard: Params::default(),
+            local_hash: 0,
             standard_conforming_strings: true,
             ascii_safe: true,
             statements: FxHashMap::default(),
@@ -287,11 +350,21 @@ impl Session {
             sequence_advanced: false,
             watermark: Watermark::default(),
             skipping: false,
+            segment_lost: false,
         }
     }
 
-    pub fn take_want(&mut self) -> Option<Want> {
+    /// What is wanted now. A server connection is wanted back only when all that is for it has been written.
+    pub fn take_want(&mut self, work: Option<&Work>) -> Option<Want> {
+        if self.want == Some(Want::Return) && work.is_some_and(|work| !work.to_server.is_empty()) {
+            return None;
+        }
         self.want.take()
+    }
+
+    /// Whether something is wanted, if only after all has been written.
+    pub fn wants(&self) -> bool {
+        self.want.is_some()
     }
 
     pub fn pins(&self) -> Pins {
@@ -324,15 +397,24 @@ impl Session {
 
     /// Whether more of the client's bytes can be taken now.
     pub fn accepts(&self, env: &Env<'_>, work: &Work) -> bool {
-        let waits = work.after_bring || work.awaits_copy || work.to_server.len() >= TO_SERVER_MAX;
-        if self.want == Some(Want::Close) || self.starting.is_some() || waits {
+        if self.want == Some(Want::Close)
+            || self.starting.is_some()
+            || work.after_bring
+            || work.ready_after_bring.is_some()
+            || work.to_server.len() >= TO_SERVER_MAX
+            || work.to_client.len() >= TO_CLIENT_MAX
+        {
             return false;
         }
         match &self.phase {
             Phase::Idle => true,
             Phase::Waiting => false,
+            Phase::Holding { .. } if work.copy_in || work.client_passing > 0 => true,
             Phase::Holding { role, .. } => {
-                work.attempt.is_none() && (work.owed.is_empty() || *role == ServerRole::Leader || env.policy.access == Access::ReadOnly)
+                work.attempt.is_none()
+                    && !work.alone
+                    && work.owed.len() < OWED_MAX
+                    && (work.owed.is_empty() || *role == ServerRole::Leader || env.policy.access == Access::ReadOnly)
             }
         }
     }
@@ -350,6 +432,10 @@ impl Session {
                 }
                 work.client_passing -= part;
                 at += part;
+                if work.client_passing == 0 && work.client_passing_on && !work.copy_in && matches!(self.phase, Phase::Holding { .. }) {
+                    // The COPY is over: the server connection was only kept for the rest of this message.
+                    self.return_if_done(env, work);
+                }
                 continue;
             }
             let header = match frame::header(rest) {
@@ -360,6 +446,9 @@ impl Session {
                     break;
                 }
             };
+            if matches!(header.tag, b'd' | b'c' | b'f') && !work.copy_in && self.awaits_copy(env, work, server.as_deref_mut()) {
+                break;
+            }
             if header.tag == b'd' {
                 // COPY data: never looked into, never held.
                 work.client_passing = header.total;
@@ -383,6 +472,16 @@ impl Session {
         work.client_in = input;
     }
 
+    /// Whether COPY data has come before the server has said that it takes some: whoever is sure of that needn't wait (asyncpg doesn't).
+    fn awaits_copy(&mut self, env: &Env<'_>, work: &mut Work, server: Option<&mut ServerState>) -> bool {
+        if !work.batch.is_empty() && !self.skipping {
+            work.batch.end = End::Overflow;
+            self.submit(env, work, server);
+            return true;
+        }
+        work.owed.iter().any(Owed::is_clients)
+    }
+
     fn client_message(
         &mut self,
         env: &Env<'_>,
@@ -396,14 +495,16 @@ impl Session {
             self.want = Some(Want::Close);
             return Ok(());
         }
+        if std::mem::take(&mut self.segment_lost) {
+            let refusal = Refusal::TransactionLost { node: "the server".into() };
+            work.tally.refusals.push(refusal.wording().sqlstate);
+            refusal.encode(&mut work.to_client);
+            self.skipping = true;
+        }
         if work.copy_in {
             // The server judges whatever comes; CopyDone and CopyFail end it, Flush and Sync are ignored there.
             work.to_server.extend_from_slice(message);
-            if matches!(tag, b'c' | b'f') {
-                work.copy_in = false;
-                // Another COPY may follow in the same query string.
-                work.awaits_copy = matches!(work.owed.front(), Some(Owed::Query(verdict)) if verdict.statements > 1);
-            }
+            work.copy_in = !matches!(tag, b'c' | b'f');
             return Ok(());
         }
         if self.skipping {
@@ -413,21 +514,17 @@ impl Session {
             }
             return Ok(());
         }
+        if work.segment == Segment::Skipped && tag != b'S' {
+            // The server would skip it, too.
+            return Ok(());
+        }
         let item = match tag {
-            b'Q' => {
-                // "A simple Query message also destroys the unnamed statement" (protocol, Extended Query).
-                self.unnamed = None;
-                Item::Query(self.verdict(env, view::query(body)?))
-            }
-            b'P' => match self.prepare(env, work, body)? {
-                Some(item) => item,
-                None => return Ok(()),
-            },
+            b'Q' => Item::Query(self.verdict(env, view::query(body)?)),
+            b'P' => self.prepare(env, work, body)?,
             b'B' => {
                 let bind = view::bind(body)?;
                 let statement = self.statement(bind.statement);
-                let portal = (bind.portal, statement.as_ref().map(|statement| statement.verdict.clone()));
-                self.note_portal(env, portal.0, portal.1);
+                self.note_portal(env, bind.portal, statement.as_ref());
                 Item::Bind { unnamed: bind.statement.is_empty(), statement }
             }
             b'D' => match view::target(body)? {
@@ -436,10 +533,7 @@ impl Session {
             },
             b'E' => Item::Execute(self.portals.get(view::execute(body)?).cloned()),
             b'C' => match view::target(body)? {
-                (b'S', name) => {
-                    self.forget_statement(name);
-                    Item::CloseStatement(name.into())
-                }
+                (b'S', name) => Item::CloseStatement { name: name.into(), closed: self.forget_statement(name) },
                 (_, name) => {
                     self.portals.remove(name);
                     Item::ClosePortal
@@ -458,8 +552,6 @@ impl Session {
         let end = match &item {
             Item::Query(_) | Item::FunctionCall | Item::Sync => End::Ready,
             Item::Flush => End::Flush,
-            // The client's data may be behind it, before any Sync; a Sync before the data is ignored by the server.
-            Item::Execute(Some(verdict)) if verdict.effects.contains(&Effect::CopyIn) => End::Flush,
             _ if work.batch.bytes.len() + message.len() > env.policy.look_ahead_bytes => End::Overflow,
             _ => End::Open,
         };
@@ -469,69 +561,6 @@ impl Session {
             self.submit(env, work, server);
         }
         Ok(())
-    }
-
-    fn verdict(&self, env: &Env<'_>, sql: &[u8]) -> Arc<Verdict> {
-        env.judge.verdict(sql, self.standard_conforming_strings, self.ascii_safe)
-    }
-
-    fn statement(&self, name: &[u8]) -> Option<Arc<Statement>> {
-        if name.is_empty() { self.unnamed.clone() } else { self.statements.get(name).cloned() }
-    }
-
-    fn forget_statement(&mut self, name: &[u8]) {
-        if name.is_empty() {
-            self.unnamed = None;
-        } else {
-            self.statements.remove(name);
-        }
-    }
-
-    fn note_portal(&mut self, env: &Env<'_>, portal: &[u8], verdict: Option<Arc<Verdict>>) {
-        match verdict {
-            // Beyond the limit a portal's verdict is unknown, which means the leader.
-            Some(verdict) if self.portals.len() < env.policy.max_statements => {
-                self.portals.insert(portal.into(), verdict);
-            }
-            _ => {
-                self.portals.remove(portal);
-            }
-        }
-    }
-
-    /// A client's Parse. `None`: it was refused.
-    fn prepare(&mut self, env: &Env<'_>, work: &mut Work, body: &[u8]) -> Result<Option<Item>, view::Malformed> {
-        let parse = view::parse(body)?;
-        let settings = self.settings.analysis_hash();
-        if parse.name.is_empty() {
-            // Drivers prepare the same unnamed statement over and over.
-            let statement = match &self.unnamed {
-                Some(last) if *last.tail == *parse.tail && last.id == statement_id(parse.tail, settings) => last.clone(),
-                _ => Arc::new(Statement {
-                    id: statement_id(parse.tail, settings),
-                    tail: parse.tail.into(),
-                    verdict: self.verdict(env, parse.text),
-                }),
-            };
-            self.unnamed = Some(statement.clone());
-            return Ok(Some(Item::Parse { name: Box::default(), statement }));
-        }
-        if self.statements.len() >= env.policy.max_statements && !self.statements.contains_key(parse.name) {
-            self.refuse_batch(work, &Refusal::TooManyStatements { limit: env.policy.max_statements });
-            return Ok(None);
-        }
-        if self.statements.contains_key(parse.name) {
-            // The server that gets it says so; see `dispatch`.
-            let statement = Arc::new(Statement { id: 0, tail: parse.tail.into(), verdict: self.verdict(env, parse.text) });
-            return Ok(Some(Item::Parse { name: parse.name.into(), statement }));
-        }
-        let statement = Arc::new(Statement {
-            id: statement_id(parse.tail, settings),
-            tail: parse.tail.into(),
-            verdict: self.verdict(env, parse.text),
-        });
-        self.statements.insert(parse.name.into(), statement.clone());
-        Ok(Some(Item::Parse { name: parse.name.into(), statement }))
     }
 
     /// The batch is complete: it goes to the server that is held, or a server is chosen.
@@ -545,9 +574,6 @@ impl Session {
                 work.rerun_on_leader = true;
                 self.want = Some(Want::Return);
                 return;
-            }
-            if let Some(refusal) = self.fallback_refuses(env, work) {
-                return self.refuse_batch(work, &refusal);
             }
             return self.dispatch(env, work, server);
         }
@@ -626,20 +652,30 @@ impl Session {
         } else {
             self.skipping = true;
         }
-        work.excluded.clear();
-        work.rerun_on_leader = false;
+        work.forget_attempts();
     }
 
-    /// Drops a batch that no server will answer: what it would have prepared isn't.
+    /// Drops a batch that no server will answer: what it would have prepared isn't, what it would have closed is still there.
     fn abandon_batch(&mut self, work: &mut Work) {
-        for (item, _) in work.batch.items.drain(..) {
-            if let Item::Parse { name, statement } = item
-                && self.statement(&name).is_some_and(|known| Arc::ptr_eq(&known, &statement))
-            {
-                self.forget_statement(&name);
+        let mut batch = std::mem::take(&mut work.batch);
+        for (item, _) in batch.items.drain(..).rev() {
+            match item {
+                Item::Parse { name, statement, previous } => self.unprepare(&name, &statement, previous),
+                Item::CloseStatement { name, closed } => self.reinstate(name, closed),
+                Item::Query(_)
+                | Item::Bind { .. }
+                | Item::DescribeStatement { .. }
+                | Item::DescribePortal
+                | Item::Execute(_)
+                | Item::ClosePortal
+                | Item::FunctionCall
+                | Item::Refused(_)
+                | Item::Flush
+                | Item::Sync => {}
             }
         }
-        work.batch.clear();
+        batch.clear();
+        work.batch = batch;
         work.kept_back.clear();
         work.attempt = None;
     }
@@ -656,10 +692,14 @@ impl Session {
         self.refuse_fatal(work, refusal);
     }
 
+    /// A standby refuses SERIALIZABLE.
     fn reading_allowed_on_leader_only(&self) -> bool {
-        // A standby refuses SERIALIZABLE.
+        self.default_isolation_is("serializable")
+    }
+
+    fn default_isolation_is(&self, level: &str) -> bool {
         match self.settings.value("default_transaction_isolation") {
-            Some(How::Value(text) | How::Statement(text)) => text.to_ascii_lowercase().windows(12).any(|part| part == b"serializable"),
+            Some(How::Value(text) | How::Statement(text)) => text.to_ascii_lowercase().windows(level.len()).any(|part| part == level.as_bytes()),
             None => false,
         }
     }
@@ -687,12 +727,6 @@ impl Session {
             _ => self.hold(),
         }
     }
-}
-
-/// Statements of one content and meaning are one on a server.
-fn statement_id(tail: &[u8], settings: u64) -> StatementId {
-    // 0 is kept for statements that are never shared.
-    xxhash_rust::xxh3::xxh3_128_with_seed(tail, settings).max(1)
 }
 
 #[cfg(test)]

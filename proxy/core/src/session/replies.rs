@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
-use super::batch::Statement;
+use super::batch::{End, Statement};
+use super::dispatch::sets;
 use super::server::StatementId;
-use super::{Access, Env, Phase, ServerState, Session, Want, Work};
+use super::{Access, Env, Garbled, Lost, Phase, Segment, ServerState, Session, Want, Work};
+use crate::refusal::Refusal;
 use crate::route::ServerRole;
 use crate::sql::Verdict;
 use crate::wire::frame::{self, HEADER};
@@ -16,23 +18,34 @@ use crate::wire::view;
 pub(super) enum Owed {
     /// Of our settings replay: swallowed up to ReadyForQuery.
     Bring,
-    /// Of a held BEGIN: swallowed up to ReadyForQuery.
+    /// Of a held BEGIN (or a SET TRANSACTION behind it), sent as Parse, Bind and Execute: swallowed up to CommandComplete.
     Begin,
     /// Of another query of ours.
     Prelude,
-    Query(Arc<Verdict>),
+    /// The text is there where it may have to be replayed as a setting.
+    Query(Arc<Verdict>, Option<Box<[u8]>>),
     FunctionCall,
-    /// ParseComplete. `name`: what the client prepared; `id`: what the server has from now on.
-    Parse { swallow: bool, name: Option<(Box<[u8]>, Arc<Statement>)>, id: Option<StatementId> },
+    /// The error that takes the place of the server's: what was sent can't succeed.
+    Refused(Box<Refusal>),
+    /// ParseComplete. `prepares`: what the client prepared; `id`: what the server has from now on.
+    Parse { swallow: bool, prepares: Option<Prepares>, id: Option<StatementId> },
     Bind,
     /// (ParameterDescription and) RowDescription or NoData.
     Describe,
     /// CommandComplete, EmptyQueryResponse or PortalSuspended.
-    Execute(Option<Arc<Verdict>>),
-    /// CloseComplete. `evicted`: what the server no longer has then.
-    Close { swallow: bool, evicted: Option<StatementId> },
+    Execute(Option<Arc<Statement>>),
+    /// CloseComplete. `evicted`: what the server no longer has then; `closed`: what the client's name meant.
+    Close { swallow: bool, evicted: Option<StatementId>, closed: Option<(Box<[u8]>, Arc<Statement>)> },
     /// ReadyForQuery.
     Sync(Sync),
+}
+
+/// A client's Parse: what its name means from then on, and what the unnamed statement was before.
+#[derive(Debug)]
+pub(super) struct Prepares {
+    pub(super) name: Box<[u8]>,
+    pub(super) statement: Arc<Statement>,
+    pub(super) previous: Option<Arc<Statement>>,
 }
 
 /// Whose Sync it was.
@@ -47,7 +60,7 @@ pub(super) enum Sync {
 
 impl Owed {
     fn ends_segment(&self) -> bool {
-        matches!(self, Owed::Bring | Owed::Begin | Owed::Prelude | Owed::Query(_) | Owed::FunctionCall | Owed::Sync(_))
+        matches!(self, Owed::Bring | Owed::Prelude | Owed::Query(..) | Owed::FunctionCall | Owed::Sync(_))
     }
 
     /// Whether the client waits for it.
@@ -73,81 +86,102 @@ enum Fate {
 /// Bytes of an answer that are kept back at most, so that a batch can run again: beyond, it is forwarded.
 const KEPT_BACK_MAX: usize = 256 * 1024;
 
-/// Rows up to this size are forwarded only when they are there as a whole, in bytes.
-const WHOLE_ROW_MAX: usize = 32 * 1024;
+/// Messages up to this size are taken only when they are there as a whole, in bytes. The fields of an error that decide something come first.
+const WHOLE_MAX: usize = 32 * 1024;
+
+/// The messages that are always taken as a whole may have this size, in bytes: a command's tag, a parameter's value, a notification.
+const MESSAGE_FROM_SERVER_MAX: usize = 1024 * 1024;
 
 /// SQLSTATE 57014, query_canceled.
 const QUERY_CANCELED: &[u8] = b"57014";
 
 impl Session {
     /// Takes what it can of `work.server_in`, for the server that is held.
-    pub fn server_bytes(&mut self, env: &Env<'_>, work: &mut Work, server: &mut ServerState) {
+    ///
+    /// # Errors
+    /// [`Garbled`] where what came isn't the protocol, or answers nothing that was asked.
+    pub fn server_bytes(&mut self, env: &Env<'_>, work: &mut Work, server: &mut ServerState) -> Result<(), Garbled> {
         let mut input = std::mem::take(&mut work.server_in);
         let mut at = 0;
+        let taken = self.take_server_bytes(env, work, server, &input, &mut at);
+        if taken.is_err() {
+            server.tainted = true;
+        }
+        input.drain(..at);
+        work.server_in = input;
+        taken
+    }
+
+    fn take_server_bytes(
+        &mut self,
+        env: &Env<'_>,
+        work: &mut Work,
+        server: &mut ServerState,
+        input: &[u8],
+        at: &mut usize,
+    ) -> Result<(), Garbled> {
         // Start of the run of bytes that go on as they came.
-        let mut run = 0;
-        while at < input.len() {
+        let mut run = *at;
+        while *at < input.len() {
+            let rest = &input[*at..];
             if work.server_passing > 0 {
-                let part = work.server_passing.min(input.len() - at);
-                at += part;
+                let part = work.server_passing.min(rest.len());
+                *at += part;
                 work.server_passing -= part;
                 if work.server_swallowing {
-                    run = at;
+                    run = *at;
                 }
                 continue;
             }
-            let header = match frame::header(&input[at..]) {
+            let header = match frame::header(rest) {
                 Ok(Some(header)) => header,
                 Ok(None) => break,
                 Err(_) => {
-                    // Not PostgreSQL's protocol: nothing of this connection can be trusted any more.
-                    server.tainted = true;
-                    self.forward(work, &input[run..at]);
-                    input.clear();
-                    self.server_lost(env, work, server, false);
-                    work.server_in = input;
-                    return;
+                    self.forward(work, &input[run..*at]);
+                    return Err(Garbled);
                 }
             };
-            if matches!(header.tag, b'D' | b'd') {
-                if input.len() - at < header.total && header.total <= WHOLE_ROW_MAX {
-                    // An error can follow a whole row, and never half of one.
-                    break;
+            // An error can follow a whole row, and never half of one; what is larger goes on as it comes.
+            let whole = rest.len() >= header.total;
+            let passes = header.total > WHOLE_MAX && rest.len() >= WHOLE_MAX && !must_be_whole(header.tag);
+            if !whole && !passes {
+                if header.total > MESSAGE_FROM_SERVER_MAX && must_be_whole(header.tag) {
+                    self.forward(work, &input[run..*at]);
+                    return Err(Garbled);
                 }
-                let swallow = self.row(env, work);
-                if swallow {
-                    self.forward(work, &input[run..at]);
-                    run = at;
-                }
-                work.server_swallowing = swallow;
-                work.server_passing = header.total;
-                continue;
-            }
-            if input.len() - at < header.total {
                 break;
             }
-            let end = at + header.total;
-            // What the message causes comes behind what came before it.
-            self.forward(work, &input[run..at]);
-            run = at;
-            let fate = self.server_message(env, work, server, header.tag, &input[at + HEADER..end], &input[at..end]);
-            at = end;
-            if matches!(fate, Fate::Swallow) {
-                run = at;
+            let seen = header.total.min(rest.len());
+            let fate = if matches!(header.tag, b'D' | b'd') {
+                self.row(env, work)
+            } else {
+                // What the message causes comes behind what came before it.
+                self.forward(work, &input[run..*at]);
+                run = *at;
+                self.server_message(env, work, server, header.tag, &rest[HEADER..seen], &rest[..seen])?
+            };
+            let swallow = matches!(fate, Fate::Swallow);
+            if swallow {
+                self.forward(work, &input[run..*at]);
             }
+            *at += seen;
+            if swallow {
+                run = *at;
+            }
+            work.server_passing = header.total - seen;
+            work.server_swallowing = swallow;
         }
-        self.forward(work, &input[run..at]);
-        input.drain(..at);
-        work.server_in = input;
+        self.forward(work, &input[run..*at]);
+        Ok(())
     }
 
-    /// Rows are about to be shown: the batch can't run elsewhere any more. True where they are to be swallowed.
-    fn row(&mut self, env: &Env<'_>, work: &mut Work) -> bool {
-        if work.attempt.as_ref().is_some_and(|attempt| attempt.failed.is_some()) || !work.owed.front().is_some_and(Owed::is_clients) {
-            return true;
+    /// Rows are about to be shown: the batch can't run elsewhere any more.
+    fn row(&mut self, env: &Env<'_>, work: &mut Work) -> Fate {
+        if work.runs_again() || !work.owed.front().is_some_and(Owed::is_clients) {
+            return Fate::Swallow;
         }
         self.deliver(env, work);
-        false
+        Fate::Forward
     }
 
     /// From here on the answer is this server's.
@@ -187,8 +221,8 @@ impl Session {
         tag: u8,
         body: &[u8],
         message: &[u8],
-    ) -> Fate {
-        match tag {
+    ) -> Result<Fate, Garbled> {
+        let fate = match tag {
             b'S' => {
                 if let Ok((name, value)) = view::parameter(body) {
                     server.params.set(name, value);
@@ -201,6 +235,7 @@ impl Session {
             }
             b'N' => match work.owed.front() {
                 Some(owed) if !owed.is_clients() => Fate::Swallow,
+                _ if work.runs_again() => Fate::Swallow,
                 _ => {
                     if work.kept_back.len() > KEPT_BACK_MAX {
                         self.deliver(env, work);
@@ -209,14 +244,15 @@ impl Session {
                 }
             },
             b'E' => self.error(env, work, server, body, message),
-            b'Z' => self.ready(env, work, server, body),
-            _ if work.attempt.as_ref().is_some_and(|attempt| attempt.failed.is_some()) => Fate::Swallow,
+            b'Z' => return self.ready(env, work, server, body),
             b'1' | b'2' | b'3' | b'n' | b'T' | b't' => self.progress(work, tag),
             b'C' | b'I' | b's' => self.complete(env, work, server, tag, body),
+            _ if work.runs_again() => Fate::Swallow,
+            // Of something of ours: nothing that is the client's comes before its ReadyForQuery.
+            _ if work.owed.front().is_some_and(|owed| !owed.is_clients()) => Fate::Swallow,
             b'G' | b'W' => {
                 self.deliver(env, work);
-                work.copy_in = true;
-                work.awaits_copy = false;
+                self.copies_in(work);
                 Fate::Forward
             }
             b'H' => {
@@ -225,8 +261,23 @@ impl Session {
             }
             // CopyDone ('c') of COPY TO, FunctionCallResponse ('V') and whatever a later PostgreSQL may add.
             _ => {
+                self.deliver(env, work);
                 self.showed(env);
                 Fate::Forward
+            }
+        };
+        Ok(fate)
+    }
+
+    /// The server waits for COPY data. A Sync that was sent behind the Execute is ignored there: the client sends another.
+    fn copies_in(&mut self, work: &mut Work) {
+        work.copy_in = true;
+        // A string of several statements may hold another COPY.
+        work.alone = matches!(work.owed.front(), Some(Owed::Query(verdict, _)) if verdict.statements > 1);
+        if matches!(work.owed.front(), Some(Owed::Execute(_))) {
+            while matches!(work.owed.get(1), Some(Owed::Sync(Sync::Clients))) {
+                work.owed.remove(1);
+                work.segment = Segment::Open;
             }
         }
     }
@@ -240,7 +291,7 @@ impl Session {
             Some(Owed::Describe) => matches!(tag, b'T' | b'n'),
             _ => false,
         };
-        let swallow = work.owed.front().is_some_and(|owed| !owed.is_clients());
+        let swallow = work.runs_again() || work.owed.front().is_some_and(|owed| !owed.is_clients());
         if pays {
             work.owed.pop_front();
         }
@@ -248,7 +299,17 @@ impl Session {
     }
 
     fn complete(&mut self, env: &Env<'_>, work: &mut Work, server: &mut ServerState, tag: u8, body: &[u8]) -> Fate {
+        if let Some(Owed::Begin) = work.owed.front() {
+            work.owed.pop_front();
+            return Fate::Swallow;
+        }
         if work.owed.front().is_some_and(|owed| !owed.is_clients()) {
+            return Fate::Swallow;
+        }
+        if work.runs_again() {
+            if matches!(work.owed.front(), Some(Owed::Execute(_))) {
+                work.owed.pop_front();
+            }
             return Fate::Swallow;
         }
         self.deliver(env, work);
@@ -256,13 +317,12 @@ impl Session {
             work.rolled_back = view::command_tag(body) == b"ROLLBACK";
         }
         work.copy_in = false;
-        if let Some(Owed::Execute(verdict)) = work.owed.front() {
-            if tag != b's'
-                && let Some(verdict) = verdict.clone()
-            {
-                self.apply(&verdict, work, server);
-            }
-            work.owed.pop_front();
+        if matches!(work.owed.front(), Some(Owed::Execute(_)))
+            && let Some(Owed::Execute(Some(statement))) = work.owed.pop_front()
+            && tag != b's'
+        {
+            let text = sets(&statement.verdict).then(|| statement.text());
+            self.apply(&statement.verdict, text, work, server);
         }
         Fate::Forward
     }
@@ -280,18 +340,31 @@ impl Session {
             return Fate::Swallow;
         }
         work.copy_in = false;
-        work.awaits_copy = false;
         work.segment_failed = true;
         match work.owed.front() {
-            Some(Owed::Bring | Owed::Begin) => {
+            Some(Owed::Bring) => {
                 work.prelude_failed = Some(message.to_vec());
                 return Fate::Swallow;
             }
             Some(Owed::Prelude) => return Fate::Swallow,
+            Some(Owed::Parse { swallow: true, prepares: None, id: None }) if matches!(work.owed.get(1), Some(Owed::Sync(Sync::Ours))) => {
+                // A stand-in that the server wouldn't take: the statement that it is for tells.
+                work.owed.pop_front();
+                return Fate::Swallow;
+            }
+            Some(Owed::Refused(_)) => {
+                self.deliver(env, work);
+                if let Some(Owed::Refused(refusal)) = work.owed.pop_front() {
+                    work.tally.refusals.push(refusal.wording().sqlstate);
+                    refusal.encode(&mut work.to_client);
+                }
+                self.drop_to_sync(work, server, false);
+                return Fate::Swallow;
+            }
             _ => {}
         }
         if let Some(attempt) = &mut work.attempt
-            && (attempt.failed.is_some() || runs_again(env.policy.access, &self.phase, &sqlstate))
+            && (attempt.failed.is_some() || runs_again(env, &self.phase, &sqlstate))
         {
             if attempt.failed.replace(sqlstate).is_none() {
                 work.tally.reruns.push(sqlstate);
@@ -300,6 +373,9 @@ impl Session {
             return Fate::Swallow;
         }
         work.tally.errors += 1;
+        if matches!(work.owed.front(), Some(Owed::Begin)) {
+            work.begin_failed = true;
+        }
         self.drop_to_sync(work, server, false);
         self.deliver(env, work);
         Fate::Forward
@@ -307,67 +383,128 @@ impl Session {
 
     /// The server skips to Sync after an error: what it would have answered up to there isn't owed any more.
     fn drop_to_sync(&mut self, work: &mut Work, server: &mut ServerState, runs_again: bool) {
-        while work.owed.front().is_some_and(|owed| !owed.ends_segment()) {
-            match work.owed.pop_front() {
-                Some(Owed::Parse { name, id, .. }) => {
-                    if let Some(id) = id {
-                        server.prepared().remove(id);
-                    } else {
-                        server.unnamed = None;
+        let begins = matches!(work.owed.front(), Some(Owed::Begin));
+        let skipped = work.owed.iter().position(Owed::ends_segment);
+        // The newest first, so that each finds what it has changed.
+        for at in (0..skipped.unwrap_or(work.owed.len())).rev() {
+            let Some(owed) = work.owed.remove(at) else { continue };
+            match owed {
+                Owed::Parse { prepares, id, .. } => {
+                    match id {
+                        Some(id) => server.prepared().remove(id),
+                        None => server.unnamed = None,
                     }
-                    if let Some((name, statement)) = name
+                    if let Some(Prepares { name, statement, previous }) = prepares
                         && !runs_again
-                        && self.statement(&name).is_some_and(|known| Arc::ptr_eq(&known, &statement))
                     {
-                        self.forget_statement(&name);
+                        // A Parse that fails leaves no unnamed statement.
+                        self.unprepare(&name, &statement, previous.filter(|_| at > 0));
                     }
                 }
-                Some(Owed::Close { evicted: Some(evicted), .. }) => {
-                    server.prepared().add(evicted);
-                }
-                _ => {}
+                Owed::Close { evicted: Some(evicted), .. } => server.prepared().restore(evicted),
+                Owed::Close { closed: Some((name, statement)), .. } if !runs_again => self.reinstate(name, Some(statement)),
+                Owed::Bring
+                | Owed::Begin
+                | Owed::Prelude
+                | Owed::Query(..)
+                | Owed::FunctionCall
+                | Owed::Refused(_)
+                | Owed::Bind
+                | Owed::Describe
+                | Owed::Execute(_)
+                | Owed::Close { .. }
+                | Owed::Sync(_) => {}
             }
+        }
+        match work.owed.front() {
+            // An error in the extended protocol: this too is skipped up to a Sync, which nobody has sent.
+            Some(Owed::Query(..) | Owed::FunctionCall) if begins => {
+                work.owed.pop_front();
+                reply::sync(&mut work.to_server);
+                work.owed.push_front(Owed::Sync(Sync::Clients));
+            }
+            None if work.segment == Segment::Open => {
+                work.segment = Segment::Skipped;
+                self.abandon_batch(work);
+            }
+            _ => {}
         }
     }
 
-    fn ready(&mut self, env: &Env<'_>, work: &mut Work, server: &mut ServerState, body: &[u8]) -> Fate {
-        let status = body.first().copied().and_then(TxStatus::from_byte).unwrap_or_default();
+    fn ready(&mut self, env: &Env<'_>, work: &mut Work, server: &mut ServerState, body: &[u8]) -> Result<Fate, Garbled> {
+        let status = body.first().copied().and_then(TxStatus::from_byte).ok_or(Garbled)?;
+        if !work.owed.front().is_some_and(Owed::ends_segment) {
+            return Err(Garbled);
+        }
         server.tx = status;
         let owed = work.owed.pop_front();
-        server.ready = work.owed.is_empty();
+        server.ready = work.owed.is_empty() && work.segment == Segment::Closed;
         match owed {
             Some(Owed::Bring) => self.brought(env, work, server),
-            Some(Owed::Query(verdict)) => {
-                if !work.segment_failed && !work.attempt.as_ref().is_some_and(|attempt| attempt.failed.is_some()) {
-                    self.apply(&verdict, work, server);
+            Some(Owed::Query(verdict, text)) => {
+                if !work.segment_failed && !work.runs_again() {
+                    self.apply(&verdict, text.as_deref(), work, server);
                 } else {
                     self.apply_failed(&verdict);
                 }
-                return self.segment_done(env, work, server, status);
+                return Ok(self.segment_done(env, work, server, status));
             }
-            Some(Owed::FunctionCall | Owed::Sync(Sync::Clients)) => return self.segment_done(env, work, server, status),
+            Some(Owed::FunctionCall | Owed::Sync(Sync::Clients)) => return Ok(self.segment_done(env, work, server, status)),
             Some(Owed::Sync(Sync::ForFlush)) => {
                 // The client's own Sync is still to come: after an error everything up to there is dropped.
-                self.skipping = work.segment_failed && work.attempt.as_ref().is_none_or(|attempt| attempt.failed.is_none());
+                if work.segment_failed && !work.runs_again() {
+                    self.skipping = true;
+                    if work.batch.end == End::Open {
+                        self.abandon_batch(work);
+                    }
+                }
                 self.segment_done(env, work, server, status);
             }
             Some(Owed::Sync(Sync::Ours)) => {
                 work.segment_failed = false;
-                self.return_if_done(env, work);
+                if !work.runs_again() {
+                    self.return_if_done(env, work);
+                } else if work.owed.is_empty() {
+                    self.run_again(env, work, server);
+                }
             }
-            _ => {}
+            Some(
+                Owed::Prelude
+                | Owed::Begin
+                | Owed::Refused(_)
+                | Owed::Parse { .. }
+                | Owed::Bind
+                | Owed::Describe
+                | Owed::Execute(_)
+                | Owed::Close { .. },
+            )
+            | None => {}
         }
-        Fate::Swallow
+        Ok(Fate::Swallow)
     }
 
     /// The answer to a settings replay is complete.
     fn brought(&mut self, env: &Env<'_>, work: &mut Work, server: &mut ServerState) {
         let waited = std::mem::take(&mut work.after_bring);
+        let ready = work.ready_after_bring.take();
         if let Some(mut error) = work.prelude_failed.take() {
             server.tainted = true;
-            if self.starting.is_some() {
-                make_fatal(&mut error);
+            work.segment_failed = false;
+            let elsewhere = server.role == ServerRole::Replica && env.policy.access == Access::ReadWrite && self.starting.is_none();
+            if elsewhere && let Some(attempt) = &mut work.attempt {
+                // The batch was sent with it: what it says is swallowed.
+                attempt.failed.get_or_insert(*b"XX000");
+                return;
             }
+            if elsewhere && waited {
+                // A replica that has not got what the setting names, yet.
+                work.excluded.push(server.node.clone());
+                work.rerun_on_leader = true;
+                self.want = Some(Want::Return);
+                return;
+            }
+            // Without its settings a session can't go on: the next statement could run as somebody else.
+            make_fatal(&mut error);
             work.to_client.append(&mut error);
             self.want = Some(Want::Close);
             return;
@@ -379,6 +516,10 @@ impl Session {
             self.start(env, work, server);
         } else if waited {
             self.send_batch(env, work, server);
+        } else if let Some(status) = ready {
+            self.tell_parameters(env, work, server);
+            reply::ready_for_query(&mut work.to_client, status);
+            self.return_if_done(env, work);
         }
     }
 
@@ -390,12 +531,15 @@ impl Session {
         self.tell_parameters(env, work, server);
         reply::message(&mut work.to_client, b'K', &[&key.pid.to_be_bytes(), &key.secret]);
         reply::ready_for_query(&mut work.to_client, TxStatus::Idle);
+        work.forget_attempts();
         self.want = Some(Want::Return);
     }
 
     /// Reports every parameter whose value differs from what the client was last told.
-    pub(super) fn tell_parameters(&mut self, env: &Env<'_>, work: &mut Work, server: &ServerState) {
-        if self.told.same(&server.params) {
+    pub(super) fn tell_parameters(&mut self, env: &Env<'_>, work: &mut Work, server: &mut ServerState) {
+        if self.heard == server.params {
+            // The next comparison is one of pointers.
+            server.params.share(&self.heard);
             return;
         }
         let mut changed = false;
@@ -429,47 +573,55 @@ impl Session {
                 Some(b"SJIS" | b"BIG5" | b"GBK" | b"UHC" | b"GB18030" | b"JOHAB" | b"SHIFT_JIS_2004")
             );
         }
-        self.told.share(&server.params);
+        self.heard = server.params.clone();
     }
 
     /// The client's ReadyForQuery.
     fn segment_done(&mut self, env: &Env<'_>, work: &mut Work, server: &mut ServerState, status: TxStatus) -> Fate {
-        if let Some(mut error) = work.prelude_failed.take() {
-            // A held BEGIN that failed: rare (a parameter of the server's own), and said in the server's words.
-            work.attempt = None;
-            work.kept_back.clear();
-            work.to_client.append(&mut error);
-        }
-        if work.attempt.as_ref().is_some_and(|attempt| attempt.failed.is_some()) {
+        if work.runs_again() {
             if work.owed.is_empty() {
                 self.run_again(env, work, server);
             }
             return Fate::Swallow;
         }
         self.deliver(env, work);
-        self.settle(work, server);
+        let went_back = self.settle(work, server);
         work.segment_failed = false;
         work.copy_in = false;
-        work.awaits_copy = false;
+        work.alone = false;
         self.status = status;
+        if std::mem::take(&mut work.begin_failed) && status == TxStatus::Idle {
+            // The client was told that its transaction had begun: it has failed.
+            self.status = TxStatus::Failed;
+            self.lost = Some(Lost::Told);
+        }
         if status == TxStatus::Idle {
             self.portals.clear();
             self.movable = None;
         }
+        if went_back && work.owed.is_empty() && status != TxStatus::Failed && self.bring(work, server) {
+            work.ready_after_bring = Some(status);
+            return Fate::Swallow;
+        }
         self.tell_parameters(env, work, server);
         self.return_if_done(env, work);
-        Fate::Forward
+        if self.status == status {
+            return Fate::Forward;
+        }
+        reply::ready_for_query(&mut work.to_client, self.status);
+        Fate::Swallow
     }
 
     /// Gives the server connection back where nothing is owed and nothing keeps it.
-    fn return_if_done(&mut self, env: &Env<'_>, work: &mut Work) {
-        if !work.owed.is_empty() {
+    pub(super) fn return_if_done(&mut self, env: &Env<'_>, work: &mut Work) {
+        if !work.owed.is_empty() || work.segment != Segment::Closed {
             return;
         }
-        work.excluded.clear();
-        work.rerun_on_leader = false;
+        work.forget_attempts();
         work.writing = false;
-        if self.status == TxStatus::Idle && !self.pinned(env) && work.batch.is_empty() {
+        let half_a_message = work.client_passing > 0 && work.client_passing_on;
+        let outside = self.status == TxStatus::Idle || self.lost.is_some();
+        if outside && !self.pinned(env) && !half_a_message && work.batch.end == End::Open {
             self.want = Some(Want::Return);
         }
     }
@@ -479,6 +631,10 @@ impl Session {
         let attempt = work.attempt.take().unwrap_or_default();
         work.kept_back.clear();
         work.segment_failed = false;
+        work.segment = Segment::Closed;
+        work.alone = false;
+        work.begin_failed = false;
+        work.changes.clear();
         self.undo = None;
         work.excluded.push(server.node.clone());
         work.rerun_on_leader = env.policy.access == Access::ReadWrite;
@@ -489,12 +645,20 @@ impl Session {
 
 /// Whether an error from the server that is held is answered by running the batch again: on the read/write port any of a replica's but a
 /// cancel, on the read-only port a conflict with recovery (a lone read has no other way to get one of its codes).
-fn runs_again(access: Access, phase: &Phase, sqlstate: &[u8; 5]) -> bool {
-    let Phase::Holding { role: ServerRole::Replica, .. } = phase else { return false };
-    match access {
+fn runs_again(env: &Env<'_>, phase: &Phase, sqlstate: &[u8; 5]) -> bool {
+    let Phase::Holding { role: ServerRole::Replica, member } = phase else { return false };
+    match env.policy.access {
         Access::ReadWrite => sqlstate != QUERY_CANCELED,
-        Access::ReadOnly => matches!(sqlstate, b"40001" | b"40P01"),
+        Access::ReadOnly => {
+            let elsewhere = env.policy.fallback_to_leader || env.topology.replicas().any(|(_, other)| other.name != member.name);
+            matches!(sqlstate, b"40001" | b"40P01") && elsewhere
+        }
     }
+}
+
+/// Messages that can't go on in parts, because what they say changes something.
+fn must_be_whole(tag: u8) -> bool {
+    matches!(tag, b'S' | b'Z' | b'C' | b'I' | b's' | b'G' | b'W' | b'H' | b'A' | b'1' | b'2' | b'3' | b'n')
 }
 
 /// Turns an ErrorResponse of severity ERROR into one of severity FATAL: an error in startup settings ends the login.

@@ -101,6 +101,12 @@ impl Prepared {
         evicted
     }
 
+    /// Notes a statement whose Close the server has skipped.
+    pub(super) fn restore(&mut self, id: StatementId) {
+        self.clock += 1;
+        self.uses.insert(id, self.clock);
+    }
+
     pub(super) fn remove(&mut self, id: StatementId) {
         self.uses.remove(&id);
     }

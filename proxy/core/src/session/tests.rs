@@ -1,1 +1,8 @@
+//! A session's tests: stories told message by message, and random scripts that must get what a direct connection gives.
 
+mod model;
+mod random;
+mod rig;
+mod script;
+mod stories;
+mod text;

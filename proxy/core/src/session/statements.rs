@@ -1,0 +1,109 @@
+//! What the client has prepared: its names, and what they mean.
+//!
+//! Invariant: a Parse or Close counts from the moment it is taken, so that what follows it in the batch finds it, and is undone where the
+//! server skips it.
+
+use std::sync::Arc;
+
+use super::batch::{Item, Statement};
+use super::server::StatementId;
+use super::{Env, Session, Work};
+use crate::refusal::Refusal;
+use crate::sql::{Effect, Verdict};
+use crate::wire::view;
+
+impl Session {
+    pub(super) fn verdict(&self, env: &Env<'_>, sql: &[u8]) -> Arc<Verdict> {
+        env.judge.verdict(sql, self.standard_conforming_strings, self.ascii_safe)
+    }
+
+    pub(super) fn statement(&self, name: &[u8]) -> Option<Arc<Statement>> {
+        if name.is_empty() { self.unnamed.clone() } else { self.statements.get(name).cloned() }
+    }
+
+    pub(super) fn forget_statement(&mut self, name: &[u8]) -> Option<Arc<Statement>> {
+        if name.is_empty() { self.unnamed.take() } else { self.statements.remove(name) }
+    }
+
+    /// A Parse that failed or was skipped. `previous`: what the unnamed statement was before, if it is to be that again.
+    pub(super) fn unprepare(&mut self, name: &[u8], statement: &Arc<Statement>, previous: Option<Arc<Statement>>) {
+        if name.is_empty() {
+            if self.unnamed.as_ref().is_some_and(|known| Arc::ptr_eq(known, statement)) {
+                self.unnamed = previous;
+            }
+        } else if self.statements.get(name).is_some_and(|known| Arc::ptr_eq(known, statement)) {
+            self.statements.remove(name);
+        }
+    }
+
+    /// A Close that was skipped.
+    pub(super) fn reinstate(&mut self, name: Box<[u8]>, closed: Option<Arc<Statement>>) {
+        let Some(closed) = closed else { return };
+        if name.is_empty() {
+            self.unnamed.get_or_insert(closed);
+        } else {
+            self.statements.entry(name).or_insert(closed);
+        }
+    }
+
+    pub(super) fn note_portal(&mut self, env: &Env<'_>, portal: &[u8], statement: Option<&Arc<Statement>>) {
+        match statement {
+            // Beyond the limit a portal's statement is unknown, which means the leader.
+            Some(statement) if self.portals.len() < env.policy.max_statements || self.portals.contains_key(portal) => {
+                self.portals.insert(portal.into(), statement.clone());
+            }
+            _ => {
+                self.portals.remove(portal);
+            }
+        }
+    }
+
+    /// A client's Parse.
+    pub(super) fn prepare(&mut self, env: &Env<'_>, work: &Work, body: &[u8]) -> Result<Item, view::Malformed> {
+        let parse = view::parse(body)?;
+        let mut seed = self.seed();
+        if work.batch.executed().flat_map(|verdict| &verdict.effects).any(|effect| matches!(effect, Effect::Set { .. } | Effect::SetUnknown)) {
+            // Analysed under settings that aren't known yet: shared with nobody.
+            seed ^= env.random | 1;
+        }
+        let id = statement_id(parse.tail, seed);
+        if parse.name.is_empty() {
+            // Drivers prepare the same unnamed statement over and over.
+            let statement = match &self.unnamed {
+                Some(last) if last.id == id && *last.tail == *parse.tail => last.clone(),
+                _ => Arc::new(Statement { id, seed, tail: parse.tail.into(), verdict: self.verdict(env, parse.text) }),
+            };
+            let previous = self.unnamed.replace(statement.clone());
+            return Ok(Item::Parse { name: Box::default(), statement, previous });
+        }
+        let duplicate = self.statements.contains_key(parse.name);
+        if self.statements.len() >= env.policy.max_statements && !duplicate {
+            return Ok(Item::Refused(Box::new(Refusal::TooManyStatements { limit: env.policy.max_statements })));
+        }
+        // The server that gets a duplicate says so; see `dispatch`.
+        let id = if duplicate { 0 } else { id };
+        let statement = Arc::new(Statement { id, seed, tail: parse.tail.into(), verdict: self.verdict(env, parse.text) });
+        if !duplicate {
+            self.statements.insert(parse.name.into(), statement.clone());
+        }
+        Ok(Item::Parse { name: parse.name.into(), statement, previous: None })
+    }
+
+    /// Of what analysis reads of the settings.
+    fn seed(&self) -> u64 {
+        self.settings.analysis_hash() ^ self.local_hash
+    }
+
+    /// What the statement is on a server: where it would be analysed under other settings than those of its Parse, it isn't the one
+    /// that other sessions mean.
+    pub(super) fn id_there(&self, statement: &Statement) -> StatementId {
+        let seed = self.seed();
+        if seed == statement.seed { statement.id } else { statement_id(&statement.id.to_be_bytes(), seed) }
+    }
+}
+
+/// Statements of one content and meaning are one on a server.
+fn statement_id(content: &[u8], seed: u64) -> StatementId {
+    // 0 is kept for statements that are never shared.
+    xxhash_rust::xxh3::xxh3_128_with_seed(content, seed).max(1)
+}

@@ -1,0 +1,131 @@
+//! A cluster of a leader and replicas that exists in a topology snapshot only, and the judge that the router uses.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::super::{Access, Env, Judge, Policy};
+use crate::lsn::{Lsn, Timeline};
+use crate::route::Loads;
+use crate::sql::{Dialect, Facts, Verdict, classify};
+use crate::topology::{ClusterState, Epoch, Leader, Member, Probed, Role, Sample, Topology};
+
+pub(super) struct Rig {
+    pub(super) now: Instant,
+    pub(super) topology: Topology,
+    pub(super) policy: Policy,
+    pub(super) random: u64,
+}
+
+struct Even;
+impl Loads for Even {
+    fn cost(&self, _: &Member) -> f64 {
+        1.0
+    }
+}
+
+struct Real;
+impl Judge for Real {
+    fn verdict(&self, sql: &[u8], standard_conforming_strings: bool, client_encoding_is_ascii_safe: bool) -> Arc<Verdict> {
+        Arc::new(classify(sql, &Facts::empty(), Dialect { standard_conforming_strings, client_encoding_is_ascii_safe }))
+    }
+}
+
+/// The virtual clock's zero: only differences count.
+#[expect(clippy::disallowed_methods, reason = "an instant can't be made from nothing")]
+fn zero() -> Instant {
+    Instant::now()
+}
+
+impl Rig {
+    pub(super) fn new(access: Access) -> Rig {
+        let mut rig = Rig {
+            now: zero(),
+            topology: Topology::default(),
+            policy: Policy {
+                access,
+                causal: access == Access::ReadWrite,
+                hold_begin: true,
+                readonly_on_replica: true,
+                fallback_to_leader: true,
+                session_mode: false,
+                look_ahead_bytes: 64 * 1024,
+                max_message_bytes: 1024 * 1024,
+                max_statements: 100,
+                zone: None,
+            },
+            random: 0,
+        };
+        rig.cluster(Some(("l", 1)), &["r1", "r2"]);
+        rig
+    }
+
+    /// The members in force: a leader with its epoch, and replicas that have replayed nothing yet.
+    pub(super) fn cluster(&mut self, leader: Option<(&str, u64)>, replicas: &[&str]) {
+        let mut names: Vec<&str> = replicas.to_vec();
+        names.extend(leader.map(|(name, _)| name));
+        names.sort_unstable();
+        self.topology.members = names.iter().map(|name| Arc::new(self.member(name, leader.is_none_or(|(leader, _)| leader != *name)))).collect();
+        let epoch = leader.map_or(self.topology.epoch, |(_, epoch)| Epoch(epoch));
+        if epoch != self.topology.epoch {
+            self.topology.samples = Arc::default();
+        }
+        self.topology.epoch = epoch;
+        self.topology.state = if leader.is_some() { ClusterState::Stable } else { ClusterState::Leaderless };
+        self.topology.leader = leader.map(|(leader, _)| Leader {
+            member: names.iter().position(|name| *name == leader).expect("among them"),
+            epoch,
+            timeline: Timeline(1),
+            valid_until: self.now + Duration::from_secs(1_000_000),
+            standby_cluster: false,
+            failsafe: false,
+        });
+    }
+
+    fn member(&self, name: &str, in_recovery: bool) -> Member {
+        Member {
+            name: name.into(),
+            host: "127.0.0.1".into(),
+            port: 5432,
+            api_url: None,
+            role: if in_recovery { Role::Replica } else { Role::Leader },
+            patroni_state: "running".into(),
+            weight: 100,
+            zone: None,
+            probed: Some(Probed {
+                sent_at: self.now,
+                in_recovery,
+                replay_lsn: Lsn(0),
+                timeline: Some(Timeline(1)),
+                round_trip: Duration::from_millis(1),
+                started_at_unix_seconds: 1.0,
+                version_num: 150_000,
+                clock_offset_ms: 0.0,
+            }),
+            probe_error: None,
+            since: self.now,
+            lag_bytes: Some(0),
+            lag: None,
+            out: None,
+            fork: None,
+        }
+    }
+
+    /// A millisecond later, the leader is asked and all replicas have replayed what it says.
+    pub(super) fn catch_up(&mut self) {
+        self.now += Duration::from_millis(1);
+        let lsn = Lsn(self.topology.samples.last().map_or(1, |sample| sample.insert_lsn.0 + 1));
+        self.topology.samples = [Sample { sent_at: self.now, insert_lsn: lsn, flush_lsn: lsn }].into();
+        for member in &mut self.topology.members {
+            if let Some(probed) = &mut Arc::make_mut(member).probed {
+                probed.replay_lsn = lsn;
+            }
+        }
+        self.now += Duration::from_millis(1);
+    }
+
+    pub(super) fn env(&mut self) -> Env<'_> {
+        self.random = self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        let (now, random) = (self.now, self.random >> 33);
+        Env { now, topology: &self.topology, loads: &Even, judge: &Real, policy: &self.policy, random }
+    }
+}

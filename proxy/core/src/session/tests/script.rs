@@ -1,0 +1,238 @@
+//! Runs a story. Its lines:
+//!
+//! - `C> Q select 1 / S`: the client sends these, in one piece; `C< ...`: this and nothing else has been sent to it.
+//! - `S> ...`: this and nothing else has been sent to the server that is held; `S< ...`: it answers.
+//! - `lease r1 replica`: the session wants this server connection, and gets it; `lease r1 replica unreachable`, `... canceled`.
+//! - `hold`, `return`, `close`: what the session wants; `deny`: time in the hold line is up.
+//! - `lost`: the server connection breaks; `half 7 S< ...`: only the first bytes of an answer come.
+//! - `cluster l 2: r1 r2`, `cluster none: r1`: the topology changes; `caught up`: replicas have replayed all; `+3s`.
+//!
+//! Every output must be named before the next input.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::super::{Access, CancelKey, Params, Phase, ServerState, Session, Settings, Want, Work};
+use super::rig::Rig;
+use super::text;
+use crate::refusal::Refusal;
+use crate::route::ServerRole;
+use crate::wire::reply::TxStatus;
+
+pub(super) struct Story {
+    pub(super) rig: Rig,
+    pub(super) session: Session,
+    pub(super) work: Work,
+    servers: HashMap<(String, ServerRole), ServerState>,
+    held: Option<(String, ServerRole)>,
+    names: Vec<String>,
+    pub(super) max_prepared: usize,
+}
+
+impl Story {
+    /// A session that hasn't begun.
+    pub(super) fn fresh(access: Access, startup: &[(&str, &str)]) -> Story {
+        let startup = Settings::from_startup(startup.iter().map(|(name, value)| (*name, value.as_bytes())));
+        Story {
+            rig: Rig::new(access),
+            session: Session::new(startup, CancelKey { pid: 1, secret: [1; 4].into() }),
+            work: Work::default(),
+            servers: HashMap::new(),
+            held: None,
+            names: Vec::new(),
+            max_prepared: 100,
+        }
+    }
+
+    /// A session that has begun on port 15000, or on 15001.
+    pub(super) fn on(access: Access) -> Story {
+        let mut story = Story::fresh(access, &[]);
+        match access {
+            Access::ReadWrite => story.tell("start\n lease l leader\n C< S in_hot_standby off / S DateStyle ISO / K / Z I\n return"),
+            Access::ReadOnly => story.tell("start\n lease r1 replica\n C< S in_hot_standby on / S DateStyle ISO / K / Z I\n return"),
+        }
+        story
+    }
+
+    pub(super) fn run(text: &str) {
+        Story::on(Access::ReadWrite).tell(text);
+    }
+
+    pub(super) fn run_read_only(text: &str) {
+        Story::on(Access::ReadOnly).tell(text);
+    }
+
+    fn server(&mut self, node: &str, role: ServerRole) -> &mut ServerState {
+        let max = self.max_prepared;
+        let epoch = self.rig.topology.epoch;
+        self.servers.entry((node.to_owned(), role)).or_insert_with(|| {
+            let mut params = Params::default();
+            params.set(b"in_hot_standby", if role == ServerRole::Leader { b"off" } else { b"on" });
+            params.set(b"DateStyle", b"ISO");
+            ServerState::new(Arc::from(node), role, epoch, params, max)
+        })
+    }
+
+    /// Whether a connection of this kind is kept for the next session.
+    pub(super) fn keeps(&self, node: &str, role: ServerRole) -> bool {
+        self.servers.contains_key(&(node.to_owned(), role))
+    }
+
+    pub(super) fn tell(&mut self, text: &str) {
+        for line in text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
+            self.line(line);
+        }
+        self.nothing_left("the end");
+    }
+
+    fn nothing_left(&self, before: &str) {
+        let (client, server) = (text::to_client(&self.work.to_client), text::to_server(&self.work.to_server));
+        assert!(client.is_empty(), "not told before «{before}»: C< {}", client.join(" / "));
+        assert!(server.is_empty(), "not told before «{before}»: S> {}", server.join(" / "));
+        assert!(self.session.want.is_none(), "not told before «{before}»: {:?}", self.session.want);
+    }
+
+    fn line(&mut self, line: &str) {
+        let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
+        match word {
+            "C<" => return self.expect(line, rest, true),
+            "S>" => return self.expect(line, rest, false),
+            "lease" => return self.lease(line, rest),
+            "hold" => {
+                assert_eq!(self.session.take_want(Some(&self.work)), Some(Want::Hold), "{line}");
+                return;
+            }
+            "close" => {
+                assert_eq!(self.session.take_want(Some(&self.work)), Some(Want::Close), "{line}");
+                return;
+            }
+            "return" => {
+                assert_eq!(self.session.take_want(Some(&self.work)), Some(Want::Return), "{line}");
+                if let Some(key) = self.held.take() {
+                    let server = &self.servers[&key];
+                    assert!(server.ready || server.tainted, "given back, and owes: {line}");
+                    if server.tainted || server.tx != TxStatus::Idle {
+                        self.servers.remove(&key);
+                    }
+                }
+                self.session.returned(&self.rig.env(), &mut self.work);
+                return self.go_on();
+            }
+            _ => {}
+        }
+        self.nothing_left(line);
+        match word {
+            "start" => self.session.returned(&self.rig.env(), &mut self.work),
+            "C>" => {
+                for message in rest.split(" / ") {
+                    self.work.client_in.extend(text::client(message));
+                }
+            }
+            "S<" => self.answers(rest.split(" / ").flat_map(text::server).collect()),
+            "half" => {
+                let (bytes, rest) = rest.split_once(" S< ").expect("half N S< ...");
+                let mut answer: Vec<u8> = rest.split(" / ").flat_map(text::server).collect();
+                answer.truncate(bytes.parse().expect("a number"));
+                self.answers(answer);
+            }
+            "lost" => self.lose(),
+            "deny" => self.session.denied(&mut self.work, &Refusal::NoLeader { waited: Duration::from_secs(1) }),
+            "again" => self.session.decide_again(&self.rig.env(), &mut self.work),
+            "cluster" => {
+                let (leader, replicas) = rest.split_once(':').expect("cluster L N: R...");
+                let leader = leader.split_once(' ').map(|(name, epoch)| (name, epoch.parse().expect("a number")));
+                self.rig.cluster(leader, &replicas.split_whitespace().collect::<Vec<_>>());
+                let epoch = self.rig.topology.epoch;
+                self.servers.retain(|_, server| server.role == ServerRole::Replica || server.epoch == epoch);
+            }
+            "caught" => self.rig.catch_up(),
+            _ => {
+                let seconds = line.strip_prefix('+').and_then(|rest| rest.strip_suffix('s')).unwrap_or_else(|| panic!("what is «{line}»?"));
+                self.rig.now += Duration::from_secs(seconds.parse().expect("a number"));
+            }
+        }
+        self.go_on();
+    }
+
+    /// Takes more of what the client has sent.
+    fn go_on(&mut self) {
+        let server = self.held.as_ref().and_then(|key| self.servers.get_mut(key));
+        self.session.client_bytes(&self.rig.env(), &mut self.work, server);
+    }
+
+    fn answers(&mut self, bytes: Vec<u8>) {
+        self.work.server_in.extend(bytes);
+        let server = self.held.as_ref().and_then(|key| self.servers.get_mut(key)).expect("holds one");
+        if self.session.server_bytes(&self.rig.env(), &mut self.work, server).is_err() {
+            self.lose();
+        }
+    }
+
+    fn lose(&mut self) {
+        let key = self.held.take().expect("holds one");
+        let server = self.servers.remove(&key).expect("known");
+        self.session.server_lost(&self.rig.env(), &mut self.work, &server, false);
+    }
+
+    fn lease(&mut self, line: &str, rest: &str) {
+        let words: Vec<&str> = rest.split_whitespace().collect();
+        let Some(Want::Lease(need)) = self.session.take_want(Some(&self.work)) else { panic!("no lease is wanted at «{line}»") };
+        let role = if words[1] == "leader" { ServerRole::Leader } else { ServerRole::Replica };
+        // Either replica is as good.
+        let replica = |name: &str| name.starts_with('r');
+        let node = need.node.to_string();
+        assert!(need.role == role && (node == words[0] || (words[0] == "r" && replica(&node)) ), "wanted {need:?} at «{line}»");
+        match words.get(2) {
+            Some(&"unreachable") => {
+                let refusal = Refusal::ServerUnreachable { node: node.clone(), detail: String::new() };
+                self.session.unreachable(&self.rig.env(), &mut self.work, &need.node, &refusal);
+            }
+            Some(&"canceled") => self.session.denied(&mut self.work, &Refusal::QueryCanceled),
+            None => {
+                self.server(&node, role);
+                self.held = Some((node.clone(), role));
+                let member = self.rig.topology.member(&node).expect("a member").clone();
+                let server = self.servers.get_mut(&(node, role)).expect("made above");
+                self.session.granted(&self.rig.env(), &mut self.work, server, member);
+                assert!(matches!(self.session.phase, Phase::Holding { .. }));
+            }
+            Some(other) => panic!("what is «{other}»?"),
+        }
+        self.go_on();
+    }
+
+    fn expect(&mut self, line: &str, rest: &str, client: bool) {
+        let mut got = if client {
+            text::to_client(&std::mem::take(&mut self.work.to_client))
+        } else {
+            let got = text::to_server(&std::mem::take(&mut self.work.to_server));
+            got.into_iter().map(|message| self.short_names(message)).collect()
+        };
+        let mut wanted: Vec<&str> = rest.split(" / ").collect();
+        if rest.is_empty() {
+            wanted.clear();
+        }
+        if got.len() > 1 && wanted.last() == Some(&"...") {
+            got.truncate(wanted.len() - 1);
+            wanted.pop();
+        }
+        assert_eq!(got, wanted, "at «{line}»");
+        // What waited for room goes on.
+        self.go_on();
+    }
+
+    /// Statements' names on servers by the order in which they come up: `sy1`, `sy2`.
+    fn short_names(&mut self, mut message: String) -> String {
+        while let Some(at) = message.find("sy_") {
+            let long = message[at..at + 35].to_owned();
+            let known = self.names.iter().position(|name| *name == long);
+            let index = known.unwrap_or_else(|| {
+                self.names.push(long.clone());
+                self.names.len() - 1
+            });
+            message = message.replace(&long, &format!("sy{}", index + 1));
+        }
+        message
+    }
+}

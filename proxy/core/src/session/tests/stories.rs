@@ -1,0 +1,1332 @@
+//! What a session does, message by message.
+
+use super::super::{Access, Pins, TxStatus};
+use super::script::Story;
+use crate::route::ServerRole;
+use crate::sql::PinReason;
+
+mod start_up {
+    use super::*;
+
+    #[test]
+    fn the_settings_come_first_and_the_parameters_are_told() {
+        Story::fresh(Access::ReadWrite, &[("DateStyle", "ISO, DMY")]).tell(
+            "start
+             lease l leader
+             S> Q SELECT pg_catalog.set_config('datestyle','ISO, DMY',false);
+             S< T / D x / S DateStyle ISO,DMY / C SELECT 1 / Z I
+             C< S in_hot_standby off / S DateStyle ISO,DMY / K / Z I
+             return",
+        );
+    }
+
+    #[test]
+    fn a_setting_that_fails_is_fatal() {
+        Story::fresh(Access::ReadWrite, &[("datestyle", "nonsense")]).tell(
+            "start
+             lease l leader
+             S> Q SELECT pg_catalog.set_config('datestyle','nonsense',false);
+             S< E 22023 nonsense / Z I
+             C< FATAL 22023
+             close",
+        );
+    }
+
+    #[test]
+    fn what_is_sent_early_waits() {
+        Story::fresh(Access::ReadWrite, &[]).tell(
+            "C> Q select 1
+             start
+             lease l leader
+             C< S in_hot_standby off / S DateStyle ISO / K / Z I
+             return
+             lease r replica
+             S> Q select 1
+             S< T / D 1 / C SELECT 1 / Z I
+             C< T / D 1 / C SELECT 1 / Z I
+             return",
+        );
+    }
+
+    #[test]
+    fn a_server_that_is_lost_is_replaced_by_another() {
+        Story::fresh(Access::ReadWrite, &[("work_mem", "1MB")]).tell(
+            "start
+             lease l leader
+             S> Q SELECT pg_catalog.set_config('work_mem','1MB',false);
+             lost
+             lease r replica
+             S> Q SELECT pg_catalog.set_config('work_mem','1MB',false);
+             S< C SELECT 1 / Z I
+             C< S in_hot_standby off / S DateStyle ISO / K / Z I
+             return",
+        );
+    }
+
+    #[test]
+    fn the_read_only_port_says_that_it_is() {
+        let mut story = Story::fresh(Access::ReadOnly, &[]);
+        story.rig.cluster(Some(("l", 1)), &[]);
+        story.tell("start\n lease l replica\n C< S in_hot_standby on / S DateStyle ISO / K / Z I\n return");
+    }
+}
+
+mod transactions {
+    use super::*;
+
+    #[test]
+    fn an_empty_one_costs_nothing() {
+        Story::run(
+            "C> Q BEGIN
+             C< C BEGIN / Z T
+             C> Q COMMIT
+             C< C COMMIT / Z I
+             C> Q start transaction
+             C< C START TRANSACTION / Z T
+             C> Q SET TRANSACTION ISOLATION LEVEL REPEATABLE READ
+             C< C SET / Z T
+             C> Q abort
+             C< C ROLLBACK / Z I",
+        );
+    }
+
+    #[test]
+    fn what_a_server_might_refuse_isnt_held() {
+        Story::run(
+            "C> Q BEGIN nonsense
+             lease l leader
+             S> Q BEGIN nonsense
+             S< E 42601 syntax error / Z I
+             C< E 42601 / Z I
+             return",
+        );
+    }
+
+    #[test]
+    fn begin_goes_with_the_first_statement() {
+        Story::run(
+            "C> Q BEGIN
+             C< C BEGIN / Z T
+             C> Q SET TRANSACTION READ WRITE
+             C< C SET / Z T
+             C> Q select 1
+             lease l leader
+             S> P - BEGIN / B - - / E - / P - SET TRANSACTION READ WRITE / B - - / E - / Q select 1
+             S< 1 / 2 / C BEGIN / 1 / 2 / C SET / T / D 1 / C SELECT 1 / Z T
+             C< T / D 1 / C SELECT 1 / Z T
+             C> Q COMMIT
+             S> Q COMMIT
+             S< C COMMIT / Z I
+             C< C COMMIT / Z I
+             return",
+        );
+    }
+
+    #[test]
+    fn a_begin_that_fails_takes_its_statement_with_it() {
+        Story::run(
+            "C> Q BEGIN
+             C< C BEGIN / Z T
+             C> Q insert into t values (1)
+             lease l leader
+             S> P - BEGIN / B - - / E - / Q insert into t values (1)
+             S< E 57014 canceled
+             C< E 57014
+             S> S
+             S< Z I
+             C< Z E
+             return
+             C> Q select 1
+             lease l leader
+             S> Q BEGIN / Q SELECT pg_catalog.int4div(1, 0) / Q select 1
+             S< C BEGIN / Z T / E 22012 division by zero / Z E / E 25P02 aborted / Z E
+             C< E 25P02 / Z E
+             C> Q ROLLBACK
+             S> Q ROLLBACK
+             S< C ROLLBACK / Z I
+             C< C ROLLBACK / Z I
+             return",
+        );
+    }
+
+    #[test]
+    fn read_only_runs_on_a_replica() {
+        Story::run(
+            "C> Q BEGIN READ ONLY
+             C< C BEGIN / Z T
+             C> Q select 1
+             lease r replica
+             S> P - BEGIN READ ONLY / B - - / E - / Q select 1
+             S< 1 / 2 / C BEGIN / T / D 1 / C SELECT 1 / Z T
+             C< T / D 1 / C SELECT 1 / Z T
+             C> Q select 2
+             S> Q select 2
+             S< T / D 2 / C SELECT 1 / Z T
+             C< T / D 2 / C SELECT 1 / Z T
+             C> Q COMMIT
+             S> Q COMMIT
+             S< C COMMIT / Z I
+             C< C COMMIT / Z I
+             return",
+        );
+    }
+
+    #[test]
+    fn its_first_statement_runs_again_on_the_leader_with_its_begin() {
+        Story::run(
+            "C> Q BEGIN READ ONLY
+             C< C BEGIN / Z T
+             C> Q select 1
+             lease r replica
+             S> P - BEGIN READ ONLY / B - - / E - / Q select 1
+             S< 1 / 2 / C BEGIN / T / E 0A000 unlogged / Z E
+             return
+             lease l leader
+             S> P - BEGIN READ ONLY / B - - / E - / Q select 1
+             S< 1 / 2 / C BEGIN / T / D 1 / C SELECT 1 / Z T
+             C< T / D 1 / C SELECT 1 / Z T
+             C> Q rollback
+             S> Q rollback
+             S< C ROLLBACK / Z I
+             C< C ROLLBACK / Z I
+             return",
+        );
+    }
+
+    #[test]
+    fn a_later_statement_that_is_the_leaders_moves_it_there() {
+        Story::run(
+            "C> Q BEGIN READ ONLY
+             C< C BEGIN / Z T
+             C> Q select 1
+             lease r replica
+             S> P - BEGIN READ ONLY / B - - / E - / Q select 1
+             S< 1 / 2 / C BEGIN / T / D 1 / C SELECT 1 / Z T
+             C< T / D 1 / C SELECT 1 / Z T
+             C> Q notify n
+             return
+             lease l leader
+             S> P - BEGIN READ ONLY / B - - / E - / Q notify n
+             S< 1 / 2 / C BEGIN / C NOTIFY / Z T
+             C< C NOTIFY / Z T
+             C> Q commit
+             S> Q commit
+             S< C COMMIT / Z I
+             C< C COMMIT / Z I
+             return",
+        );
+    }
+
+    #[test]
+    fn one_snapshot_stays_where_it_is() {
+        Story::run(
+            "C> Q BEGIN READ ONLY ISOLATION LEVEL REPEATABLE READ
+             C< C BEGIN / Z T
+             C> Q select 1
+             lease r replica
+             S> P - BEGIN READ ONLY ISOLATION LEVEL REPEATABLE READ / B - - / E - / Q select 1
+             S< 1 / 2 / C BEGIN / T / D 1 / C SELECT 1 / Z T
+             C< T / D 1 / C SELECT 1 / Z T
+             C> Q notify n
+             S> Q notify n
+             S< E 25006 read only / Z E
+             C< E 25006 / Z E
+             C> Q rollback
+             S> Q rollback
+             S< C ROLLBACK / Z I
+             C< C ROLLBACK / Z I
+             return",
+        );
+    }
+}
+
+mod reads {
+    use super::*;
+
+    #[test]
+    fn nothing_is_told_before_the_first_row() {
+        Story::run(
+            "C> P - select 1 / B - - / E - / S
+             lease r replica
+             S> P - select 1 / B - - / E - / S
+             S< 1 / 2
+             S< N 00000 look
+             S< D 1
+             C< 1 / 2 / N 00000 / D 1
+             S< D 2 / C SELECT 2 / Z I
+             C< D 2 / C SELECT 2 / Z I
+             return",
+        );
+    }
+
+    #[test]
+    fn any_error_of_a_replica_but_a_cancel_is_asked_again_of_the_leader() {
+        Story::run(
+            "C> Q select 1
+             lease r replica
+             S> Q select 1
+             S< T / E 42P01 not replayed yet / Z I
+             return
+             lease l leader
+             S> Q select 1
+             S< E 42P01 really not there / Z I
+             C< E 42P01 / Z I
+             return
+             caught up
+             C> Q select 1
+             lease r replica
+             S> Q select 1
+             S< E 57014 canceled / Z I
+             C< E 57014 / Z I
+             return",
+        );
+    }
+
+    #[test]
+    fn after_a_row_an_error_is_the_answer() {
+        Story::run(
+            "C> Q select 1
+             lease r replica
+             S> Q select 1
+             S< T / D 1 / E 40001 conflict with recovery / Z I
+             C< T / D 1 / E 40001 / Z I
+             return",
+        );
+    }
+
+    #[test]
+    fn a_replica_that_is_lost_is_replaced_until_rows_were_shown() {
+        Story::run(
+            "C> Q select 1
+             lease r replica
+             S> Q select 1
+             S< T
+             lost
+             lease r replica
+             S> Q select 1
+             S< T / D 1
+             C< T / D 1
+             lost
+             C< E 57P01 / Z I",
+        );
+    }
+
+    #[test]
+    fn a_read_under_which_servers_die_is_not_tried_on_all() {
+        Story::run(
+            "C> Q select 1
+             lease r replica
+             S> Q select 1
+             lost
+             lease r replica
+             S> Q select 1
+             lost
+             lease l leader
+             S> Q select 1
+             lost
+             C< E 57P01 / Z I",
+        );
+    }
+
+    #[test]
+    fn half_a_row_ends_the_session() {
+        let row = "x".repeat(40_000);
+        let mut story = Story::on(Access::ReadWrite);
+        story.tell("C> Q select 1\n lease r replica\n S> Q select 1\n S< T\n");
+        let mut bytes = super::super::text::server(&format!("D {row}"));
+        bytes.truncate(35_000);
+        story.work.server_in = bytes.clone();
+        let mut server = crate::session::ServerState::new("r1".into(), ServerRole::Replica, crate::topology::Epoch(1), Default::default(), 1);
+        let Story { rig, session, work, .. } = &mut story;
+        session.server_bytes(&rig.env(), work, &mut server).expect("a row");
+        assert_eq!(work.to_client.split_off(5), bytes, "large rows go on as they come");
+        session.server_lost(&rig.env(), work, &server, false);
+        assert_eq!(session.take_want(Some(work)), Some(super::super::super::Want::Close));
+    }
+
+    #[test]
+    fn an_unreachable_replica_is_passed_by() {
+        Story::run(
+            "C> Q select 1
+             lease r replica unreachable
+             lease r replica unreachable
+             lease l leader
+             S> Q select 1
+             S< T / D 1 / C SELECT 1 / Z I
+             C< T / D 1 / C SELECT 1 / Z I
+             return",
+        );
+    }
+
+    #[test]
+    fn after_a_write_reads_stay_on_the_leader_until_a_replica_is_proven() {
+        Story::run(
+            "C> Q insert into t values (1)
+             lease l leader
+             S> Q insert into t values (1)
+             S< C INSERT 0 1 / Z I
+             C< C INSERT 0 1 / Z I
+             return
+             C> Q select 1
+             lease l leader
+             S> Q select 1
+             S< T / D 1 / C SELECT 1 / Z I
+             C< T / D 1 / C SELECT 1 / Z I
+             return
+             caught up
+             C> Q select 1
+             lease r replica
+             S> Q select 1
+             S< T / D 1 / C SELECT 1 / Z I
+             C< T / D 1 / C SELECT 1 / Z I
+             return",
+        );
+    }
+
+    #[test]
+    fn a_server_that_speaks_no_protocol_is_lost() {
+        Story::run(
+            "C> P - select 1 / B - - / E - / S
+             lease r replica
+             S> P - select 1 / B - - / E - / S
+             S< 1 / Z I
+             lease r replica
+             S> P - select 1 / B - - / E - / S
+             S< 1 / 2 / D 1 / C SELECT 1 / Z I
+             C< 1 / 2 / D 1 / C SELECT 1 / Z I
+             return",
+        );
+    }
+}
+
+mod losses {
+    use super::*;
+
+    #[test]
+    fn of_a_write_the_outcome_is_unknown() {
+        Story::run(
+            "C> Q insert into t values (1)
+             lease l leader
+             S> Q insert into t values (1)
+             S< FATAL 57P01 bye
+             lost
+             C< E 08007 / Z I
+             C> Q insert into t values (2)
+             lease l leader
+             S> Q insert into t values (2)
+             S< C INSERT 0 1 / Z I
+             C< C INSERT 0 1 / Z I
+             return",
+        );
+    }
+
+    #[test]
+    fn of_a_transaction_is_told_at_the_next_statement() {
+        Story::run(
+            "C> Q begin
+             C< C BEGIN / Z T
+             C> Q insert into t values (1)
+             lease l leader
+             S> P - begin / B - - / E - / Q insert into t values (1)
+             S< 1 / 2 / C BEGIN / C INSERT 0 1 / Z T
+             C< C INSERT 0 1 / Z T
+             lost
+             C> Q select 1
+             C< E 40001 / Z E
+             C> Q select 2
+             lease l leader
+             S> Q BEGIN / Q SELECT pg_catalog.int4div(1, 0) / Q select 2
+             S< C BEGIN / Z T / E 22012 division by zero / Z E / E 25P02 aborted / Z E
+             C< E 25P02 / Z E
+             C> Q COMMIT
+             S> Q COMMIT
+             S< C ROLLBACK / Z I
+             C< C ROLLBACK / Z I
+             return",
+        );
+    }
+
+    #[test]
+    fn a_commit_of_a_lost_transaction_fails_and_a_rollback_doesnt() {
+        let begun = "C> Q begin
+             C< C BEGIN / Z T
+             C> Q insert into t values (1)
+             lease l leader
+             S> P - begin / B - - / E - / Q insert into t values (1)
+             S< 1 / 2 / C BEGIN / C INSERT 0 1 / Z T
+             C< C INSERT 0 1 / Z T
+             lost\n";
+        Story::run(&format!("{begun} C> Q commit\n C< E 40001 / Z I"));
+        Story::run(&format!(
+            "{begun} C> Q rollback
+             lease l leader
+             S> Q BEGIN / Q SELECT pg_catalog.int4div(1, 0) / Q rollback
+             S< C BEGIN / Z T / E 22012 division by zero / Z E / C ROLLBACK / Z I
+             C< C ROLLBACK / Z I
+             return"
+        ));
+    }
+
+    #[test]
+    fn in_a_transaction_a_statement_in_flight_is_surely_rolled_back_and_a_commit_is_not() {
+        let begun = "C> Q begin
+             C< C BEGIN / Z T
+             C> Q insert into t values (1)
+             lease l leader
+             S> P - begin / B - - / E - / Q insert into t values (1)
+             S< 1 / 2 / C BEGIN / C INSERT 0 1 / Z T
+             C< C INSERT 0 1 / Z T\n";
+        Story::run(&format!("{begun} C> Q insert into t values (2)\n S> Q insert into t values (2)\n lost\n C< E 40001 / Z E"));
+        Story::run(&format!("{begun} C> Q commit\n S> Q commit\n lost\n C< E 08007 / Z I"));
+    }
+
+    #[test]
+    fn a_pinned_session_ends() {
+        Story::run(
+            "C> Q listen x
+             lease l leader
+             S> Q listen x
+             S< C LISTEN / Z I
+             C< C LISTEN / Z I
+             S< A x
+             C< A x
+             lost
+             C< FATAL 57P01
+             close",
+        );
+        Story::run(
+            "C> Q listen x
+             lease l leader
+             S> Q listen x
+             S< C LISTEN / Z I
+             C< C LISTEN / Z I
+             C> Q insert into t values (1)
+             S> Q insert into t values (1)
+             lost
+             C< FATAL 08007
+             close",
+        );
+    }
+
+    #[test]
+    fn a_pipeline_is_answered_to_its_end() {
+        Story::run(
+            "C> P - insert into t values (1) / B - - / E - / S / P - insert into t values (2) / B - - / E - / S
+             lease l leader
+             S> P - insert into t values (1) / B - - / E - / S / P - insert into t values (2) / B - - / E - / S
+             S< 1 / 2 / C INSERT 0 1 / Z I
+             C< 1 / 2 / C INSERT 0 1 / Z I
+             lost
+             C< E 08007 / Z I",
+        );
+    }
+
+    #[test]
+    fn what_was_answered_and_not_synced_is_rolled_back() {
+        Story::run(
+            "C> P - insert into t values (1) / B - - / E - / H
+             lease l leader
+             S> P - insert into t values (1) / B - - / E - / H
+             S< 1 / 2 / C INSERT 0 1
+             C< 1 / 2 / C INSERT 0 1
+             lost
+             C> S
+             C< E 40001 / Z I",
+        );
+    }
+}
+
+mod prepared {
+    use super::*;
+
+    #[test]
+    fn names_are_replaced_and_replayed() {
+        Story::run(
+            "C> P s1 select $1 / S
+             lease r replica
+             S> P sy1 select $1 / S
+             S< 1 / Z I
+             C< 1 / Z I
+             return
+             cluster l 1: r3
+             caught up
+             C> B - s1 / D P - / E - / S
+             lease r3 replica
+             S> P sy1 select $1 / B - sy1 / D P - / E - / S
+             S< 1 / 2 / T / D 1 / C SELECT 1 / Z I
+             C< 2 / T / D 1 / C SELECT 1 / Z I
+             return
+             C> D S s1 / H
+             lease r replica
+             S> D S sy1 / S
+             S< t / T / Z I
+             C< t / T
+             return
+             C> B - s1 / E - / S
+             lease r replica
+             S> B - sy1 / E - / S
+             S< 2 / D 1 / C SELECT 1 / Z I
+             C< 2 / D 1 / C SELECT 1 / Z I
+             return",
+        );
+    }
+
+    #[test]
+    fn a_duplicate_name_is_for_the_server_to_refuse() {
+        Story::run(
+            "C> P s1 select 1 / S
+             lease r replica
+             S> P sy1 select 1 / S
+             S< 1 / Z I
+             C< 1 / Z I
+             return
+             C> P s1 select 2 / S
+             lease r replica
+             S> P s1 - / P s1 select 2 / S / C S s1 / S
+             S< 1 / E 42P05 exists / Z I / 3 / Z I
+             return
+             lease l leader
+             S> P s1 - / P s1 select 2 / S / C S s1 / S
+             S< 1 / E 42P05 exists / Z I
+             C< E 42P05 / Z I
+             S< 3 / Z I
+             return
+             C> B - s1 / E - / S
+             lease l leader
+             S> P sy1 select 1 / B - sy1 / E - / S
+             S< 1 / 2 / D 1 / C SELECT 1 / Z I
+             C< 2 / D 1 / C SELECT 1 / Z I
+             return",
+        );
+    }
+
+    #[test]
+    fn an_unknown_name_passes_through() {
+        Story::run(
+            "C> B - nosuch / E - / S
+             lease l leader
+             S> B - nosuch / E - / S
+             S< E 26000 unknown / Z I
+             C< E 26000 / Z I
+             return",
+        );
+    }
+
+    #[test]
+    fn deallocate_finds_a_stand_in() {
+        Story::run(
+            "C> P s1 select 1 / S
+             lease r replica
+             S> P sy1 select 1 / S
+             S< 1 / Z I
+             C< 1 / Z I
+             return
+             C> Q deallocate s1
+             lease l leader
+             S> P s1 - / S / Q deallocate s1 / C S s1 / S
+             S< 1 / Z I / C DEALLOCATE / Z I
+             C< C DEALLOCATE / Z I
+             S< 3 / Z I
+             return
+             C> B - s1 / S
+             lease l leader
+             S> B - s1 / S
+             S< E 26000 unknown / Z I
+             C< E 26000 / Z I
+             return",
+        );
+    }
+
+    #[test]
+    fn the_least_recently_used_one_is_closed_unless_an_error_skips_that() {
+        let mut story = Story::fresh(Access::ReadWrite, &[]);
+        story.max_prepared = 1;
+        story.rig.cluster(Some(("l", 1)), &["r1"]);
+        story.tell(
+            "start
+             lease l leader
+             C< S in_hot_standby off / S DateStyle ISO / K / Z I
+             return
+             C> P a select 1 / S
+             lease r1 replica
+             S> P sy1 select 1 / S
+             S< 1 / Z I
+             C< 1 / Z I
+             return
+             C> P b select 2 / S
+             lease r1 replica
+             S> C S sy1 / P sy2 select 2 / S
+             S< 3 / 1 / Z I
+             C< 1 / Z I
+             return
+             # The Bind of a statement that isn't there fails, and what follows is skipped.
+             C> B - b / B - nosuch / P c select 3 / S
+             lease l leader
+             S> P sy2 select 2 / B - sy2 / B - nosuch / C S sy2 / P sy3 select 3 / S
+             S< 1 / 2 / E 26000 unknown / Z I
+             C< 2 / E 26000 / Z I
+             return
+             C> B - b / E - / S
+             lease l leader
+             S> B - sy2 / E - / S
+             S< 2 / D 1 / C SELECT 1 / Z I
+             C< 2 / D 1 / C SELECT 1 / Z I
+             return",
+        );
+    }
+
+    #[test]
+    fn a_close_and_a_parse_that_are_skipped_never_were() {
+        Story::run(
+            "C> P a insert into t values (1) / S
+             lease l leader
+             S> P sy1 insert into t values (1) / S
+             S< 1 / Z I
+             C< 1 / Z I
+             return
+             C> B - nosuch / C S a / P a select 2 / S
+             lease l leader
+             S> B - nosuch / C S a / P sy2 select 2 / S
+             S< E 26000 unknown / Z I
+             C< E 26000 / Z I
+             return
+             C> B - a / E - / S
+             lease l leader
+             S> B - sy1 / E - / S
+             S< 2 / C INSERT 0 1 / Z I
+             C< 2 / C INSERT 0 1 / Z I
+             return",
+        );
+    }
+
+    #[test]
+    fn too_many_are_refused_in_their_place() {
+        let mut story = Story::on(Access::ReadWrite);
+        story.rig.policy.max_statements = 1;
+        story.tell(
+            "C> P a insert into t values (1) / B - a / E - / S / P b select 2 / B - b / E - / S / Q insert into t values (3)
+             lease l leader
+             S> P sy1 insert into t values (1) / B - sy1 / E - / S / P switchyard refused by switchyard / B - b / E - / S / Q insert into t values (3)
+             S< 1 / 2 / C INSERT 0 1 / Z I / E 42601 syntax error / Z I / C INSERT 0 1 / Z I
+             C< 1 / 2 / C INSERT 0 1 / Z I / E 53400 / Z I / C INSERT 0 1 / Z I
+             return",
+        );
+    }
+
+    #[test]
+    fn under_other_settings_it_is_another_statement() {
+        Story::run(
+            "C> P a insert into t values ('1/2/2020'::date) / S
+             lease l leader
+             S> P sy1 insert into t values ('1/2/2020'::date) / S
+             S< 1 / Z I
+             C< 1 / Z I
+             return
+             C> Q set datestyle = 'dmy'
+             lease l leader
+             S> Q set datestyle = 'dmy'
+             S< C SET / S DateStyle ISO,DMY / Z I
+             C< C SET / S DateStyle ISO,DMY / Z I
+             return
+             # Where it is analysed already, it means what it meant then.
+             C> B - a / E - / S
+             lease l leader
+             S> B - sy1 / E - / S
+             S< 2 / C INSERT 0 1 / Z I
+             C< 2 / C INSERT 0 1 / Z I
+             return
+             cluster l 2:
+             C> B - a / E - / S
+             lease l leader
+             S> Q SELECT pg_catalog.set_config('datestyle','ISO,DMY',false); / P sy2 insert into t values ('1/2/2020'::date) / B - sy2 / E - / S
+             S< S DateStyle ISO,DMY / C SELECT 1 / Z I / 1 / 2 / C INSERT 0 1 / Z I
+             C< 2 / C INSERT 0 1 / Z I
+             return",
+        );
+    }
+}
+
+mod flush {
+    use super::*;
+
+    #[test]
+    fn after_an_error_all_up_to_sync_is_dropped() {
+        Story::run(
+            "C> P - insert into t values (1) / B - - / E - / H
+             lease l leader
+             S> P - insert into t values (1) / B - - / E - / H
+             S< 1 / 2 / E 23505 duplicate
+             C< 1 / 2 / E 23505
+             C> P - select 2 / B - - / E - / H / Q ignored
+             C> S
+             S> S
+             S< Z I
+             C< Z I
+             return",
+        );
+    }
+
+    #[test]
+    fn parse_and_describe_alone_bind_nothing() {
+        Story::run(
+            "C> P - select 1 / D S - / H
+             lease r replica
+             S> P - select 1 / D S - / S
+             S< 1 / t / T / Z I
+             C< 1 / t / T
+             return
+             C> B - - / E - / S
+             lease r replica
+             S> B - - / E - / S
+             S< 2 / D 1 / C SELECT 1 / Z I
+             C< 2 / D 1 / C SELECT 1 / Z I
+             return",
+        );
+    }
+
+    #[test]
+    fn an_error_in_them_is_the_clients_to_sync() {
+        Story::run(
+            "C> P - insert into nosuch values (1) / H
+             lease l leader
+             S> P - insert into nosuch values (1) / S
+             S< E 42P01 unknown / Z I
+             C< E 42P01
+             return
+             C> B - - / E - / S
+             C< Z I",
+        );
+    }
+
+    #[test]
+    fn later_ones_dont_end_the_implicit_transaction() {
+        Story::run(
+            "C> P - insert into t values (1) / B - - / E - / H
+             lease l leader
+             S> P - insert into t values (1) / B - - / E - / H
+             S< 1 / 2 / C INSERT 0 1
+             C< 1 / 2 / C INSERT 0 1
+             C> P - select 1 / D S - / H
+             S> P - select 1 / D S - / H
+             S< 1 / t / T
+             C< 1 / t / T
+             C> B - - / E - / S
+             S> B - - / E - / S
+             # Of this statement alone nothing has been shown, of the transaction there was.
+             lost
+             C< E 08007 / Z I",
+        );
+    }
+}
+
+mod copy {
+    use super::*;
+
+    #[test]
+    fn in_goes_straight_through() {
+        Story::run(
+            "C> Q copy t from stdin / d early
+             lease l leader
+             S> Q copy t from stdin
+             S< G
+             C< G
+             S> d early
+             C> d row / c
+             S> d row / c
+             S< C COPY 2 / Z I
+             C< C COPY 2 / Z I
+             return",
+        );
+    }
+
+    #[test]
+    fn in_by_the_extended_protocol_takes_two_syncs() {
+        Story::run(
+            "C> P - copy t from stdin / B - - / E - / S
+             lease l leader
+             S> P - copy t from stdin / B - - / E - / S
+             S< 1 / 2 / G
+             C< 1 / 2 / G
+             C> d row / c / S
+             S> d row / c / S
+             S< C COPY 1 / Z I
+             C< C COPY 1 / Z I
+             return",
+        );
+    }
+
+    #[test]
+    fn in_that_fails_leaves_nothing_for_the_next_server() {
+        let mut story = Story::on(Access::ReadWrite);
+        story.tell("C> Q copy t from stdin\n lease l leader\n S> Q copy t from stdin\n S< G\n C< G");
+        let row = super::super::text::client(&format!("d {}", "x".repeat(100)));
+        story.work.client_in = row[..50].to_vec();
+        let Story { rig, session, work, .. } = &mut story;
+        session.client_bytes(&rig.env(), work, None);
+        assert_eq!(work.to_server, row[..50]);
+        work.to_server.clear();
+        // The server fails in the middle of the message: it gets the rest of it before anybody else gets the server.
+        story.tell("S< E 22P02 bad / Z I\n C< E 22P02 / Z I");
+        story.work.client_in = row[50..].to_vec();
+        let Story { rig, session, work, .. } = &mut story;
+        session.client_bytes(&rig.env(), work, None);
+        assert_eq!(work.to_server, row[50..]);
+        assert_eq!(session.take_want(Some(work)), None, "not before it is written");
+        work.to_server.clear();
+        story.tell("return\n C> d more / c\n C> Q begin\n C< C BEGIN / Z T");
+    }
+
+    #[test]
+    fn in_whose_server_is_lost_leaves_nothing_for_the_next() {
+        let mut story = Story::on(Access::ReadWrite);
+        story.tell("C> Q copy t from stdin\n lease l leader\n S> Q copy t from stdin\n S< G\n C< G");
+        let row = super::super::text::client(&format!("d {}", "x".repeat(100)));
+        story.work.client_in = row[..50].to_vec();
+        let Story { rig, session, work, .. } = &mut story;
+        session.client_bytes(&rig.env(), work, None);
+        work.to_server.clear();
+        story.tell("lost\n C< E 08007 / Z I");
+        story.work.client_in = row[50..].to_vec();
+        story.tell("C> d more / f no / Q insert into t values (1)\n lease l leader\n S> Q insert into t values (1)\n S< C INSERT 0 1 / Z I\n C< C INSERT 0 1 / Z I\n return");
+    }
+
+    #[test]
+    fn out_is_a_read() {
+        Story::run(
+            "C> Q copy t to stdout
+             lease r replica
+             S> Q copy t to stdout
+             S< H / d 1 / c / C COPY 1 / Z I
+             C< H / d 1 / c / C COPY 1 / Z I
+             return",
+        );
+    }
+}
+
+mod settings {
+    use super::*;
+
+    #[test]
+    fn a_set_is_carried_on() {
+        Story::run(
+            "C> Q set work_mem = '1MB'
+             lease l leader
+             S> Q set work_mem = '1MB'
+             S< C SET / Z I
+             C< C SET / Z I
+             return
+             caught up
+             C> Q select 1
+             lease r replica
+             S> Q set work_mem = '1MB'; / Q select 1
+             S< C SET / Z I / T / D 1 / C SELECT 1 / Z I
+             C< T / D 1 / C SELECT 1 / Z I
+             return",
+        );
+    }
+
+    #[test]
+    fn by_the_extended_protocol_it_is_what_the_server_reports_at_the_end() {
+        let mut story = Story::on(Access::ReadWrite);
+        story.tell(
+            "C> P - set datestyle = 'dmy' / B - - / E - / S
+             lease l leader
+             S> P - set datestyle = 'dmy' / B - - / E - / S
+             S< 1 / 2 / C SET / S DateStyle ISO,DMY / Z I
+             C< 1 / 2 / C SET / S DateStyle ISO,DMY / Z I
+             return
+             C> Q insert into t values (1)
+             lease l leader
+             S> Q insert into t values (1)
+             S< C INSERT 0 1 / Z I
+             C< C INSERT 0 1 / Z I
+             return
+             caught up
+             C> Q select 1
+             lease r replica
+             S> Q SELECT pg_catalog.set_config('datestyle','ISO,DMY',false); / Q select 1
+             S< T / D x / S DateStyle ISO,DMY / C SELECT 1 / Z I / T / D 1 / C SELECT 1 / Z I
+             C< T / D 1 / C SELECT 1 / Z I
+             return",
+        );
+    }
+
+    #[test]
+    fn it_goes_back_with_its_transaction() {
+        let begun = "C> Q begin
+             C< C BEGIN / Z T
+             C> Q set work_mem = '1MB'
+             lease l leader
+             S> P - begin / B - - / E - / Q set work_mem = '1MB'
+             S< 1 / 2 / C BEGIN / C SET / Z T
+             C< C SET / Z T\n";
+        let mut story = Story::on(Access::ReadWrite);
+        story.tell(&format!("{begun} C> Q rollback\n S> Q rollback\n S< C ROLLBACK / Z I\n C< C ROLLBACK / Z I\n return"));
+        assert!(story.session.settings.is_empty());
+        let mut story = Story::on(Access::ReadWrite);
+        story.tell(&format!("{begun} C> Q commit\n S> Q commit\n S< C COMMIT / Z I\n C< C COMMIT / Z I\n return"));
+        assert!(story.session.settings.value("work_mem").is_some());
+        // A transaction that failed says ROLLBACK to COMMIT.
+        let mut story = Story::on(Access::ReadWrite);
+        story.tell(&format!(
+            "{begun} C> Q insert into t values (1)\n S> Q insert into t values (1)\n S< E 23505 no / Z E\n C< E 23505 / Z E
+             C> Q commit\n S> Q commit\n S< C ROLLBACK / Z I\n C< C ROLLBACK / Z I\n return"
+        ));
+        assert!(story.session.settings.is_empty());
+        // With AND CHAIN it is the chained transaction's start that later ones go back to.
+        let mut story = Story::on(Access::ReadWrite);
+        story.tell(&format!(
+            "{begun} C> Q commit and chain\n S> Q commit and chain\n S< C COMMIT / Z T\n C< C COMMIT / Z T
+             C> Q rollback\n S> Q rollback\n S< C ROLLBACK / Z I\n C< C ROLLBACK / Z I\n return"
+        ));
+        assert!(story.session.settings.value("work_mem").is_some());
+        let mut story = Story::on(Access::ReadWrite);
+        story.tell(&format!(
+            "{begun} C> Q rollback and chain\n S> Q rollback and chain\n S< C ROLLBACK / Z T\n C< C ROLLBACK / Z T
+             C> Q commit\n S> Q commit\n S< C COMMIT / Z I\n C< C COMMIT / Z I\n return"
+        ));
+        assert!(story.session.settings.is_empty());
+    }
+
+    #[test]
+    fn a_savepoint_that_may_undo_it_pins() {
+        let mut story = Story::on(Access::ReadWrite);
+        story.tell(
+            "C> Q begin
+             C< C BEGIN / Z T
+             C> Q savepoint a
+             lease l leader
+             S> P - begin / B - - / E - / Q savepoint a
+             S< 1 / 2 / C BEGIN / C SAVEPOINT / Z T
+             C< C SAVEPOINT / Z T
+             C> Q set work_mem = '1MB'
+             S> Q set work_mem = '1MB'
+             S< C SET / Z T
+             C< C SET / Z T
+             C> Q rollback to a
+             S> Q rollback to a
+             S< C ROLLBACK / Z T
+             C< C ROLLBACK / Z T",
+        );
+        assert!(story.session.pins().has(PinReason::SettingOutOfSight));
+    }
+
+    #[test]
+    fn an_implicit_transaction_that_fails_takes_it_back() {
+        let mut story = Story::on(Access::ReadWrite);
+        story.tell(
+            "C> Q set datestyle = 'dmy'; insert into t values (1)
+             lease l leader
+             S> Q set datestyle = 'dmy'; insert into t values (1)
+             S< C SET / E 23505 no / Z I
+             C< C SET / E 23505 / Z I
+             return",
+        );
+        assert!(story.session.settings.is_empty() && story.session.pins().is_empty());
+    }
+
+    #[test]
+    fn set_local_leaves_no_trace() {
+        let mut story = Story::on(Access::ReadWrite);
+        story.tell(
+            "C> Q begin
+             C< C BEGIN / Z T
+             C> Q set local datestyle = 'dmy'
+             lease l leader
+             S> P - begin / B - - / E - / Q set local datestyle = 'dmy'
+             S< 1 / 2 / C BEGIN / C SET / S DateStyle ISO,DMY / Z T
+             C< C SET / S DateStyle ISO,DMY / Z T
+             C> Q commit
+             S> Q commit
+             S< C COMMIT / S DateStyle ISO / Z I
+             C< C COMMIT / S DateStyle ISO / Z I
+             return",
+        );
+        assert!(story.session.settings.is_empty());
+    }
+
+    #[test]
+    fn reset_goes_back_to_the_sessions_own_start() {
+        let mut story = Story::fresh(Access::ReadWrite, &[("datestyle", "dmy")]);
+        story.tell(
+            "start
+             lease l leader
+             S> Q SELECT pg_catalog.set_config('datestyle','dmy',false);
+             S< S DateStyle ISO,DMY / C SELECT 1 / Z I
+             C< S in_hot_standby off / S DateStyle ISO,DMY / K / Z I
+             return
+             C> Q set datestyle = 'ymd'
+             lease l leader
+             S> Q set datestyle = 'ymd'
+             S< C SET / S DateStyle ISO,YMD / Z I
+             C< C SET / S DateStyle ISO,YMD / Z I
+             return
+             C> Q reset all / Q begin
+             lease l leader
+             S> Q reset all
+             S< C RESET / S DateStyle ISO / Z I
+             C< C RESET
+             S> Q SELECT pg_catalog.set_config('datestyle','dmy',false);
+             S< S DateStyle ISO,DMY / C SELECT 1 / Z I
+             C< S DateStyle ISO,DMY / Z I
+             return
+             C< C BEGIN / Z T",
+        );
+    }
+
+    #[test]
+    fn discard_all_unpins_and_forgets() {
+        let mut story = Story::on(Access::ReadWrite);
+        story.tell(
+            "C> P s select 1 / S
+             lease r replica
+             S> P sy1 select 1 / S
+             S< 1 / Z I
+             C< 1 / Z I
+             return
+             C> Q listen x
+             lease l leader
+             S> Q listen x
+             S< C LISTEN / Z I
+             C< C LISTEN / Z I
+             C> Q discard all
+             S> Q discard all
+             S< C DISCARD ALL / Z I
+             C< C DISCARD ALL / Z I
+             return",
+        );
+        assert!(story.session.pins() == Pins::default() && story.session.statements.is_empty());
+    }
+
+    #[test]
+    fn a_replica_without_what_a_setting_names_is_passed_by() {
+        let mut story = Story::on(Access::ReadWrite);
+        story.tell(
+            "C> Q set default_tablespace = 'new'
+             lease l leader
+             S> Q set default_tablespace = 'new'
+             S< C SET / Z I
+             C< C SET / Z I
+             return
+             caught up
+             C> Q select 1
+             lease r replica
+             S> Q set default_tablespace = 'new'; / Q select 1
+             S< E 42704 unknown / Z I / T / D 1 / C SELECT 1 / Z I
+             return
+             lease l leader
+             S> Q select 1
+             S< T / D 1 / C SELECT 1 / Z I
+             C< T / D 1 / C SELECT 1 / Z I
+             return",
+        );
+    }
+
+    #[test]
+    fn a_replica_connection_whose_protection_was_changed_is_nobody_elses() {
+        let mut story = Story::on(Access::ReadOnly);
+        story.rig.cluster(Some(("l", 1)), &["r1"]);
+        story.tell(
+            "C> Q set default_transaction_read_only = off
+             lease r1 replica
+             S> Q set default_transaction_read_only = off
+             S< C SET / S default_transaction_read_only off / Z I
+             C< C SET / S default_transaction_read_only off / Z I
+             return",
+        );
+        assert!(!story.keeps("r1", ServerRole::Replica));
+    }
+}
+
+mod limits {
+    use super::*;
+
+    #[test]
+    fn a_long_batch_goes_to_the_leader_undecided() {
+        let mut story = Story::on(Access::ReadWrite);
+        story.rig.policy.look_ahead_bytes = 40;
+        story.tell(
+            "C> P - select 1 / B - - / E -
+             C> P - select 2
+             lease l leader
+             S> P - select 1 / B - - / E - / P - select 2
+             C> B - - / E - / S
+             S> B - - / E - / S
+             S< 1 / 2 / D 1 / C SELECT 1 / 1 / 2 / D 2 / C SELECT 1 / Z I
+             C< 1 / 2 / D 1 / C SELECT 1 / 1 / 2 / D 2 / C SELECT 1 / Z I
+             return",
+        );
+    }
+
+    #[test]
+    fn a_message_that_is_too_large_ends_the_session() {
+        let mut story = Story::on(Access::ReadWrite);
+        story.rig.policy.max_message_bytes = 20;
+        story.tell("C> Q select 'a long message'\n C< FATAL 54000\n close");
+    }
+
+    #[test]
+    fn a_client_that_reads_nothing_is_not_read_either() {
+        let mut story = Story::on(Access::ReadWrite);
+        for _ in 0..20_000 {
+            story.work.client_in.extend(super::super::text::client("Q begin"));
+            story.work.client_in.extend(super::super::text::client("Q commit"));
+        }
+        let Story { rig, session, work, .. } = &mut story;
+        session.client_bytes(&rig.env(), work, None);
+        assert!(work.to_client.len() < 80 * 1024 && !work.client_in.is_empty());
+    }
+
+    #[test]
+    fn no_more_is_owed_than_fits() {
+        let mut story = Story::on(Access::ReadWrite);
+        story.tell("C> Q insert into t values (0)\n lease l leader\n S> Q insert into t values (0)");
+        for _ in 0..100_000 {
+            story.work.client_in.extend(super::super::text::client("S"));
+            story.work.to_server.clear();
+        }
+        let mut server = crate::session::ServerState::new("l".into(), ServerRole::Leader, crate::topology::Epoch(1), Default::default(), 1);
+        let Story { rig, session, work, .. } = &mut story;
+        while !work.to_server.is_empty() || work.owed.len() < 2 {
+            work.to_server.clear();
+            session.client_bytes(&rig.env(), work, Some(&mut server));
+        }
+        assert!(work.owed.len() <= 16 * 1024 && !work.client_in.is_empty());
+    }
+}
+
+mod waiting {
+    use super::*;
+
+    #[test]
+    fn a_write_waits_for_a_leader() {
+        Story::run(
+            "cluster none: r1
+             C> Q insert into t values (1)
+             hold
+             +1s
+             again
+             hold
+             cluster l 2: r1
+             again
+             lease l leader
+             S> Q insert into t values (1)
+             S< C INSERT 0 1 / Z I
+             C< C INSERT 0 1 / Z I
+             return",
+        );
+    }
+
+    #[test]
+    fn until_time_is_up() {
+        Story::run(
+            "cluster none: r1
+             C> Q insert into t values (1)
+             hold
+             deny
+             C< E 57P03 / Z I
+             C> Q begin
+             C< C BEGIN / Z T
+             C> Q insert into t values (1)
+             hold
+             deny
+             C< E 57P03 / Z E
+             C> P - select 1 / B - - / E - / H
+             lease r replica
+             S> Q BEGIN / Q SELECT pg_catalog.int4div(1, 0) / P - select 1 / B - - / E - / H
+             S< C BEGIN / Z T / E 22012 division by zero / Z E / E 25P02 aborted
+             C< E 25P02
+             C> S
+             S> S
+             S< Z E
+             C< Z E
+             C> Q rollback
+             S> Q rollback
+             S< C ROLLBACK / Z I
+             C< C ROLLBACK / Z I
+             return",
+        );
+    }
+
+    #[test]
+    fn or_until_it_is_canceled() {
+        Story::run(
+            "C> P - select 1 / B - - / E - / H
+             lease l leader canceled
+             C< E 57014
+             C> S
+             C< Z I",
+        );
+    }
+}
+
+mod read_only_port {
+    use super::*;
+
+    #[test]
+    fn a_replica_says_itself_that_it_is_read_only() {
+        Story::run_read_only(
+            "C> Q insert into t values (1)
+             lease r replica
+             S> Q insert into t values (1)
+             S< E 25006 read only / Z I
+             C< E 25006 / Z I
+             return",
+        );
+    }
+
+    #[test]
+    fn the_leader_in_its_place_serves_reads_only() {
+        Story::run_read_only(
+            "cluster l 1:
+             C> Q begin
+             lease l replica
+             S> Q begin
+             S< C BEGIN / Z T
+             C< C BEGIN / Z T
+             C> Q vacuum
+             S> Q refused by switchyard
+             S< E 42601 syntax error / Z E
+             C< E 25006 / Z E
+             C> Q select 1
+             S> Q select 1
+             S< E 25P02 aborted / Z E
+             C< E 25P02 / Z E
+             C> Q rollback
+             S> Q rollback
+             S< C ROLLBACK / Z I
+             C< C ROLLBACK / Z I
+             return
+             C> P - notify n / B - - / E - / S
+             lease l replica
+             S> P - notify n / B - - / P switchyard refused by switchyard / S
+             S< 1 / 2 / E 42601 syntax error / Z I
+             C< 1 / 2 / E 25006 / Z I
+             return",
+        );
+    }
+
+    #[test]
+    fn a_conflict_with_recovery_is_asked_of_another() {
+        Story::run_read_only(
+            "C> Q select 1
+             lease r replica
+             S> Q select 1
+             S< T / E 40001 conflict with recovery / Z I
+             return
+             lease r replica
+             S> Q select 1
+             S< T / D 1 / C SELECT 1 / Z I
+             C< T / D 1 / C SELECT 1 / Z I
+             return",
+        );
+    }
+
+    #[test]
+    fn without_fallback_nobody_serves_it() {
+        let mut story = Story::on(Access::ReadOnly);
+        story.rig.policy.fallback_to_leader = false;
+        story.tell("cluster l 1:\n C> Q select 1\n C< E 57P03 / Z I");
+        assert_eq!(story.session.status(), TxStatus::Idle);
+    }
+}

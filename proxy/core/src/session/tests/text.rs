@@ -1,0 +1,122 @@
+//! Messages as text: `Q select 1`, `D s1`, `Z T`. One line holds several, with ` / ` between them.
+
+use crate::wire::frame;
+use crate::wire::reply::message;
+
+fn name(word: &str) -> &str {
+    if word == "-" { "" } else { word }
+}
+
+fn shown(bytes: &[u8]) -> String {
+    if bytes.is_empty() { "-".to_owned() } else { String::from_utf8_lossy(bytes).into_owned() }
+}
+
+/// A client's message.
+pub(super) fn client(text: &str) -> Vec<u8> {
+    let mut out = Vec::new();
+    let (word, rest) = text.split_once(' ').unwrap_or((text, ""));
+    let (first, second) = rest.split_once(' ').unwrap_or((rest, ""));
+    let (first_name, second_name) = (name(first).as_bytes(), name(second).as_bytes());
+    match word {
+        "Q" => message(&mut out, b'Q', &[rest.as_bytes(), b"\0"]),
+        "P" => message(&mut out, b'P', &[first_name, b"\0", second.as_bytes(), b"\0\0\0"]),
+        "B" => message(&mut out, b'B', &[first_name, b"\0", second_name, b"\0\0\0\0\0\0\0"]),
+        "D" => message(&mut out, b'D', &[first.as_bytes(), second_name, b"\0"]),
+        "C" => message(&mut out, b'C', &[first.as_bytes(), second_name, b"\0"]),
+        "E" => message(&mut out, b'E', &[name(rest).as_bytes(), b"\0\0\0\0\0"]),
+        "F" => message(&mut out, b'F', &[&[0; 10]]),
+        "d" => message(&mut out, b'd', &[rest.as_bytes()]),
+        "f" => message(&mut out, b'f', &[rest.as_bytes(), b"\0"]),
+        "c" | "S" | "H" | "X" => message(&mut out, word.as_bytes()[0], &[]),
+        _ => panic!("no client message: {text}"),
+    }
+    out
+}
+
+/// A server's message.
+pub(super) fn server(text: &str) -> Vec<u8> {
+    let mut out = Vec::new();
+    let (word, rest) = text.split_once(' ').unwrap_or((text, ""));
+    let (first, second) = rest.split_once(' ').unwrap_or((rest, ""));
+    let fault = |out: &mut Vec<u8>, tag, severity: &str, code: &str, text: &str| {
+        let fields = format!("S{severity}\0V{severity}\0C{code}\0M{text}\0\0");
+        message(out, tag, &[fields.as_bytes()]);
+    };
+    match word {
+        "Z" => message(&mut out, b'Z', &[rest.as_bytes()]),
+        "C" => message(&mut out, b'C', &[rest.as_bytes(), b"\0"]),
+        "T" | "t" | "V" | "d" => message(&mut out, word.as_bytes()[0], &[rest.as_bytes()]),
+        "D" => message(&mut out, b'D', &[rest.as_bytes()]),
+        "S" => message(&mut out, b'S', &[first.as_bytes(), b"\0", second.as_bytes(), b"\0"]),
+        "E" => fault(&mut out, b'E', "ERROR", first, second),
+        "FATAL" => fault(&mut out, b'E', "FATAL", first, second),
+        "N" => fault(&mut out, b'N', "NOTICE", first, second),
+        "A" => message(&mut out, b'A', &[&[0; 4], rest.as_bytes(), b"\0\0"]),
+        "G" | "H" => message(&mut out, word.as_bytes()[0], &[&[0; 3]]),
+        "1" | "2" | "3" | "n" | "s" | "I" | "c" => message(&mut out, word.as_bytes()[0], &[]),
+        _ => panic!("no server message: {text}"),
+    }
+    out
+}
+
+/// Whole messages, and what is left of one.
+pub(super) fn cut(mut bytes: &[u8]) -> Vec<(u8, &[u8])> {
+    let mut cut = Vec::new();
+    while let Some(header) = frame::header(bytes).expect("a message") {
+        assert!(bytes.len() >= header.total, "half a message: {bytes:?}");
+        cut.push((header.tag, &bytes[frame::HEADER..header.total]));
+        bytes = &bytes[header.total..];
+    }
+    assert!(bytes.is_empty(), "half a header: {bytes:?}");
+    cut
+}
+
+fn strings(body: &[u8]) -> Vec<String> {
+    body.split(|byte| *byte == 0).map(shown).collect()
+}
+
+/// What a client is sent. Errors without their texts, unless the server's own.
+pub(super) fn to_client(bytes: &[u8]) -> Vec<String> {
+    cut(bytes)
+        .into_iter()
+        .map(|(tag, body)| {
+            let words = strings(body);
+            match tag {
+                b'E' | b'N' => {
+                    let fault = crate::wire::view::fault(body);
+                    let kind = match fault.severity {
+                        b"ERROR" => "E",
+                        b"FATAL" => "FATAL",
+                        _ => "N",
+                    };
+                    format!("{kind} {}", shown(fault.sqlstate))
+                }
+                b'S' => format!("S {} {}", words[0], words[1]),
+                b'C' => format!("C {}", words[0]),
+                b'K' => "K".to_owned(),
+                b'A' => format!("A {}", shown(&body[4..body.len() - 2])),
+                b'Z' | b'T' | b't' | b'D' | b'd' | b'V' => format!("{} {}", tag as char, shown(body)).trim_end_matches(" -").to_owned(),
+                _ => (tag as char).to_string(),
+            }
+        })
+        .collect()
+}
+
+/// What a server is sent.
+pub(super) fn to_server(bytes: &[u8]) -> Vec<String> {
+    cut(bytes)
+        .into_iter()
+        .map(|(tag, body)| {
+            let words = strings(body);
+            match tag {
+                b'Q' => format!("Q {}", words[0].replace('\n', "")),
+                b'P' | b'B' => format!("{} {} {}", tag as char, words[0], words[1]),
+                b'D' | b'C' => format!("{} {} {}", tag as char, body[0] as char, shown(&body[1..body.len() - 1])),
+                b'E' => format!("E {}", words[0]),
+                b'd' => format!("d {}", shown(body)),
+                b'f' => format!("f {}", words[0]),
+                _ => (tag as char).to_string(),
+            }
+        })
+        .collect()
+}
