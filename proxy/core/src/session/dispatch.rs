@@ -249,14 +249,23 @@ impl Session {
         work: &mut Work,
         server: &mut ServerState,
     ) -> Option<NameThere> {
-        let statement = statement?;
+        let Some(statement) = statement else {
+            if unnamed {
+                // Another session's may be there still.
+                server.unnamed = None;
+                reply::close_statement(&mut work.to_server, b"");
+                work.owed.push_back(Owed::Close { swallow: true, evicted: None, closed: None });
+            }
+            return None;
+        };
         if statement.id == 0 {
             return None;
         }
         if unnamed {
-            if server.unnamed != Some(statement.id) {
+            let open = unnamed_is_open(work);
+            if server.unnamed != Some(statement.id) || open {
                 let id = self.id_there(statement);
-                if server.unnamed != Some(id) {
+                if server.unnamed != Some(id) || open {
                     server.unnamed = Some(id);
                     reply::parse(&mut work.to_server, b"", &statement.tail);
                     work.owed.push_back(Owed::Parse { swallow: true, prepares: None, id: None });
@@ -338,6 +347,20 @@ fn stand_in_for(name: &[u8], work: &mut Work) {
 /// Text that no server accepts: the error behind which a refusal of ours stands, so that the server itself skips to Sync and fails
 /// the transaction.
 const REFUSED: &[u8] = b"refused by switchyard\0";
+
+/// Whether a Parse of the unnamed statement is still owed, in a segment before this one: it may be skipped after an error, and then
+/// the server has another session's.
+fn unnamed_is_open(work: &Work) -> bool {
+    let mut behind_sync = false;
+    for owed in work.owed.iter().rev() {
+        match owed {
+            Owed::Sync(_) => behind_sync = true,
+            Owed::Parse { id: None, .. } => return behind_sync,
+            _ => {}
+        }
+    }
+    false
+}
 
 fn send_refused(item: &Item, refusal: Refusal, work: &mut Work, server: &mut ServerState) {
     work.tally.queries += 1;

@@ -519,7 +519,11 @@ impl Session {
             return Ok(());
         }
         let item = match tag {
-            b'Q' => Item::Query(self.verdict(env, view::query(body)?)),
+            b'Q' => {
+                // "A simple Query message also destroys the unnamed statement" (protocol, Extended Query).
+                self.unnamed = None;
+                Item::Query(self.verdict(env, view::query(body)?))
+            }
             b'P' => self.prepare(env, work, body)?,
             b'B' => {
                 let bind = view::bind(body)?;
