@@ -132,6 +132,42 @@ fn transaction_modes(words: Words<'_>, at: usize) -> TransactionModes {
     modes
 }
 
+/// Whether everything from `at` on is `transaction_mode_list_or_empty`.
+fn well_formed_modes(words: Words<'_>, mut at: usize) -> bool {
+    const MODES: [&[&str]; 8] = [
+        &["isolation", "level", "serializable"],
+        &["isolation", "level", "repeatable", "read"],
+        &["isolation", "level", "read", "committed"],
+        &["isolation", "level", "read", "uncommitted"],
+        &["read", "only"],
+        &["read", "write"],
+        &["not", "deferrable"],
+        &["deferrable"],
+    ];
+    let first = at;
+    while at < words.len() {
+        // The comma between two modes may be left out.
+        if at > first && words.kind(at) == Some(TokenKind::Comma) {
+            at += 1;
+        }
+        let fits = |mode: &&[&str]| mode.iter().enumerate().all(|(offset, word)| words.is(at + offset, word));
+        let Some(mode) = MODES.iter().copied().find(fits) else { return false };
+        at += mode.len();
+    }
+    true
+}
+
+/// Of a statement that PostgreSQL won't parse: it must get the chance to say so, and nobody may answer in its place.
+fn malformed(judge: &mut Judge<'_>, command: &str) {
+    judge.write("unparsed", command);
+    judge.effect(Effect::MayCommit);
+}
+
+/// Behind BEGIN, COMMIT and the like.
+fn after_work(words: Words<'_>) -> usize {
+    if words.is(1, "work") || words.is(1, "transaction") { 2 } else { 1 }
+}
+
 /// What a standby refuses: SERIALIZABLE, and READ WRITE.
 fn judge_modes(judge: &mut Judge<'_>, modes: TransactionModes) {
     if modes.serializable == Some(true) {
@@ -151,6 +187,9 @@ fn begin(judge: &mut Judge<'_>, words: Words<'_>) -> Described {
     let modes = transaction_modes(words, 1);
     judge_modes(judge, modes);
     judge.effect(Effect::Begin(modes));
+    if !well_formed_modes(words, after_work(words)) {
+        malformed(judge, "BEGIN");
+    }
     (Kind::Transaction, if start { "START TRANSACTION" } else { "BEGIN" })
 }
 
@@ -167,7 +206,13 @@ fn transaction(judge: &mut Judge<'_>, words: Words<'_>, first: &str) -> Describe
         "rollback" if to => (Effect::RollbackTo, "ROLLBACK"),
         _ => (Effect::Rollback { chain }, "ROLLBACK"),
     };
+    let ends = matches!(effect, Effect::Commit { .. } | Effect::Rollback { .. });
     judge.effect(effect);
+    let rest = words.from(after_work(words));
+    let chained = rest.is(0, "and") && (rest.is(1, "chain") || (rest.is(1, "no") && rest.is(2, "chain")));
+    if ends && !(rest.len() == 0 || (chained && rest.len() == if rest.is(1, "no") { 3 } else { 2 })) {
+        malformed(judge, command);
+    }
     (Kind::Transaction, command)
 }
 
@@ -257,6 +302,11 @@ fn set_transaction(judge: &mut Judge<'_>, words: Words<'_>, session: bool) -> De
             judge_modes(judge, modes);
         }
         judge.effect(Effect::SetTransaction { modes, session });
+        // SET [LOCAL] TRANSACTION, or SET SESSION CHARACTERISTICS AS TRANSACTION.
+        let at = (1..=4).find(|at| words.is(*at, "transaction")).map_or(words.len(), |at| at + 1);
+        if words.len() <= at || !well_formed_modes(words, at) {
+            malformed(judge, "SET TRANSACTION");
+        }
     }
     (Kind::Utility, "SET")
 }
