@@ -19,9 +19,16 @@ async fn logged(router: &Router, from: usize, words: &[&str]) -> Result {
 async fn room(router: &Router, wanted: usize) -> Result<usize> {
     let mut open = Vec::new();
     for _ in 0..wanted {
-        let client = router.rw("app").await?;
-        match client.batch_execute("BEGIN; SELECT pg_is_in_recovery()").await {
-            Ok(()) => open.push(client),
+        // The login itself needs a server connection.
+        let begun = match tokio_postgres::connect(&router.rw_dsn("app"), tokio_postgres::NoTls).await {
+            Ok((client, connection)) => {
+                tokio::spawn(connection);
+                client.batch_execute("BEGIN; SELECT pg_is_in_recovery()").await.map(|()| client)
+            }
+            Err(error) => Err(error),
+        };
+        match begun {
+            Ok(client) => open.push(client),
             Err(error) => {
                 ensure!(error.code().is_some_and(|code| code.code().starts_with("53")), "{error}");
                 break;

@@ -21,20 +21,19 @@ const UNRESOLVED: &[&str] = &[
     "SELECT f_default(1)",
     "SELECT * FROM v_writes LIMIT 1",
     "SELECT * FROM v_over_v_writes",
-    "SELECT 'a' ~~~~ 'b'",
-    "SELECT f_stable_lies('net')",
-    "SELECT f_where()",
-    "SELECT f_unlogged()",
     "SELECT * FROM u",
     "SELECT last_value, log_cnt FROM s",
     "SELECT * FROM no_such_table_anywhere",
 ];
 
+/// Of those, the one that a replica answers without an error, and not as the leader does: WAL logs a sequence's values ahead.
+const OTHERWISE_ON_A_REPLICA: &str = "SELECT last_value, log_cnt FROM s";
+
 /// Rows whose answers differ from one time to the next, or from server to server: only what kind of answer it is, is compared.
 const VOLATILE: &[&str] = &[
     "now()", "random()", "TABLESAMPLE", "EXPLAIN", "pg_backend_pid", "inet_server", "pg_stat_", "pg_locks", "pg_current_wal", "txid_",
     "pg_current_xact", "pg_replication_slots", "lo_", "pg_settings", "pg_postmaster_start_time", "pg_export_snapshot", "pg_notify", "NOTIFY",
-    "pg_sequences", "pg_total_relation_size", "pg_type", "pg_class", "audit", "version()",
+    "pg_sequences", "pg_total_relation_size", "pg_type", "pg_class", "audit", "version()", "::mood", "current_database", "pg_logical_emit_message",
 ];
 
 struct Row {
@@ -152,11 +151,12 @@ async fn read_write(yard: &Yard, protocol: Protocol) -> Result {
         let got = answer(&in_database(&yard.router.rw_dsn(ROLE), &routed), &row, protocol).await?;
         let ran = logs.ran(&routed, &row.sql)?;
         let at = format!("line {}: {:?}", row.number, row.sql);
-        if comparable(&row, &expected) != comparable(&row, &got) {
+        if comparable(&row, &expected) != comparable(&row, &got) && row.sql != OTHERWISE_ON_A_REPLICA {
             wrong.push(format!("{at}\n  directly {expected:?}\n  by the router {got:?}"));
         }
         let (on_leader, on_replica) = (ran.contains(yard.leader.name()), ran.iter().any(|name| name != yard.leader.name()));
-        // What isn't parsed at all isn't logged by its text in every version; what isn't one statement can't be prepared.
+        // Several statements can't be prepared, and whoever says so is right.
+        let never_ran = protocol == Protocol::Extended && expected.iter().any(|line| line.starts_with("E ERROR 42601 cannot insert multiple"));
         let fits = match row.read_write.as_str() {
             "replica" => on_replica && !on_leader,
             "leader" => on_leader && !on_replica,
@@ -167,7 +167,7 @@ async fn read_write(yard: &Yard, protocol: Protocol) -> Result {
             if fits {
                 resolved.push(row.sql.clone());
             }
-        } else if !fits {
+        } else if !fits && !never_ran {
             wrong.push(format!("{at}\n  {} expected, ran on {ran:?}, leader {}, answer {got:?}", row.read_write, yard.leader.name()));
         }
         if row.read_write != "replica" {
