@@ -11,6 +11,8 @@ use switchyard_tests::psql;
 pub(crate) const SCALE: usize = 16;
 /// The part of the transactions whose latency is written down: all of them would cost pgbench more than some of the targets cost.
 const SAMPLED: &str = "--sampling-rate=0.1";
+/// What a busy machine does of them, to a server that forks for each.
+const LOGINS_PER_SECOND: u64 = 64;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Kind {
@@ -93,6 +95,7 @@ impl Load {
         let threads = self.clients.min(2);
         let mut arguments =
             vec![format!("--client={}", self.clients), format!("--jobs={threads}"), format!("--protocol={}", protocol.word())];
+        arguments.push("--no-vacuum".to_owned());
         match self.kind {
             Kind::Select(_) => arguments.push("--select-only".to_owned()),
             Kind::TpcbLike => arguments.push("--builtin=tpcb-like".to_owned()),
@@ -121,7 +124,7 @@ pub(crate) struct Run {
     pub(crate) mean_ms: f64,
     /// Of a sample of the transactions, in no order. Empty where each connects anew: pgbench's log leaves the connecting out.
     pub(crate) latencies_us: Vec<u32>,
-    /// Of the proxy, the first logins included; `None` without one.
+    /// Of the proxy for these transactions, without that for the first logins; `None` without a proxy.
     pub(crate) cpu_seconds: Option<f64>,
 }
 
@@ -151,15 +154,23 @@ pub(crate) async fn initialize(dsn: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// One transaction by each client: what the logins of a load cost, to be taken off.
+pub(crate) async fn log_in(load: Load, dsn: &str) -> anyhow::Result<()> {
+    let mut arguments = load.arguments();
+    arguments.extend(["--transactions=1".to_owned(), dsn.to_owned()]);
+    pgbench(&arguments).await?.success()?;
+    Ok(())
+}
+
 /// Runs pgbench. Its logs are made in `folder`, read, and removed.
 pub(crate) async fn run(load: Load, dsn: &str, time: Duration, folder: &Path) -> anyhow::Result<Run> {
     let prefix = folder.join("latency");
     let mut arguments = load.arguments();
-    arguments.extend(["--no-vacuum".to_owned(), format!("--time={}", time.as_secs())]);
+    // pgbench's clock runs from before the first login.
+    arguments.push(format!("--time={}", time.as_secs() + load.clients as u64 / LOGINS_PER_SECOND));
     arguments.extend(["--log".to_owned(), SAMPLED.to_owned(), format!("--log-prefix={}", prefix.display())]);
     arguments.push(dsn.to_owned());
-    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let finished = psql::run("pgbench", &words, "").await?;
+    let finished = pgbench(&arguments).await?;
     let latencies_us = latencies(folder)?;
     let text = finished.success()?;
     let mut run = parse(&text).with_context(|| text.clone())?;
@@ -169,6 +180,11 @@ pub(crate) async fn run(load: Load, dsn: &str, time: Duration, folder: &Path) ->
         run.latencies_us = latencies_us;
     }
     Ok(run)
+}
+
+async fn pgbench(arguments: &[String]) -> anyhow::Result<psql::Finished> {
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    psql::run("pgbench", &words, "").await
 }
 
 fn parse(text: &str) -> anyhow::Result<Run> {
@@ -182,8 +198,12 @@ fn parse(text: &str) -> anyhow::Result<Run> {
     if failed > 0.0 {
         bail!("{failed} transactions failed");
     }
+    let transactions = number("number of transactions actually processed:")? as u64;
+    if transactions == 0 {
+        bail!("the time was over before all clients were logged in");
+    }
     Ok(Run {
-        transactions: number("number of transactions actually processed:")? as u64,
+        transactions,
         per_second: number("tps =")?,
         mean_ms: number("latency average =")?,
         latencies_us: Vec::new(),
@@ -236,6 +256,7 @@ tps = 12021.512323 (without initial connection time)
         assert_eq!((run.transactions, run.per_second, run.mean_ms), (60_123, 12_021.512_323, 1.331));
         assert!(parse(&OUTPUT.replace("transactions: 0 (", "transactions: 3 (")).is_err());
         assert!(parse(&OUTPUT.replace("tps = 1", "tps = x")).is_err());
+        assert!(parse(&OUTPUT.replace("processed: 60123", "processed: 0")).is_err());
         assert!(parse("").is_err());
     }
 

@@ -25,7 +25,7 @@ use crate::stage::{Stage, Target};
 
 /// What a round of the whole measurement takes from each load and target.
 const FULL: Plan = Plan { rounds: 3, run: Duration::from_secs(5), rest: Duration::from_secs(10) };
-const QUICK: Plan = Plan { rounds: 3, run: Duration::from_secs(1), rest: Duration::from_secs(3) };
+const QUICK: Plan = Plan { rounds: 2, run: Duration::from_secs(1), rest: Duration::from_secs(3) };
 /// The 2,000 idle clients of this program, and as many sockets in the proxies for either side.
 const FILES_WANTED: u64 = 8_192;
 

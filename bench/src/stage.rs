@@ -154,6 +154,9 @@ impl Stage {
     }
 
     /// Runs a load against a target, with the shell command `beside` it, and waits until the replicas have replayed what it wrote.
+    ///
+    /// CPU time is told without that for the clients' logins and first transactions, which are done once before and taken off: in runs of
+    /// seconds they would count more than in any application's life.
     pub(crate) async fn run(&self, load: Load, target: Target, time: Duration, beside: Option<&str>) -> anyhow::Result<Run> {
         let dsn = match target {
             Target::Pgbouncer if load.needs_session() => self.dsn_on(self.pgbouncer.port(), SESSION_DATABASE),
@@ -161,10 +164,20 @@ impl Stage {
         };
         let pid = self.pid(target).ok();
         let cpu_seconds = || pid.map(usage::cpu_seconds).transpose();
-        let beside = beside.map(|command| Beside::start(command, pid)).transpose()?;
+        let at_first = cpu_seconds()?;
+        let logins = load.kind != Kind::Churn;
+        if logins {
+            load::log_in(load, &dsn).await?;
+        }
         let before = cpu_seconds()?;
+        let beside = beside.map(|command| Beside::start(command, pid)).transpose()?;
         let mut run = load::run(load, &dsn, time, &self.logs).await?;
-        run.cpu_seconds = cpu_seconds()?.zip(before).map(|(after, before)| after - before);
+        if let (Some(at_first), Some(before), Some(after)) = (at_first, before, cpu_seconds()?) {
+            run.cpu_seconds = Some((after - before) - (before - at_first));
+        }
+        if logins {
+            run.transactions = run.transactions.saturating_sub(load.clients as u64);
+        }
         if let Some(beside) = beside {
             beside.end().await?;
         }
