@@ -50,9 +50,22 @@ struct Arguments {
     /// Beside the load, run this with the shell until the load ends; $PID is the target's process. Such as: 'perf record -g -p $PID'.
     #[arg(long, value_name = "COMMAND", requires = "only")]
     beside: Option<String>,
+    /// A key of the router's configuration, such as workers=1 or health.busy_interval=50ms.
+    #[arg(long, value_name = "KEY=VALUE", value_parser = setting)]
+    set: Vec<Setting>,
     /// Tell the names of the loads.
     #[arg(long)]
     list: bool,
+}
+
+/// A key of the router's configuration by its full path, and its value.
+type Setting = (String, toml::Value);
+
+/// What isn't a value of TOML's is a text, so that a shell needs no quotes in quotes.
+fn setting(text: &str) -> Result<Setting, String> {
+    let (key, value) = text.split_once('=').ok_or("KEY=VALUE is wanted")?;
+    let value = value.parse().unwrap_or_else(|_| toml::Value::String(value.to_owned()));
+    Ok((key.to_owned(), value))
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -93,7 +106,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
 async fn measure(arguments: Arguments) -> anyhow::Result<()> {
     let plan = if arguments.quick { QUICK } else { FULL };
     eprintln!("Starting three members, Switchyard, HAProxy and PgBouncer");
-    let stage = Stage::set().await?;
+    let stage = Stage::set(&arguments.set).await?;
     if let Some(load) = arguments.only {
         return only(&stage, load, &arguments).await;
     }
@@ -154,4 +167,16 @@ fn raise_open_files() -> anyhow::Result<()> {
             .context("raise the limit of open files")?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::setting;
+
+    #[test]
+    fn settings() {
+        assert_eq!(setting("workers=1").unwrap(), ("workers".to_owned(), toml::Value::Integer(1)));
+        assert_eq!(setting("health.busy_interval=50ms").unwrap().1, toml::Value::String("50ms".to_owned()));
+        assert!(setting("workers").is_err());
+    }
 }

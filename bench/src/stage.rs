@@ -61,7 +61,8 @@ pub(crate) struct Stage {
 }
 
 impl Stage {
-    pub(crate) async fn set() -> anyhow::Result<Stage> {
+    /// `settings` are of the router's configuration, beside its defaults.
+    pub(crate) async fn set(settings: &[(String, toml::Value)]) -> anyhow::Result<Stage> {
         let options = Options::new()
             .members(3)
             // As in production, other than in tests.
@@ -74,6 +75,7 @@ impl Stage {
         leader.connect().await?.batch_execute("CHECKPOINT").await?;
         cluster.settled().await?;
         let options = RouterOptions::new().set("log.filter", "info").set("pool.max_size", POOL as i64);
+        let options = settings.iter().fold(options, |options, (key, value)| options.set(key, value.clone()));
         let stage = Stage {
             router: Router::start(&cluster, options).await?,
             haproxy: Proxy::haproxy(&cluster)?,
