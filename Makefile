@@ -32,10 +32,10 @@ unit: ## run the tests that need no cluster
 integration: ## run the tests against real clusters (after a build)
 	cargo test --locked -p switchyard-tests -- --test-threads=1 --nocapture
 
-bench: ## measure against PgBouncer, HAProxy and a direct connection, in one table
+bench: ## measure against PgBouncer, HAProxy and a direct connection, in one table: 15 minutes, or 3 with QUICK=1
 	@scripts/install.sh bench
-	cargo build --locked --release --bin switchyard
-	bench/run
+	cargo build --locked --release --bin switchyard --bin bench
+	@exec "$${CARGO_TARGET_DIR:-target}/release/bench" $(if $(QUICK),--quick)
 
 lint: ## check format and lints, and dependencies if cargo-deny is installed
 	cargo fmt --all --check

@@ -162,7 +162,8 @@ fn patroni(root: bool) -> Option<PathBuf> {
     Some(venv.join("bin/patroni")).filter(|path| path.is_file())
 }
 
-fn on_path(program: &str) -> Option<PathBuf> {
+/// A program of the user's PATH, or of `/usr/sbin`, where Debian has servers.
+pub fn on_path(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     std::env::split_paths(&path).chain([PathBuf::from("/usr/sbin")]).map(|folder| folder.join(program)).find(|path| path.is_file())
 }
