@@ -122,6 +122,11 @@ impl Session {
                 reply::message(&mut work.to_server, b'E', &[&[0; 5]]);
                 work.owed.push_back(Owed::Begin);
             }
+            if matches!(work.batch.items.first(), Some((Item::Execute(_) | Item::DescribePortal, _))) {
+                // The portal is ours: the client has none of that name.
+                reply::message(&mut work.to_server, b'C', &[b"P\0"]);
+                work.owed.push_back(Owed::Close { swallow: true, evicted: None, closed: None });
+            }
             server.unnamed = None;
             work.alone = true;
             let on_replica = server.role == ServerRole::Replica;

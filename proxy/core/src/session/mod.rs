@@ -512,11 +512,7 @@ impl Session {
             return Ok(());
         }
         let item = match tag {
-            b'Q' => {
-                // A simple query destroys the unnamed statement (protocol section "Extended Query").
-                self.unnamed = None;
-                Item::Query(self.verdict(env, view::query(body)?))
-            }
+            b'Q' => Item::Query(self.verdict(env, view::query(body)?)),
             b'P' => self.prepare(env, work, body)?,
             b'B' => {
                 let bind = view::bind(body)?;

@@ -413,6 +413,8 @@ impl Session {
                     }
                 }
                 Owed::Close { evicted: Some(evicted), .. } => server.prepared().restore(evicted),
+                // A stand-in stays there under a client's name: nobody else gets this server.
+                Owed::Close { swallow: true, .. } => server.tainted = true,
                 Owed::Close { closed: Some((name, statement)), .. } if !runs_again => self.reinstate(name, Some(statement)),
                 Owed::Bring
                 | Owed::Begin
@@ -620,7 +622,10 @@ impl Session {
             self.lost = Some(Lost::Told);
         }
         if status == TxStatus::Idle {
-            self.portals.clear();
+            if work.owed.is_empty() && work.batch.is_empty() {
+                // Otherwise some of them may be of a segment that has begun behind this one. One too many does no harm.
+                self.portals.clear();
+            }
             self.movable = None;
         }
         if went_back && work.owed.is_empty() && status != TxStatus::Failed && self.bring(work, server) {

@@ -33,6 +33,8 @@ pub(super) struct Server {
     /// COPY FROM STDIN: whether by the extended protocol.
     copy: Option<bool>,
     reported: String,
+    /// As the router has it, a simple query leaves the client's unnamed statement alone.
+    pub(super) keeps_unnamed: bool,
     pub(super) input: Vec<u8>,
 }
 
@@ -55,6 +57,7 @@ impl Server {
             skipping: false,
             copy: None,
             reported: String::new(),
+            keeps_unnamed: false,
             input: Vec::new(),
         };
         server.reported = server.value("datestyle");
@@ -166,7 +169,9 @@ impl Server {
     }
 
     fn query(&mut self, sql: &str, out: &mut Vec<u8>) {
-        self.prepared.remove("");
+        if !self.keeps_unnamed {
+            self.prepared.remove("");
+        }
         let statements: Vec<&str> = sql.split(';').map(str::trim).filter(|statement| !statement.is_empty()).collect();
         if statements.is_empty() {
             out.extend(text::server("I"));
@@ -222,6 +227,8 @@ impl Server {
                 let name = &words[0][1..];
                 let sql = if body[0] == b'S' {
                     let sql = self.prepared.get(name).ok_or("26000")?;
+                    // PostgreSQL describes what has no rows even so; the router's replay of the statement fails here, too.
+                    self.alive(sql)?;
                     out.extend(text::server("t"));
                     sql
                 } else {
@@ -381,7 +388,7 @@ impl Server {
                 "DISCARD ALL"
             }
             ["deallocate", "all"] => {
-                self.prepared.clear();
+                self.prepared.retain(|name, _| name.is_empty());
                 "DEALLOCATE ALL"
             }
             ["deallocate", name] => {
