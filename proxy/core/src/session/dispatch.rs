@@ -122,7 +122,7 @@ impl Session {
                 reply::message(&mut work.to_server, b'E', &[&[0; 5]]);
                 work.owed.push_back(Owed::Begin);
             }
-            if matches!(work.batch.items.first(), Some((Item::Execute(_) | Item::DescribePortal, _))) {
+            if !matches!(work.batch.items.first(), Some((Item::Query(_), _))) {
                 // The portal is ours: the client has none of that name.
                 reply::message(&mut work.to_server, b'C', &[b"P\0"]);
                 work.owed.push_back(Owed::Close { swallow: true, evicted: None, closed: None });
