@@ -282,6 +282,7 @@ impl Session {
             if server.unnamed != Some(statement.id) {
                 let id = self.id_there(statement);
                 if server.unnamed != Some(id) {
+                    work.prepares = true;
                     server.unnamed = Some(id);
                     reply::parse(&mut work.to_server, b"", &statement.tail);
                     work.owed.push_back(Owed::Parse { swallow: true, prepares: None, id: None });

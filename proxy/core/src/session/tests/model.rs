@@ -169,6 +169,8 @@ impl Server {
     }
 
     fn query(&mut self, sql: &str, out: &mut Vec<u8>) {
+        // It runs in the unnamed portal, which is gone then.
+        self.portals.remove("");
         if !self.keeps_unnamed {
             self.prepared.remove("");
         }
