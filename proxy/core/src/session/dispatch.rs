@@ -82,6 +82,8 @@ impl Session {
         }
         work.segment = if batch.end == End::Ready || syncs_flush { Segment::Closed } else { Segment::Open };
         if work.segment == Segment::Closed && !work.stand_ins.is_empty() {
+            // Our Sync may end a skipping that is the client's to end.
+            work.alone = true;
             for name in work.stand_ins.drain(..) {
                 reply::close_statement(&mut work.to_server, &name);
                 work.owed.push_back(Owed::Close { swallow: true, evicted: None, closed: None });
