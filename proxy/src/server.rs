@@ -168,7 +168,7 @@ impl Server {
             self.drain_to_ready().await
         };
         let status = tokio::time::timeout(CLEAN_TIMEOUT, work).await.ok().flatten();
-        self.state.tx = status.unwrap_or(TxStatus::Failed);
+        self.state.cleaned(status.unwrap_or(TxStatus::Failed));
         status == Some(TxStatus::Idle)
     }
 

@@ -30,6 +30,8 @@ impl Session {
         }
         server.settings.bring(&self.settings, server.role, &mut work.to_server);
         server.ready = false;
+        // A simple query destroys it.
+        server.unnamed = None;
         work.owed.push_back(Owed::Bring);
         true
     }
@@ -64,15 +66,24 @@ impl Session {
             && work.segment == Segment::Closed
             && server.tx == TxStatus::Idle;
         work.alone |= syncs_flush;
+        let lone = work.segment == Segment::Closed && work.batch.items.len() == 1;
         let batch = std::mem::take(&mut work.batch);
         for (item, range) in &batch.items {
             match self.refused(env, item) {
                 Some(refusal) => send_refused(item, refusal, work, server),
-                None => self.send_item(item, &batch.bytes[range.clone()], syncs_flush, work, server),
+                None => self.send_item(item, &batch.bytes[range.clone()], syncs_flush, lone, work, server),
             }
+        }
+        if batch.end == End::Ready {
+            work.alone |= std::mem::take(&mut work.prepares);
+        } else if batch.end == End::Overflow && work.alone {
+            // What must be answered before more is taken must be answered now.
+            reply::message(&mut work.to_server, b'H', &[]);
         }
         work.segment = if batch.end == End::Ready || syncs_flush { Segment::Closed } else { Segment::Open };
         if work.segment == Segment::Closed && !work.stand_ins.is_empty() {
+            // Our Sync may end a skipping that is the client's to end.
+            work.alone = true;
             for name in work.stand_ins.drain(..) {
                 reply::close_statement(&mut work.to_server, &name);
                 work.owed.push_back(Owed::Close { swallow: true, evicted: None, closed: None });
@@ -99,6 +110,7 @@ impl Session {
             reply::query(&mut work.to_server, b"BEGIN");
             reply::query(&mut work.to_server, b"SELECT pg_catalog.int4div(1, 0)");
             work.owed.extend([Owed::Prelude, Owed::Prelude]);
+            server.unnamed = None;
             self.lost = None;
             return;
         }
@@ -111,6 +123,11 @@ impl Session {
                 reply::message(&mut work.to_server, b'B', &[&[0; 8]]);
                 reply::message(&mut work.to_server, b'E', &[&[0; 5]]);
                 work.owed.push_back(Owed::Begin);
+            }
+            if !matches!(work.batch.items.first(), Some((Item::Query(_), _))) {
+                // The portal is ours: the client has none of that name.
+                reply::message(&mut work.to_server, b'C', &[b"P\0"]);
+                work.owed.push_back(Owed::Close { swallow: true, evicted: None, closed: None });
             }
             server.unnamed = None;
             work.alone = true;
@@ -131,6 +148,7 @@ impl Session {
         item: &Item,
         message: &[u8],
         syncs_flush: bool,
+        lone: bool,
         work: &mut Work,
         server: &mut ServerState,
     ) {
@@ -138,7 +156,7 @@ impl Session {
             Item::Query(verdict) => {
                 work.tally.queries += 1;
                 server.unnamed = None;
-                if self.stand_in(verdict, work) {
+                if self.stand_in(verdict, work) && lone {
                     reply::sync(&mut work.to_server);
                     work.owed.push_back(Owed::Sync(Sync::Ours));
                 }
@@ -229,6 +247,7 @@ impl Session {
             work.to_server.extend_from_slice(message);
             return work.owed.push_back(Owed::Parse { swallow: false, prepares: None, id: None });
         }
+        work.prepares = true;
         if server.prepared().has(statement.id) {
             // There by another client's Parse: this one is parsed as the unnamed statement.
             server.unnamed = Some(statement.id);
@@ -251,7 +270,7 @@ impl Session {
     ) -> Option<NameThere> {
         let Some(statement) = statement else {
             if unnamed {
-                // Another session's may be there still.
+                // What another session left there isn't this one's.
                 server.unnamed = None;
                 reply::close_statement(&mut work.to_server, b"");
                 work.owed.push_back(Owed::Close { swallow: true, evicted: None, closed: None });
@@ -266,6 +285,7 @@ impl Session {
             if server.unnamed != Some(statement.id) || open {
                 let id = self.id_there(statement);
                 if server.unnamed != Some(id) || open {
+                    work.prepares = true;
                     server.unnamed = Some(id);
                     reply::parse(&mut work.to_server, b"", &statement.tail);
                     work.owed.push_back(Owed::Parse { swallow: true, prepares: None, id: None });
@@ -278,6 +298,7 @@ impl Session {
         }
         let id = self.id_there(statement);
         if !server.prepared().has(id) {
+            work.prepares = true;
             evict_for(id, work, server);
             reply::parse(&mut work.to_server, &server_name(id), &statement.tail);
             work.owed.push_back(Owed::Parse { swallow: true, prepares: None, id: Some(id) });
@@ -364,12 +385,14 @@ fn unnamed_is_open(work: &Work) -> bool {
 
 fn send_refused(item: &Item, refusal: Refusal, work: &mut Work, server: &mut ServerState) {
     work.tally.queries += 1;
-    work.owed.push_back(Owed::Refused(Box::new(refusal)));
+    let query = matches!(item, Item::Query(_) | Item::FunctionCall);
+    work.owed.push_back(Owed::Refused { refusal: Box::new(refusal), query });
     match item {
         Item::Query(_) | Item::FunctionCall => {
             server.unnamed = None;
             reply::message(&mut work.to_server, b'Q', &[REFUSED]);
-            work.owed.push_back(Owed::Sync(Sync::Clients));
+            // What follows its error is a ReadyForQuery, as it is for a function call.
+            work.owed.push_back(Owed::FunctionCall);
         }
         _ => reply::parse(&mut work.to_server, b"switchyard", &[REFUSED, b"\0\0"].concat()),
     }
@@ -387,6 +410,8 @@ fn must_be_answered_first(verdict: &Verdict) -> bool {
                 | Effect::Reset { .. }
                 | Effect::ResetAll
                 | Effect::DiscardAll
+                | Effect::Deallocate { .. }
+                | Effect::DeallocateAll
                 | Effect::SetTransaction { session: true, .. }
         )
     }) || matches!(verdict.kind, Kind::Unknown)

@@ -55,7 +55,9 @@ impl Session {
                 Effect::ResetAll => work.changes.push(Change::ResetAll),
                 Effect::SetUnknown => self.pins.add(PinReason::SettingOutOfSight),
                 Effect::RollbackTo if self.undo.is_some() || !work.changes.is_empty() => self.pins.add(PinReason::SettingOutOfSight),
-                Effect::Commit { chain: true } | Effect::Rollback { chain: true } => self.chain(work, server),
+                Effect::Commit { chain } | Effect::Rollback { chain } if verdict.statements == 1 => {
+                    self.transaction_over(*chain, work, server);
+                }
                 Effect::DiscardAll => {
                     server.discarded();
                     work.changes.clear();
@@ -117,11 +119,13 @@ impl Session {
         }
     }
 
-    /// COMMIT AND CHAIN, ROLLBACK AND CHAIN: the next transaction begins with what this one leaves.
-    fn chain(&mut self, work: &mut Work, server: &mut ServerState) {
+    /// COMMIT or ROLLBACK, perhaps with more behind it in the segment: what comes next begins with what this transaction leaves.
+    fn transaction_over(&mut self, chain: bool, work: &mut Work, server: &mut ServerState) {
         self.local_hash = 0;
         if !std::mem::take(&mut work.rolled_back) {
-            self.make_changes(work, server);
+            if chain {
+                self.make_changes(work, server);
+            }
             self.undo = None;
         } else {
             work.changes.clear();

@@ -26,6 +26,7 @@ impl Session {
         // The rest of a COPY message is nobody's.
         work.client_passing_on = false;
         work.alone = false;
+        work.prepares = false;
         work.begin_failed = false;
         work.changes.clear();
         work.stand_ins.clear();

@@ -179,6 +179,8 @@ pub struct Work {
     segment: Segment,
     /// What was sent last must be answered before more is taken from the client: what comes next depends on it.
     alone: bool,
+    /// The current segment prepares statements that later ones may rely on: whether they are there is known at its end.
+    prepares: bool,
     /// The held BEGIN failed, and with it the transaction that the client believes in.
     begin_failed: bool,
     /// Changes of settings that succeeded in the current segment. What the server reports of them comes right before ReadyForQuery.
@@ -504,7 +506,11 @@ impl Session {
         if work.copy_in {
             // The server judges whatever comes; CopyDone and CopyFail end it, Flush and Sync are ignored there.
             work.to_server.extend_from_slice(message);
-            work.copy_in = !matches!(tag, b'c' | b'f');
+            if !matches!(tag, b'H' | b'S') {
+                work.copy_in = false;
+                // Anything but CopyDone and CopyFail is an error there, and takes no answer of its own.
+                work.alone |= !matches!(tag, b'c' | b'f');
+            }
             return Ok(());
         }
         if self.skipping {

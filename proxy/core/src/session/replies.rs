@@ -25,8 +25,8 @@ pub(super) enum Owed {
     /// The text is there where it may have to be replayed as a setting.
     Query(Arc<Verdict>, Option<Box<[u8]>>),
     FunctionCall,
-    /// The error that takes the place of the server's: what was sent can't succeed.
-    Refused(Box<Refusal>),
+    /// The error that takes the place of the server's: what was sent can't succeed. `query`: a simple one, whose ReadyForQuery follows.
+    Refused { refusal: Box<Refusal>, query: bool },
     /// ParseComplete. `prepares`: what the client prepared; `id`: what the server has from now on.
     Parse { swallow: bool, prepares: Option<Prepares>, id: Option<StatementId> },
     Bind,
@@ -294,6 +294,7 @@ impl Session {
         let swallow = work.runs_again() || work.owed.front().is_some_and(|owed| !owed.is_clients());
         if pays {
             work.owed.pop_front();
+            work.alone &= !work.owed.is_empty();
         }
         if swallow { Fate::Swallow } else { Fate::Forward }
     }
@@ -324,6 +325,7 @@ impl Session {
             let text = sets(&statement.verdict).then(|| statement.text());
             self.apply(&statement.verdict, text, work, server);
         }
+        work.alone &= !work.owed.is_empty();
         Fate::Forward
     }
 
@@ -352,39 +354,48 @@ impl Session {
                 work.owed.pop_front();
                 return Fate::Swallow;
             }
-            Some(Owed::Refused(_)) => {
+            Some(Owed::Refused { .. }) => {
                 self.deliver(env, work);
-                if let Some(Owed::Refused(refusal)) = work.owed.pop_front() {
+                if let Some(Owed::Refused { refusal, query }) = work.owed.pop_front() {
                     work.tally.refusals.push(refusal.wording().sqlstate);
                     refusal.encode(&mut work.to_client);
+                    if !query {
+                        self.drop_to_sync(work, server, false);
+                    }
                 }
-                self.drop_to_sync(work, server, false);
                 return Fate::Swallow;
             }
             _ => {}
         }
+        // After an error in a simple query or a function call its ReadyForQuery follows.
+        let extended = !matches!(work.owed.front(), None | Some(Owed::Query(..) | Owed::FunctionCall | Owed::Sync(_)));
         if let Some(attempt) = &mut work.attempt
             && (attempt.failed.is_some() || runs_again(env, &self.phase, &sqlstate))
         {
             if attempt.failed.replace(sqlstate).is_none() {
                 work.tally.reruns.push(sqlstate);
             }
-            self.drop_to_sync(work, server, true);
+            if extended {
+                self.drop_to_sync(work, server, true);
+            }
             return Fate::Swallow;
         }
         work.tally.errors += 1;
         if matches!(work.owed.front(), Some(Owed::Begin)) {
             work.begin_failed = true;
         }
-        self.drop_to_sync(work, server, false);
+        if extended {
+            self.drop_to_sync(work, server, false);
+        }
         self.deliver(env, work);
         Fate::Forward
     }
 
-    /// The server skips to Sync after an error: what it would have answered up to there isn't owed any more.
+    /// An error in the extended protocol. The server skips to Sync after an error: what it would have answered up to there isn't owed any more.
     fn drop_to_sync(&mut self, work: &mut Work, server: &mut ServerState, runs_again: bool) {
         let begins = matches!(work.owed.front(), Some(Owed::Begin));
-        let skipped = work.owed.iter().position(Owed::ends_segment);
+        let until = |owed: &Owed| if begins { owed.ends_segment() } else { matches!(owed, Owed::Sync(_)) };
+        let skipped = work.owed.iter().position(until);
         // The newest first, so that each finds what it has changed.
         for at in (0..skipped.unwrap_or(work.owed.len())).rev() {
             let Some(owed) = work.owed.remove(at) else { continue };
@@ -402,13 +413,15 @@ impl Session {
                     }
                 }
                 Owed::Close { evicted: Some(evicted), .. } => server.prepared().restore(evicted),
+                // A stand-in stays there under a client's name: nobody else gets this server.
+                Owed::Close { swallow: true, .. } => server.tainted = true,
                 Owed::Close { closed: Some((name, statement)), .. } if !runs_again => self.reinstate(name, Some(statement)),
                 Owed::Bring
                 | Owed::Begin
                 | Owed::Prelude
                 | Owed::Query(..)
                 | Owed::FunctionCall
-                | Owed::Refused(_)
+                | Owed::Refused { .. }
                 | Owed::Bind
                 | Owed::Describe
                 | Owed::Execute(_)
@@ -417,17 +430,29 @@ impl Session {
             }
         }
         match work.owed.front() {
-            // An error in the extended protocol: this too is skipped up to a Sync, which nobody has sent.
+            // Skipped as well, up to a Sync that nobody has sent.
             Some(Owed::Query(..) | Owed::FunctionCall) if begins => {
                 work.owed.pop_front();
                 reply::sync(&mut work.to_server);
                 work.owed.push_front(Owed::Sync(Sync::Clients));
             }
-            None if work.segment == Segment::Open => {
+            // Our Sync isn't the client's: what it sends is dropped up to there.
+            Some(Owed::Sync(Sync::Ours)) if !runs_again => {
+                self.skipping = true;
+                if work.batch.end == End::Open {
+                    self.abandon_batch(work);
+                }
+            }
+            None if runs_again => {
+                reply::sync(&mut work.to_server);
+                work.owed.push_back(Owed::Sync(Sync::Ours));
+            }
+            None => {
                 work.segment = Segment::Skipped;
+                work.alone = false;
                 self.abandon_batch(work);
             }
-            _ => {}
+            Some(_) => {}
         }
     }
 
@@ -471,7 +496,7 @@ impl Session {
             Some(
                 Owed::Prelude
                 | Owed::Begin
-                | Owed::Refused(_)
+                | Owed::Refused { .. }
                 | Owed::Parse { .. }
                 | Owed::Bind
                 | Owed::Describe
@@ -589,6 +614,7 @@ impl Session {
         work.segment_failed = false;
         work.copy_in = false;
         work.alone = false;
+        work.prepares = false;
         self.status = status;
         if std::mem::take(&mut work.begin_failed) && status == TxStatus::Idle {
             // The client was told that its transaction had begun: it has failed.
@@ -596,7 +622,10 @@ impl Session {
             self.lost = Some(Lost::Told);
         }
         if status == TxStatus::Idle {
-            self.portals.clear();
+            if work.owed.is_empty() && work.batch.is_empty() {
+                // Otherwise some of them may be of a segment that has begun behind this one. One too many does no harm.
+                self.portals.clear();
+            }
             self.movable = None;
         }
         if went_back && work.owed.is_empty() && status != TxStatus::Failed && self.bring(work, server) {

@@ -49,6 +49,12 @@ impl ServerState {
         }
     }
 
+    /// After a simple query of the owner's, such as a ROLLBACK: it has destroyed the unnamed statement, too.
+    pub fn cleaned(&mut self, tx: TxStatus) {
+        self.tx = tx;
+        self.unnamed = None;
+    }
+
     /// After DISCARD ALL: defaults, and no prepared statement.
     pub fn discarded(&mut self) {
         self.settings = Arc::default();
@@ -105,6 +111,11 @@ impl Prepared {
     pub(super) fn restore(&mut self, id: StatementId) {
         self.clock += 1;
         self.uses.insert(id, self.clock);
+    }
+
+    #[cfg(test)]
+    pub(super) fn ids(&self) -> impl Iterator<Item = StatementId> {
+        self.uses.keys().copied()
     }
 
     pub(super) fn remove(&mut self, id: StatementId) {

@@ -62,7 +62,8 @@ impl Session {
     pub(super) fn prepare(&mut self, env: &Env<'_>, work: &Work, body: &[u8]) -> Result<Item, view::Malformed> {
         let parse = view::parse(body)?;
         let mut seed = self.seed();
-        if work.batch.executed().flat_map(|verdict| &verdict.effects).any(|effect| matches!(effect, Effect::Set { .. } | Effect::SetUnknown)) {
+        if !work.changes.is_empty()
+            || work.batch.executed().flat_map(|verdict| &verdict.effects).any(|effect| matches!(effect, Effect::Set { .. } | Effect::SetUnknown)) {
             // Analysed under settings that aren't known yet: shared with nobody.
             seed ^= env.random | 1;
         }

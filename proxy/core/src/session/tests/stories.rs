@@ -706,9 +706,14 @@ mod prepared {
         story.tell(
             "C> P a insert into t values (1) / B - a / E - / S / P b select 2 / B - b / E - / S / Q insert into t values (3)
              lease l leader
-             S> P sy1 insert into t values (1) / B - sy1 / E - / S / P switchyard refused by switchyard / B - b / E - / S / Q insert into t values (3)
-             S< 1 / 2 / C INSERT 0 1 / Z I / E 42601 syntax error / Z I / C INSERT 0 1 / Z I
-             C< 1 / 2 / C INSERT 0 1 / Z I / E 53400 / Z I / C INSERT 0 1 / Z I
+             S> P sy1 insert into t values (1) / B - sy1 / E - / S
+             S< 1 / 2 / C INSERT 0 1 / Z I
+             C< 1 / 2 / C INSERT 0 1 / Z I
+             return
+             lease l leader
+             S> P switchyard refused by switchyard / B - b / E - / S / Q insert into t values (3)
+             S< E 42601 syntax error / Z I / C INSERT 0 1 / Z I
+             C< E 53400 / Z I / C INSERT 0 1 / Z I
              return",
         );
     }
