@@ -304,6 +304,8 @@ pub struct Session {
     /// Advanced a sequence, or may have: `currval` is worth keeping its server connection near.
     sequence_advanced: bool,
     watermark: Watermark,
+    /// Messages of the extended protocol have come since the client's last Sync.
+    unsynced: bool,
     /// The client's messages are dropped up to its Sync.
     skipping: bool,
     /// The server was lost within a segment whose statements had been answered: the client's next message is told.
@@ -351,6 +353,7 @@ impl Session {
             pins: Pins::default(),
             sequence_advanced: false,
             watermark: Watermark::default(),
+            unsynced: false,
             skipping: false,
             segment_lost: false,
         }
@@ -515,6 +518,7 @@ impl Session {
         }
         if self.skipping {
             if tag == b'S' {
+                self.unsynced = false;
                 self.skipping = false;
                 reply::ready_for_query(&mut work.to_client, self.status);
             }
@@ -524,10 +528,14 @@ impl Session {
             // The server would skip it, too.
             return Ok(());
         }
+        self.unsynced = (self.unsynced || !matches!(tag, b'Q' | b'F' | b'c' | b'f')) && tag != b'S';
         let item = match tag {
             b'Q' => {
-                // "A simple Query message also destroys the unnamed statement" (protocol, Extended Query).
-                self.unnamed = None;
+                // "A simple Query message also destroys the unnamed statement" (protocol, Extended Query). Behind messages without a Sync it
+                // may be skipped, which isn't known yet.
+                if !self.unsynced {
+                    self.unnamed = None;
+                }
                 Item::Query(self.verdict(env, view::query(body)?))
             }
             b'P' => self.prepare(env, work, body)?,

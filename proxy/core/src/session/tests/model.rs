@@ -33,6 +33,8 @@ pub(super) struct Server {
     /// COPY FROM STDIN: whether by the extended protocol.
     copy: Option<bool>,
     reported: String,
+    /// Messages of the extended protocol have come since the last Sync.
+    unsynced: bool,
     pub(super) input: Vec<u8>,
 }
 
@@ -55,6 +57,7 @@ impl Server {
             skipping: false,
             copy: None,
             reported: String::new(),
+            unsynced: false,
             input: Vec::new(),
         };
         server.reported = server.value("datestyle");
@@ -105,11 +108,13 @@ impl Server {
         }
         if tag == b'S' {
             self.skipping = false;
+            self.unsynced = false;
             return self.done(out);
         }
         if self.skipping {
             return;
         }
+        self.unsynced |= !matches!(tag, b'Q' | b'd' | b'c' | b'f');
         match tag {
             b'Q' => self.query(&words[0], out),
             b'd' | b'c' | b'f' | b'H' => {}
@@ -168,8 +173,10 @@ impl Server {
     fn query(&mut self, sql: &str, out: &mut Vec<u8>) {
         // It runs in the unnamed portal, which is gone then.
         self.portals.remove("");
-        // "A simple Query message also destroys the unnamed statement."
-        self.prepared.remove("");
+        // "A simple Query message also destroys the unnamed statement"; the router can't be sure of that where a Sync is missing.
+        if !self.unsynced {
+            self.prepared.remove("");
+        }
         let statements: Vec<&str> = sql.split(';').map(str::trim).filter(|statement| !statement.is_empty()).collect();
         if statements.is_empty() {
             out.extend(text::server("I"));
