@@ -35,10 +35,10 @@ impl Session {
 
     /// Sends the batch to the server that is held.
     pub(super) fn dispatch(&mut self, env: &Env<'_>, work: &mut Work, server: &mut ServerState) {
-        if let Some(refusal) = self.fallback_refuses(env, work) {
+        if let Some(refusal) = self.fallback_refuses(env, work).or_else(|| self.stand_in_refuses(work)) {
             return self.refuse_batch(work, &refusal);
         }
-        let first = work.owed.is_empty();
+        let first = work.owed.is_empty() && !work.segment_failed;
         if first && server.tx == TxStatus::Idle && self.bring(work, server) && !self.settings_proven {
             // A value that no server has accepted yet may fail: then the batch must not have been sent.
             work.after_bring = true;
@@ -50,7 +50,8 @@ impl Session {
     /// The settings are accepted, or needn't be waited for.
     pub(super) fn send_batch(&mut self, env: &Env<'_>, work: &mut Work, server: &mut ServerState) {
         server.ready = false;
-        if work.owed.iter().all(|owed| matches!(owed, Owed::Bring)) {
+        // Behind an error the segment goes on up to its Sync.
+        if !work.segment_failed && work.owed.iter().all(|owed| matches!(owed, Owed::Bring)) {
             self.begin_segment(work, server);
         }
         if env.policy.session_mode {
@@ -91,7 +92,7 @@ impl Session {
             reply::query(&mut work.to_server, b"BEGIN");
             reply::query(&mut work.to_server, b"SELECT pg_catalog.int4div(1, 0)");
             work.owed.extend([Owed::Prelude, Owed::Prelude]);
-            self.lost = None;
+            self.lost = Some(Lost::StoodIn);
             return;
         }
         let outside = server.tx == TxStatus::Idle && self.pins.is_empty();

@@ -72,6 +72,14 @@ impl Session {
                 work.owed.clear();
                 self.lost = Some(if self.status == TxStatus::Failed { Lost::Told } else { Lost::Untold });
             }
+            TxStatus::InTransaction | TxStatus::Failed if self.rolls_back(work) => {
+                // What the client asks for has happened.
+                work.owed.clear();
+                self.status = TxStatus::Idle;
+                self.lost = None;
+                reply::command_complete(&mut work.to_client, b"ROLLBACK");
+                reply::ready_for_query(&mut work.to_client, self.status);
+            }
             TxStatus::InTransaction | TxStatus::Failed => {
                 let may_have_ended = work.owed.iter().any(|owed| match owed {
                     Owed::Query(verdict) | Owed::Execute(Some(verdict)) => verdict.effects.iter().any(ends_transaction),
@@ -91,6 +99,17 @@ impl Session {
         self.portals.clear();
         self.movable = None;
         work.excluded.clear();
+    }
+
+    /// Whether all that the client waits for is the end of a transaction that can only be rolled back.
+    fn rolls_back(&self, work: &Work) -> bool {
+        let mut waits = work.owed.iter().filter(|owed| owed.is_clients());
+        let (Some(Owed::Query(verdict)), None) = (waits.next(), waits.next()) else { return false };
+        match verdict.effects.as_slice() {
+            [Effect::Rollback { chain: false }] => true,
+            [Effect::Commit { chain: false }] => self.status == TxStatus::Failed,
+            _ => false,
+        }
     }
 
     /// Puts `refusal` in the place of every answer that is owed to the client.
@@ -144,5 +163,12 @@ impl Session {
         }
         self.refuse_batch(work, &refusal);
         true
+    }
+
+    /// The savepoint to go back to was in the transaction that was lost, and the one that stands in for it has none: without this,
+    /// its answer would be about the savepoint (3B001).
+    pub(super) fn stand_in_refuses(&self, work: &Work) -> Option<Refusal> {
+        let to_savepoint = || work.batch.executed().any(|verdict| verdict.effects.contains(&Effect::RollbackTo));
+        (self.lost.is_some() && to_savepoint()).then_some(Refusal::InFailedTransaction)
     }
 }

@@ -120,6 +120,8 @@ enum Lost {
     Untold,
     /// Only the end of the transaction is accepted now.
     Told,
+    /// A failed transaction on another server stands in for it, and answers in PostgreSQL's words until the client ends it.
+    StoodIn,
 }
 
 /// A batch that can still run again elsewhere: nothing of its answer has been forwarded.
@@ -193,6 +195,11 @@ impl Tally {
 }
 
 impl Work {
+    /// Whether the client has to wait until one of the sides has taken what is there.
+    fn is_full(&self) -> bool {
+        self.to_server.len() >= TO_SERVER_MAX || self.to_client.len() >= TO_CLIENT_MAX || self.owed.len() >= OWED_MAX
+    }
+
     /// Whether nothing is in it that the next input needs.
     pub fn is_spare(&self) -> bool {
         self.client_in.is_empty()
@@ -248,6 +255,11 @@ pub struct Session {
 
 /// Bytes for a server that may pile up before the client is read on.
 const TO_SERVER_MAX: usize = 256 * 1024;
+/// Bytes for a client that may pile up before either side is read on.
+pub const TO_CLIENT_MAX: usize = 32 * 1024;
+/// Replies that a server may owe before the client is read on. They take far more than the 8 kB that PostgreSQL keeps back until a Flush
+/// or a Sync (`PQ_SEND_BUFFER_SIZE` in pqcomm.c), so that some of them are always on their way.
+const OWED_MAX: usize = 8 * 1024;
 
 impl Session {
     /// A session whose client has proven who it is. The first thing it wants is a server connection that accepts its startup settings.
@@ -312,15 +324,16 @@ impl Session {
 
     /// Whether more of the client's bytes can be taken now.
     pub fn accepts(&self, env: &Env<'_>, work: &Work) -> bool {
-        if self.want == Some(Want::Close) || self.starting.is_some() || work.after_bring || work.to_server.len() >= TO_SERVER_MAX {
+        if self.want == Some(Want::Close) || self.starting.is_some() || work.after_bring || work.is_full() {
             return false;
         }
         match &self.phase {
             Phase::Idle => true,
             Phase::Waiting => false,
-            Phase::Holding { role, .. } => {
-                work.attempt.is_none() && (work.owed.is_empty() || *role == ServerRole::Leader || env.policy.access == Access::ReadOnly)
-            }
+            Phase::Holding { .. } if work.owed.is_empty() => work.attempt.is_none(),
+            // What the router may refuse itself comes behind all answers that are owed.
+            Phase::Holding { .. } if self.lost.is_some() || self.serves_fallback(env) => false,
+            Phase::Holding { role, .. } => work.attempt.is_none() && (*role == ServerRole::Leader || env.policy.access == Access::ReadOnly),
         }
     }
 
@@ -394,6 +407,10 @@ impl Session {
                 self.skipping = false;
                 reply::ready_for_query(&mut work.to_client, self.status);
             }
+            return Ok(());
+        }
+        if work.segment_failed && tag != b'S' && !work.owed.iter().any(Owed::ends_segment) {
+            // The server skips to Sync, too, and without an answer: sent, it would be owed one for ever.
             return Ok(());
         }
         let item = match tag {

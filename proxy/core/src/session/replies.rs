@@ -46,7 +46,7 @@ pub(super) enum Sync {
 }
 
 impl Owed {
-    fn ends_segment(&self) -> bool {
+    pub(super) fn ends_segment(&self) -> bool {
         matches!(self, Owed::Bring | Owed::Begin | Owed::Prelude | Owed::Query(_) | Owed::FunctionCall | Owed::Sync(_))
     }
 
@@ -331,6 +331,10 @@ impl Session {
     fn ready(&mut self, env: &Env<'_>, work: &mut Work, server: &mut ServerState, body: &[u8]) -> Fate {
         let status = body.first().copied().and_then(TxStatus::from_byte).unwrap_or_default();
         server.tx = status;
+        if work.segment_failed {
+            // Sent after the error, or before it was known: the server has skipped it.
+            self.drop_to_sync(work, server, false);
+        }
         let owed = work.owed.pop_front();
         server.ready = work.owed.is_empty();
         match owed {
@@ -353,6 +357,8 @@ impl Session {
                 work.segment_failed = false;
                 self.return_if_done(env, work);
             }
+            // It was ours that failed, as it should.
+            Some(Owed::Prelude) => work.segment_failed = false,
             _ => {}
         }
         Fate::Swallow
@@ -452,6 +458,7 @@ impl Session {
         if status == TxStatus::Idle {
             self.portals.clear();
             self.movable = None;
+            self.lost = None;
         }
         self.tell_parameters(env, work, server);
         self.return_if_done(env, work);
