@@ -103,9 +103,11 @@ impl Load {
     pub async fn goes_on(&self, statements: u64, limit: Duration) -> anyhow::Result<()> {
         let wanted: Vec<u64> = self.sessions.iter().map(|(done, ..)| done.load(Ordering::Relaxed) + statements).collect();
         eventually(limit, "every session of the load goes on", || async {
-            let behind = self.sessions.iter().zip(&wanted).filter(|((done, _, task), wanted)| {
-                done.load(Ordering::Relaxed) < **wanted && !task.is_finished()
-            });
+            let behind = self
+                .sessions
+                .iter()
+                .zip(&wanted)
+                .filter(|((done, _, task), wanted)| done.load(Ordering::Relaxed) < **wanted && !task.is_finished());
             Ok((behind.count() == 0).then_some(()))
         })
         .await
@@ -161,8 +163,7 @@ impl Report {
     pub async fn nothing_is_lost(&self, cluster: &Cluster) -> anyhow::Result<()> {
         let client = cluster.leader().await?.connect().await?;
         let rows = client.query("SELECT writer, number, port FROM load", &[]).await?;
-        let there: std::collections::HashMap<(i32, i64), i32> =
-            rows.iter().map(|row| ((row.get(0), row.get(1)), row.get(2))).collect();
+        let there: std::collections::HashMap<(i32, i64), i32> = rows.iter().map(|row| ((row.get(0), row.get(1)), row.get(2))).collect();
         let lost: Vec<_> = self.acks.iter().filter(|ack| there.get(&(ack.writer, ack.number)) != Some(&ack.port)).collect();
         ensure!(lost.is_empty(), "{} of {} acknowledged writes are lost, such as {:?}", lost.len(), self.acks.len(), lost[0]);
         Ok(())

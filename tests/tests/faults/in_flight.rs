@@ -83,9 +83,16 @@ pub(crate) async fn leader_dies(cluster: &Cluster, router: &Router) -> Result {
     ensure!(about_to_commit.fails("COMMIT").await? == "40001");
 
     cluster.expire_leader().await?;
-    let survivors =
-        [("simple", simple), ("extended", extended), ("in a transaction", in_transaction), ("idle in a transaction", idle_in_transaction),
-            ("failed", failed), ("about to commit", about_to_commit), ("committing", committing), ("idle", idle)];
+    let survivors = [
+        ("simple", simple),
+        ("extended", extended),
+        ("in a transaction", in_transaction),
+        ("idle in a transaction", idle_in_transaction),
+        ("failed", failed),
+        ("about to commit", about_to_commit),
+        ("committing", committing),
+        ("idle", idle),
+    ];
     for (what, session) in &survivors {
         // Outside a transaction it is a warning, and no error.
         session.run("ROLLBACK").await.with_context(|| (*what).to_owned())?;

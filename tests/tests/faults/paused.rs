@@ -4,7 +4,7 @@ use anyhow::{Context, ensure};
 use switchyard_tests::cluster::connect;
 use switchyard_tests::{Cluster, Member, Result, Router, RouterOptions, eventually};
 
-use super::{LONG, SOON, Running, Watched, sync_standby, whole};
+use super::{LONG, Running, SOON, Watched, sync_standby, whole};
 
 /// Sessions of every kind, on the old leader.
 struct Sessions {
@@ -20,7 +20,8 @@ impl Sessions {
         connect(&leader.dsn_for("appmd5")).await?.batch_execute(&setup).await?;
         cluster.settled().await?;
         let dsn = router.rw_dsn("appmd5");
-        let sessions = Sessions { idle: Watched::open(&dsn).await?, transaction: Watched::open(&dsn).await?, pinned: Watched::open(&dsn).await? };
+        let sessions =
+            Sessions { idle: Watched::open(&dsn).await?, transaction: Watched::open(&dsn).await?, pinned: Watched::open(&dsn).await? };
         sessions.idle.run(&format!("INSERT INTO {table} VALUES ('before')")).await?;
         sessions.transaction.run("BEGIN").await?;
         sessions.transaction.run(&format!("INSERT INTO {table} VALUES ('after: transaction')")).await?;

@@ -28,7 +28,8 @@ pub(crate) async fn no_replica(cluster: &Cluster, router: &Router) -> Result {
     let strict = Router::start(cluster, RouterOptions::new().set("routing.fallback_to_leader", false)).await?;
     whole(cluster, router).await?;
     let leader = cluster.leader().await?;
-    let setup = "CREATE TABLE fallen (id int); CREATE SEQUENCE falling; CREATE PROCEDURE fall() LANGUAGE sql AS 'INSERT INTO fallen VALUES (9)'";
+    let setup =
+        "CREATE TABLE fallen (id int); CREATE SEQUENCE falling; CREATE PROCEDURE fall() LANGUAGE sql AS 'INSERT INTO fallen VALUES (9)'";
     connect(&leader.dsn_for("app")).await?.batch_execute(setup).await?;
     cluster.settled().await?;
     // One that was there before, and one that comes when all replicas are gone.

@@ -24,7 +24,9 @@ pub(crate) async fn garbage(yard: &Yard) -> Result {
             raw.until_closed(SOON).await?;
         }
         // Each other's protocols.
-        for text in ["GET / HTTP/1.1\r\nHost: x\r\n\r\n", "PROXY TCP4 1.2.3.4 1.2.3.4 1 1\r\n", "\x16\x03\x01\x02\x00\x01\x00", "SSH-2.0-x\r\n"] {
+        for text in
+            ["GET / HTTP/1.1\r\nHost: x\r\n\r\n", "PROXY TCP4 1.2.3.4 1.2.3.4 1 1\r\n", "\x16\x03\x01\x02\x00\x01\x00", "SSH-2.0-x\r\n"]
+        {
             let mut raw = Raw::connect(port).await?;
             let _ = raw.send(text.as_bytes()).await;
             let _ = raw.stream.shutdown().await;
@@ -38,7 +40,8 @@ pub(crate) async fn garbage(yard: &Yard) -> Result {
     // A request without an end: its head is limited.
     let mut raw = Raw::connect(http).await?;
     raw.send(b"GET /stats HTTP/1.1\r\n").await?;
-    let sent = raw.stuff(&b"X-Endless: xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx\r\n".repeat(500), 64 << 20, LOGIN_TIMEOUT).await;
+    let sent =
+        raw.stuff(&b"X-Endless: xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx\r\n".repeat(500), 64 << 20, LOGIN_TIMEOUT).await;
     ensure!(sent < 8 << 20, "{sent} bytes of a request's head were taken");
     ensure!(yard.router.get("/livez").await?.status == 200);
     Ok(())

@@ -103,9 +103,12 @@ async fn outcome(port: u16, bytes: &[u8]) -> Result<(Vec<String>, bool)> {
     let mut errors = Vec::new();
     loop {
         let (answer, ready) = raw.answer().await?;
-        errors.extend(answer.iter().filter(|message| message.tag == b'E').map(|error| {
-            format!("{} {}", error.severity().unwrap_or_default(), error.sqlstate().unwrap_or_default())
-        }));
+        errors.extend(
+            answer
+                .iter()
+                .filter(|message| message.tag == b'E')
+                .map(|error| format!("{} {}", error.severity().unwrap_or_default(), error.sqlstate().unwrap_or_default())),
+        );
         let alive = answer.iter().any(|message| message.tag == b'D' && message.body.ends_with(b"alive"));
         if alive || !ready {
             return Ok((errors, alive));
