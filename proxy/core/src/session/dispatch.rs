@@ -36,6 +36,12 @@ impl Session {
     /// Sends the batch to the server that is held.
     pub(super) fn dispatch(&mut self, env: &Env<'_>, work: &mut Work, server: &mut ServerState) {
         if let Some(refusal) = self.fallback_refuses(env, work).or_else(|| self.stand_in_refuses(work)) {
+            if server.tx == TxStatus::InTransaction && work.owed.is_empty() {
+                // The client's transaction has failed with it, so the server's has to.
+                reply::query(&mut work.to_server, b"SELECT pg_catalog.int4div(1, 0)");
+                work.owed.push_back(Owed::Prelude);
+                server.ready = false;
+            }
             return self.refuse_batch(work, &refusal);
         }
         let first = work.owed.is_empty() && !work.segment_failed;

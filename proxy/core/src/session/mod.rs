@@ -540,9 +540,6 @@ impl Session {
                 self.want = Some(Want::Return);
                 return;
             }
-            if let Some(refusal) = self.fallback_refuses(env, work) {
-                return self.refuse_batch(work, &refusal);
-            }
             return self.dispatch(env, work, server);
         }
         self.decide(env, work);
