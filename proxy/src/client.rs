@@ -13,7 +13,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use switchyard_core::refusal::Refusal;
 use switchyard_core::route::{Need, ServerRole, Why};
-use switchyard_core::session::{CancelKey, Env, Pins, Policy, Session, Settings, Want, Work};
+use switchyard_core::session::{CancelKey, Env, Pins, Policy, Session, Settings, TO_CLIENT_MAX, Want, Work};
 use tokio::io::AsyncWrite;
 use tokio_util::io::poll_read_buf;
 
@@ -27,8 +27,6 @@ use crate::stream::Stream;
 
 /// Room for one read of a socket, in bytes.
 const READ_BYTES: usize = 16 * 1024;
-/// What may wait to be written to a client before its server is read on, in bytes.
-const TO_CLIENT_MAX: usize = 32 * 1024;
 /// What may have been read from a client and not been taken, in bytes, unless a single message is larger.
 const CLIENT_IN_MAX: usize = 256 * 1024;
 /// Buffers larger than this aren't kept for the next client.
@@ -518,7 +516,11 @@ impl Client {
                 self.satisfy();
                 self.take_client_bytes();
             }
-            Event::Waited(Waited::TopologyChanged) => self.with_session(|session, env, work, _| session.decide_again(env, work)),
+            Event::Waited(Waited::TopologyChanged) => {
+                self.with_session(|session, env, work, _| session.decide_again(env, work));
+                self.satisfy();
+                self.take_client_bytes();
+            }
             Event::Waited(Waited::HoldTimedOut) => {
                 let waited = self.held_since.map_or(Duration::ZERO, |since| since.elapsed());
                 self.end_hold();
@@ -543,6 +545,9 @@ impl Client {
 
     fn take_client_bytes(&mut self) {
         while !self.closing && self.waiting.is_none() && self.work.as_ref().is_some_and(|work| !work.client_in.is_empty()) {
+            if self.leader_in_doubt() {
+                return self.wait_out_doubt();
+            }
             let before = self.work.as_ref().map_or(0, |work| work.client_in.len());
             self.with_session(|session, env, work, server| session.client_bytes(env, work, server));
             self.satisfy();
@@ -552,9 +557,54 @@ impl Client {
         }
     }
 
+    /// Whether the session holds a connection of a leader that isn't in force now: this process may have slept, and another may lead.
+    fn leader_in_doubt(&mut self) -> bool {
+        let Some(lease) = &mut self.lease else { return false };
+        let handle = &lease.server().handle;
+        if handle.role != ServerRole::Leader {
+            return false;
+        }
+        let topology = self.context.health.topology.load();
+        let in_force = topology.leader_at(Instant::now()).is_some_and(|(leader, _)| leader.epoch == handle.epoch);
+        if in_force {
+            drop(topology);
+            self.end_hold();
+        }
+        !in_force
+    }
+
+    /// What the client sends on a leader's connection waits until that leader is known to lead, or the connection is closed because another
+    /// one does. After `hold_timeout` it counts as lost.
+    fn wait_out_doubt(&mut self) {
+        if self.held_since.is_none() {
+            self.held_since = Some(Instant::now());
+            self.context.stats.held.up();
+            self.context.stats.held_total.add(1);
+        }
+        let timeout = self.context.config.load().failover.hold_timeout;
+        if self.held_since.is_some_and(|since| since.elapsed() >= timeout)
+            && let Some(lease) = &mut self.lease
+        {
+            self.context.stats.hold_timeouts.add(1);
+            lease.server().handle.kill();
+            return;
+        }
+        let mut changed = self.context.health.changed();
+        changed.mark_unchanged();
+        self.context.health.demand();
+        self.waiting = Some(Box::pin(async move {
+            // A leader that is confirmed again is no change.
+            let _ = tokio::time::timeout(HOLD_LOOK, changed.changed()).await;
+            Waited::TopologyChanged
+        }));
+    }
+
     fn server_lost(&mut self) {
         let Some(mut lease) = self.lease.take() else { return };
         self.slot.release();
+        // All that a session waits for with a lease in its hands is that its leader leads.
+        self.waiting = None;
+        self.end_hold();
         self.running = None;
         self.server_written = 0;
         lease.node_stats().errors.add(1);

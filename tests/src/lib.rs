@@ -21,6 +21,7 @@ pub mod cluster;
 pub mod etcd;
 pub mod home;
 pub mod http;
+pub mod load;
 pub mod machine;
 pub mod ports;
 pub mod processes;
@@ -28,6 +29,7 @@ pub mod psql;
 pub mod raw;
 pub mod router;
 pub mod story;
+pub mod unruly;
 pub mod wait;
 
 pub use cluster::{Cluster, Member, Options, Role, Synchronous};

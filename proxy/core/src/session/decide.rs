@@ -62,12 +62,24 @@ impl Session {
         self.lease(need);
     }
 
+    /// Whether the leader serves the read-only port here.
+    pub(super) fn serves_fallback(&self, env: &Env<'_>) -> bool {
+        let Phase::Holding { member, role: ServerRole::Replica } = &self.phase else { return false };
+        let leads = env.topology.leader.as_ref().and_then(|leader| env.topology.members.get(leader.member));
+        leads.is_some_and(|leader| leader.name == member.name)
+    }
+
     /// What the router refuses while the leader serves the read-only port: `default_transaction_read_only` alone stops neither
     /// VACUUM nor NOTIFY, and `set_config` turns it off. Only what is judged a read runs.
     pub(super) fn refused(&self, env: &Env<'_>, item: &Item) -> Option<Refusal> {
-        let Phase::Holding { member, role: ServerRole::Replica } = &self.phase else { return None };
-        let leads = env.topology.leader.as_ref().and_then(|leader| env.topology.members.get(leader.member));
-        if leads.is_none_or(|leader| leader.name != member.name) {
+        if self.lost == Some(Lost::StoodIn)
+            && let Item::Query(verdict) = item
+            && verdict.effects.contains(&Effect::RollbackTo)
+        {
+            // The savepoint was lost with the transaction; the one that stands in for it never had it.
+            return Some(Refusal::InFailedTransaction);
+        }
+        if !self.serves_fallback(env) {
             return None;
         }
         let refused = |command: &'static str| Some(Refusal::ReadOnly { command: command.into() });

@@ -111,7 +111,7 @@ impl Session {
             reply::query(&mut work.to_server, b"SELECT pg_catalog.int4div(1, 0)");
             work.owed.extend([Owed::Prelude, Owed::Prelude]);
             server.unnamed = None;
-            self.lost = None;
+            self.lost = Some(Lost::StoodIn);
             return;
         }
         let outside = server.tx == TxStatus::Idle && self.pins.is_empty();

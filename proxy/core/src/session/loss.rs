@@ -116,6 +116,14 @@ impl Session {
                 work.owed.clear();
                 self.lost = Some(if self.status == TxStatus::Failed { Lost::Told } else { Lost::Untold });
             }
+            TxStatus::InTransaction | TxStatus::Failed if self.rolls_back(work) => {
+                // What the client asks for has happened.
+                work.owed.clear();
+                self.status = TxStatus::Idle;
+                self.lost = None;
+                reply::command_complete(&mut work.to_client, b"ROLLBACK");
+                reply::ready_for_query(&mut work.to_client, self.status);
+            }
             TxStatus::InTransaction | TxStatus::Failed => {
                 let may_have_ended = work.owed.iter().any(|owed| match owed {
                     Owed::Query(verdict, _) => verdict.effects.iter().any(ends_transaction),
@@ -136,6 +144,17 @@ impl Session {
         self.portals.clear();
         self.movable = None;
         work.forget_attempts();
+    }
+
+    /// Whether all that the client waits for is the end of a transaction that can only be rolled back.
+    fn rolls_back(&self, work: &Work) -> bool {
+        let mut waits = work.owed.iter().filter(|owed| owed.is_clients());
+        let (Some(Owed::Query(verdict, _)), None) = (waits.next(), waits.next()) else { return false };
+        match verdict.effects.as_slice() {
+            [Effect::Rollback { chain: false }] => true,
+            [Effect::Commit { chain: false }] => self.status == TxStatus::Failed,
+            _ => false,
+        }
     }
 
     /// Puts `refusal` in the place of every answer that is owed to the client.

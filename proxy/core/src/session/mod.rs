@@ -122,6 +122,8 @@ enum Lost {
     Untold,
     /// Only the end of the transaction is accepted now.
     Told,
+    /// A failed transaction on another server stands in for it, and answers in PostgreSQL's words until the client ends it.
+    StoodIn,
 }
 
 /// Where the client's messages to the server stand, between one Sync (or simple query) and the next.
@@ -318,13 +320,11 @@ pub struct Garbled;
 
 /// Bytes for a server that may pile up before the client is read on.
 const TO_SERVER_MAX: usize = 256 * 1024;
-
-/// Bytes for a client that may pile up before more is taken from it. More than a driver fills before it writes.
-const TO_CLIENT_MAX: usize = 64 * 1024;
-
-/// Replies that may be owed before more is taken from a client. A server keeps answers back until 8 KiB are full, which is 1,638 of the
-/// shortest ones: the limit is well above that, or a pipeline without Sync would stand still.
-const OWED_MAX: usize = 16 * 1024;
+/// Bytes for a client that may pile up before either side is read on.
+pub const TO_CLIENT_MAX: usize = 32 * 1024;
+/// Replies that a server may owe before the client is read on. They take far more than the 8 kB that PostgreSQL keeps back until a Flush
+/// or a Sync (`PQ_SEND_BUFFER_SIZE` in pqcomm.c), so that some of them are always on their way.
+const OWED_MAX: usize = 8 * 1024;
 
 impl Session {
     /// A session whose client has proven who it is. The first thing it wants is a server connection that accepts its startup settings.
@@ -415,6 +415,8 @@ impl Session {
             Phase::Idle => true,
             Phase::Waiting => false,
             Phase::Holding { .. } if work.copy_in || work.client_passing > 0 => true,
+            // What the router may refuse itself comes behind all answers that are owed.
+            Phase::Holding { .. } if self.lost.is_some() && !work.owed.is_empty() => false,
             Phase::Holding { role, .. } => {
                 work.attempt.is_none()
                     && !work.alone

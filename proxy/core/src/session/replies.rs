@@ -627,6 +627,9 @@ impl Session {
                 self.portals.clear();
             }
             self.movable = None;
+            if self.lost == Some(Lost::StoodIn) {
+                self.lost = None;
+            }
         }
         if went_back && work.owed.is_empty() && status != TxStatus::Failed && self.bring(work, server) {
             work.ready_after_bring = Some(status);
@@ -649,7 +652,7 @@ impl Session {
         work.forget_attempts();
         work.writing = false;
         let half_a_message = work.client_passing > 0 && work.client_passing_on;
-        let outside = self.status == TxStatus::Idle || self.lost.is_some();
+        let outside = self.status == TxStatus::Idle || self.lost == Some(Lost::Told);
         if outside && !self.pinned(env) && !half_a_message && work.batch.end == End::Open {
             self.want = Some(Want::Return);
         }

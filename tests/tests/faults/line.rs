@@ -1,0 +1,63 @@
+//! The line that writes wait in while nobody leads.
+
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use switchyard_tests::cluster::connect;
+use switchyard_tests::{Cluster, Result, Router, RouterOptions, eventually};
+
+use super::{SOON, Watched, whole};
+
+pub(crate) async fn no_leader(cluster: &Cluster) -> Result {
+    const HOLD: Duration = Duration::from_secs(3);
+    let options = RouterOptions::new().set("failover.hold_timeout", "3s").set("failover.hold_max", 2);
+    let router = Router::start(cluster, options).await?;
+    whole(cluster, &router).await?;
+    let leader = cluster.leader().await?;
+    connect(&leader.dsn_for("app")).await?.batch_execute("CREATE TABLE line (id int)").await?;
+    cluster.settled().await?;
+    let dsn = router.rw_dsn("app");
+    let open = || Watched::open(&dsn);
+    let (first, second, third, reader) = (open().await?, open().await?, open().await?, open().await?);
+    let ro_reader = Watched::open(&router.ro_dsn("app")).await?;
+
+    leader.kill().await?;
+    let waits = [first.start("INSERT INTO line VALUES (1)"), second.start("BEGIN; INSERT INTO line VALUES (2); COMMIT")];
+    eventually(SOON, "two writes wait", || async { Ok((held(&router).await? == 2).then_some(())) }).await?;
+
+    let (full, took) = third.start("INSERT INTO line VALUES (3)").outcome().await?;
+    let full = full.context("no error")?;
+    ensure!(full.code().is_some_and(|code| code.code() == "57P03") && took < HOLD / 2, "{took:?}: {full:?}");
+    ensure!(full.as_db_error().is_some_and(|error| error.message().contains("2 clients wait")), "{full:?}");
+    for reads in [&reader, &ro_reader] {
+        reads.run("SELECT count(*) FROM line").await?;
+    }
+    // Those who log in now get in, and may read.
+    let late = Watched::open(&router.rw_dsn("app")).await?;
+    late.run("SELECT count(*) FROM line").await?;
+
+    for waiting in waits {
+        let (error, took) = waiting.outcome().await?;
+        let error = error.context("no error")?;
+        let hint = error.as_db_error().and_then(|error| error.hint()).unwrap_or_default();
+        ensure!(error.code().is_some_and(|code| code.code() == "57P03") && hint.contains("was not sent"), "{error:?}");
+        ensure!(took >= HOLD && took < HOLD + Duration::from_secs(2), "{took:?}");
+    }
+    ensure!(held(&router).await? == 0);
+    cluster.expire_leader().await?;
+    // In line again or not: each is served as soon as there is a leader, or told to try again.
+    eventually(SOON, "writes go on", || async { Ok(third.client.batch_execute("INSERT INTO line VALUES (4)").await.ok()) }).await?;
+    for session in [&first, &second, &reader, &late] {
+        session.run("INSERT INTO line VALUES (4)").await?;
+    }
+    let new = cluster.new_leader(&leader).await?;
+    let counted = new.ask("SELECT count(*) || ' ' || min(id) FROM line").await?;
+    ensure!(counted == "5 4", "{counted}");
+    cluster.start_member(&leader).await?;
+    whole(cluster, &router).await
+}
+
+async fn held(router: &Router) -> Result<u64> {
+    let state = router.get("/api/v1/cluster").await?.json()?;
+    state["held"]["now"].as_u64().with_context(|| format!("{}", state["held"]))
+}

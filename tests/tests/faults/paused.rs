@@ -1,0 +1,112 @@
+//! The router is stopped by SIGSTOP, as a virtual machine may be, and wakes with yesterday's topology.
+
+use anyhow::{Context, ensure};
+use switchyard_tests::cluster::connect;
+use switchyard_tests::{Cluster, Member, Result, Router, RouterOptions, eventually};
+
+use super::{LONG, Running, SOON, Watched, sync_standby, whole};
+
+/// Sessions of every kind, on the old leader.
+struct Sessions {
+    idle: Watched,
+    transaction: Watched,
+    pinned: Watched,
+}
+
+impl Sessions {
+    async fn open(cluster: &Cluster, router: &Router, table: &str) -> Result<Sessions> {
+        let leader = cluster.leader().await?;
+        let setup = format!("CREATE TABLE {table} (what text, port int DEFAULT inet_server_port())");
+        connect(&leader.dsn_for("appmd5")).await?.batch_execute(&setup).await?;
+        cluster.settled().await?;
+        let dsn = router.rw_dsn("appmd5");
+        let sessions =
+            Sessions { idle: Watched::open(&dsn).await?, transaction: Watched::open(&dsn).await?, pinned: Watched::open(&dsn).await? };
+        sessions.idle.run(&format!("INSERT INTO {table} VALUES ('before')")).await?;
+        sessions.transaction.run("BEGIN").await?;
+        sessions.transaction.run(&format!("INSERT INTO {table} VALUES ('after: transaction')")).await?;
+        sessions.pinned.run("CREATE TEMP TABLE mine (id int)").await?;
+        Ok(sessions)
+    }
+
+    /// What each sends while the router sleeps.
+    fn write(&self, table: &str) -> [Running; 3] {
+        [
+            self.idle.start(&format!("INSERT INTO {table} VALUES ('after: idle')")),
+            self.transaction.start("COMMIT"),
+            self.pinned.start(&format!("INSERT INTO {table} VALUES ('after: pinned')")),
+        ]
+    }
+
+    async fn check(self, [idle, transaction, pinned]: [Running; 3], new: &Member, table: &str) -> Result {
+        // The loss of a connection that the pool held may be noticed only after the write was sent on it.
+        let written = match idle.outcome().await?.0 {
+            None => 1,
+            Some(error) if error.code().is_some_and(|code| code.code() == "08007") => 0,
+            Some(error) => return Err(error).context("the idle session's write"),
+        };
+        let lost = transaction.fails().await.context("the open transaction")?;
+        ensure!(matches!(lost.as_str(), "40001" | "08007"), "{lost}");
+        let (error, _) = pinned.outcome().await?;
+        let error = error.context("the pinned session's write went through")?;
+        // Told by its FATAL, or, where that came first, by the end of the connection.
+        ensure!(error.is_closed() || error.code().is_some_and(|code| matches!(code.code(), "57P01" | "08007")), "{error:?}");
+        self.transaction.run("ROLLBACK").await?;
+        for session in [&self.idle, &self.transaction] {
+            session.run(&format!("INSERT INTO {table} VALUES ('after: again')")).await?;
+        }
+        let ports = format!("SELECT string_agg(DISTINCT port::text, ' ') || ': ' || count(*) FROM {table} WHERE what LIKE 'after%'");
+        let ports = new.ask(&ports).await?;
+        ensure!(ports == format!("{}: {}", new.port(), written + 2), "{ports}");
+        Ok(())
+    }
+}
+
+pub(crate) async fn over_a_switchover(cluster: &Cluster) -> Result {
+    let router = Router::start(cluster, RouterOptions::new()).await?;
+    whole(cluster, &router).await?;
+    let (old, new) = (cluster.leader().await?, sync_standby(cluster).await?);
+    let sessions = Sessions::open(cluster, &router, "slept").await?;
+    router.pause()?;
+    let writes = sessions.write("slept");
+    let done = cluster.switchover(&new).await;
+    router.resume()?;
+    done?;
+    sessions.check(writes, &new, "slept").await?;
+    eventually(SOON, "the old leader follows", || async { Ok(old.is_in_recovery().await?.then_some(())) }).await?;
+    whole(cluster, &router).await
+}
+
+/// The old leader's PostgreSQL outlives its Patroni, and takes writes as long as anybody sends them.
+pub(crate) async fn over_a_lost_lease(cluster: &Cluster) -> Result {
+    let router = Router::start(cluster, RouterOptions::new()).await?;
+    whole(cluster, &router).await?;
+    let old = cluster.leader().await?;
+    // So that the old leader doesn't wait for its standbys, which follow another by then.
+    old.ask("ALTER ROLE appmd5 SET synchronous_commit = local; SELECT 1").await?;
+    let sessions = Sessions::open(cluster, &router, "overslept").await?;
+    router.pause()?;
+    old.kill_patroni()?;
+    // Nobody ends the lease early: the router's belief counts on its time to live.
+    let new = eventually(LONG, "another member leads", || async {
+        let name = cluster.leader_key().await?.filter(|name| name != old.name());
+        let member = name.and_then(|name| cluster.named(&name));
+        Ok(match member {
+            Some(member) if !member.is_in_recovery().await? => Some(member),
+            _ => None,
+        })
+    })
+    .await;
+    let writes = sessions.write("overslept");
+    router.resume()?;
+    let new = new?;
+    ensure!(!old.is_in_recovery().await?, "the old leader should have outlived its Patroni");
+    let checked = sessions.check(writes, &new, "overslept").await;
+    let reached = old.ask("SELECT coalesce(string_agg(what, ', '), '') FROM overslept WHERE what LIKE 'after%'").await?;
+    // It is a zombie with transactions of its own: away with it before Patroni takes it back.
+    old.kill().await?;
+    cluster.start_member(&old).await?;
+    ensure!(reached.is_empty(), "reached the old leader: {reached}");
+    checked?;
+    whole(cluster, &router).await
+}
