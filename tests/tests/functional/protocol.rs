@@ -21,8 +21,10 @@ fn letters(answer: &[String]) -> String {
 #[tokio::test]
 async fn named_and_unnamed_statements_and_portals() -> Result {
     tell(async |yard| {
-        yard.prepare("CREATE TABLE proto_rows AS SELECT g AS id, 'row ' || g AS v FROM generate_series(1, 20) g; GRANT ALL ON proto_rows TO app")
-            .await?;
+        yard.prepare(
+            "CREATE TABLE proto_rows AS SELECT g AS id, 'row ' || g AS v FROM generate_series(1, 20) g; GRANT ALL ON proto_rows TO app",
+        )
+        .await?;
         let answer = yard
             .same(
                 &yard.router,
@@ -58,7 +60,12 @@ async fn named_and_unnamed_statements_and_portals() -> Result {
                     Batch::new().execute("rows", 0).sync(),
                     Batch::new().query("COMMIT"),
                     // Outside one it ends at Sync.
-                    Batch::new().parse("", "SELECT id FROM proto_rows ORDER BY id").bind("rows", "", &[]).execute("rows", 2).execute("rows", 2).sync(),
+                    Batch::new()
+                        .parse("", "SELECT id FROM proto_rows ORDER BY id")
+                        .bind("rows", "", &[])
+                        .execute("rows", 2)
+                        .execute("rows", 2)
+                        .sync(),
                     Batch::new().execute("rows", 1).sync(),
                 ],
             )
@@ -111,7 +118,9 @@ async fn errors_in_batches_and_in_query_strings() -> Result {
                     Batch::new().query("SELECT nothing FROM proto_errors"),
                     Batch::new().query("INSERT INTO proto_errors VALUES (6)"),
                     Batch::new().query("DO $$ BEGIN RAISE NOTICE 'told %', 1; RAISE WARNING 'warned'; END $$"),
-                    Batch::new().query("DO $$ BEGIN RAISE EXCEPTION 'raised' USING ERRCODE = 'P0099', HINT = 'a hint', DETAIL = 'a detail'; END $$"),
+                    Batch::new().query(
+                        "DO $$ BEGIN RAISE EXCEPTION 'raised' USING ERRCODE = 'P0099', HINT = 'a hint', DETAIL = 'a detail'; END $$",
+                    ),
                     Batch::new().query("DROP TABLE IF EXISTS proto_never_there"),
                     Batch::new().query("SET LOCAL work_mem = '1MB'"),
                     Batch::new().query("COMMIT"),
@@ -133,7 +142,8 @@ async fn parse_and_describe_with_flush() -> Result {
         yard.prepare("CREATE TABLE proto_flush (id int); GRANT ALL ON proto_flush TO app").await?;
         for dsn in [yard.leader.dsn_for("app"), yard.router.rw_dsn("app")] {
             let mut client = Raw::connect(&dsn).await?;
-            for (sql, tag) in [("SELECT $1::int AS n", "C SELECT 1"), ("INSERT INTO proto_flush VALUES ($1) RETURNING id", "C INSERT 0 1")] {
+            for (sql, tag) in [("SELECT $1::int AS n", "C SELECT 1"), ("INSERT INTO proto_flush VALUES ($1) RETURNING id", "C INSERT 0 1")]
+            {
                 client.send(&Batch::new().parse("s", sql).describe_statement("s").flush().bytes).await?;
                 let mut told = Vec::new();
                 while told.len() < 3 {
@@ -166,7 +176,8 @@ async fn a_thousand_batches_at_once() -> Result {
         const COUNT: usize = 1_000;
         yard.prepare("CREATE TABLE proto_many (id int); GRANT ALL ON proto_many TO app").await?;
         let mut client = Raw::connect(&yard.router.rw_dsn("app")).await?;
-        let mut batch = Batch::new().parse("read", "SELECT $1::int * 2").parse("write", "INSERT INTO proto_many VALUES ($1) RETURNING id").sync();
+        let mut batch =
+            Batch::new().parse("read", "SELECT $1::int * 2").parse("write", "INSERT INTO proto_many VALUES ($1) RETURNING id").sync();
         for number in 0..COUNT {
             let (statement, value) = (if number % 10 == 9 { "write" } else { "read" }, number.to_string());
             batch = batch.bind("", statement, &[&value]).execute("", 0).sync();
@@ -222,11 +233,15 @@ async fn tokio_postgres_pipelines() -> Result {
 async fn copy_both_ways() -> Result {
     tell(async |yard| {
         yard.prepare("CREATE TABLE proto_copy (id int, v text); GRANT ALL ON proto_copy TO app").await?;
+        let mut binary = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0\0\x02\0\0\0\x04\0\0\0\x15\0\0\0\x02ab".to_vec();
+        binary.extend(b"\xff\xff");
         let answer = yard
             .same(
                 &yard.router,
                 &[
                     Batch::new().query("TRUNCATE proto_copy"),
+                    Batch::new().query("COPY proto_copy FROM STDIN (FORMAT binary)").copy_data(&binary).copy_done(),
+                    Batch::new().query("COPY proto_copy FROM STDIN (FORMAT binary)").copy_data(b"no such signature").copy_done(),
                     Batch::new().query("COPY proto_copy FROM STDIN").copy_data(b"1\tone\n2\ttw").copy_data(b"o\n3\t\\N\n").copy_done(),
                     Batch::new().query("COPY proto_copy FROM STDIN (FORMAT csv)").copy_data(b"4,\"a,b\"\n").copy_done(),
                     Batch::new().query("COPY proto_copy TO STDOUT"),
@@ -239,7 +254,13 @@ async fn copy_both_ways() -> Result {
                     Batch::new().query("COPY proto_no_such FROM STDIN"),
                     Batch::new().query("COPY (SELECT 1/(id - 3) FROM proto_copy ORDER BY id) TO STDOUT"),
                     // In the extended protocol.
-                    Batch::new().parse("", "COPY proto_copy FROM STDIN").bind("", "", &[]).execute("", 0).copy_data(b"9\tnine\n").copy_done().sync(),
+                    Batch::new()
+                        .parse("", "COPY proto_copy FROM STDIN")
+                        .bind("", "", &[])
+                        .execute("", 0)
+                        .copy_data(b"9\tnine\n")
+                        .copy_done()
+                        .sync(),
                     Batch::new().run("COPY proto_copy TO STDOUT", &[]),
                     // Several statements around it.
                     Batch::new().query("SELECT 1; COPY proto_copy FROM STDIN; SELECT 2").copy_data(b"10\tten\n").copy_done(),
@@ -448,7 +469,8 @@ async fn a_cancel_hits_its_statement_only() -> Result {
                 token.cancel_query(tokio_postgres::NoTls).await?;
                 anyhow::Ok(())
             };
-            let (slept, aside, canceled) = tokio::join!(running.simple_query(sleep), bystander.simple_query("SELECT pg_sleep(0.5)"), cancel);
+            let (slept, aside, canceled) =
+                tokio::join!(running.simple_query(sleep), bystander.simple_query("SELECT pg_sleep(0.5)"), cancel);
             canceled?;
             aside.context("somebody else's statement")?;
             let error = slept.err().context("it wasn't canceled")?;

@@ -31,9 +31,33 @@ const OTHERWISE_ON_A_REPLICA: &str = "SELECT last_value, log_cnt FROM s";
 
 /// Rows whose answers differ from one time to the next, or from server to server: only what kind of answer it is, is compared.
 const VOLATILE: &[&str] = &[
-    "now()", "random()", "TABLESAMPLE", "EXPLAIN", "pg_backend_pid", "inet_server", "pg_stat_", "pg_locks", "pg_current_wal", "txid_",
-    "pg_current_xact", "pg_replication_slots", "lo_", "pg_settings", "pg_postmaster_start_time", "pg_export_snapshot", "pg_notify", "NOTIFY",
-    "pg_sequences", "pg_total_relation_size", "pg_type", "pg_class", "audit", "version()", "::mood", "current_database", "pg_logical_emit_message",
+    "now()",
+    "random()",
+    "TABLESAMPLE",
+    "EXPLAIN",
+    "pg_backend_pid",
+    "inet_server",
+    "pg_stat_",
+    "pg_locks",
+    "pg_current_wal",
+    "txid_",
+    "pg_current_xact",
+    "pg_replication_slots",
+    "lo_",
+    "pg_settings",
+    "pg_postmaster_start_time",
+    "pg_export_snapshot",
+    "pg_notify",
+    "NOTIFY",
+    "pg_sequences",
+    "pg_total_relation_size",
+    "pg_type",
+    "pg_class",
+    "audit",
+    "version()",
+    "::mood",
+    "current_database",
+    "pg_logical_emit_message",
 ];
 
 struct Row {
@@ -156,7 +180,8 @@ async fn read_write(yard: &Yard, protocol: Protocol) -> Result {
         }
         let (on_leader, on_replica) = (ran.contains(yard.leader.name()), ran.iter().any(|name| name != yard.leader.name()));
         // Several statements can't be prepared, and whoever says so is right.
-        let never_ran = protocol == Protocol::Extended && expected.iter().any(|line| line.starts_with("E ERROR 42601 cannot insert multiple"));
+        let never_ran =
+            protocol == Protocol::Extended && expected.iter().any(|line| line.starts_with("E ERROR 42601 cannot insert multiple"));
         let fits = match row.read_write.as_str() {
             "replica" => on_replica && !on_leader,
             "leader" => on_leader && !on_replica,

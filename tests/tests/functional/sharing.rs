@@ -182,7 +182,8 @@ async fn transactions_of_many_clients_keep_apart() -> Result {
 #[tokio::test]
 async fn sequences_are_the_sessions_own() -> Result {
     tell(async |yard| {
-        yard.prepare("CREATE TABLE sharing_serial (id serial, client int); GRANT ALL ON sharing_serial, sharing_serial_id_seq TO app").await?;
+        yard.prepare("CREATE TABLE sharing_serial (id serial, client int); GRANT ALL ON sharing_serial, sharing_serial_id_seq TO app")
+            .await?;
         let router = small(yard, 4).await?;
         let stories = (0..4_i32).map(|me| {
             let router = &router;
@@ -213,6 +214,9 @@ async fn a_full_pool_is_waited_for_and_not_for_ever() -> Result {
         let error = waiter.simple_query("SELECT pg_is_in_recovery()").await.err().context("there was a second connection")?;
         ensure!(error.code().is_some_and(|code| code.code().starts_with("53")), "{error}");
         ensure!(begin.elapsed() >= Duration::from_millis(290), "{:?}", begin.elapsed());
+        // A login needs one, too, and its failure is the end of it.
+        let error = Raw::connect(&router.rw_dsn("app")).await.err().context("there was a second connection")?;
+        ensure!(error.to_string().starts_with("refused: E FATAL 53300 "), "{error}");
         holder.batch_execute("COMMIT").await?;
         waiter.simple_query("SELECT pg_is_in_recovery()").await.context("the session is usable")?;
         // Another user has a pool of their own.
