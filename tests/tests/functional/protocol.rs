@@ -3,10 +3,11 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures_util::future::join_all;
 use futures_util::{SinkExt, TryStreamExt};
 use switchyard_tests::{Batch, Raw, Result, RouterOptions, eventually};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_postgres::error::SqlState;
 
 use crate::yard::{SOON, memory, metric, tell};
@@ -448,6 +449,17 @@ async fn a_large_parameter_comes_through() -> Result {
     .await
 }
 
+/// A CancelRequest, and the end of its connection, which says that it was taken.
+async fn cancel(port: u16, (pid, secret): (i32, i32)) -> Result {
+    let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await?;
+    let packet: Vec<u8> = [16, 80_877_102, pid, secret].into_iter().flat_map(i32::to_be_bytes).collect();
+    stream.write_all(&packet).await?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await?;
+    ensure!(answer.is_empty(), "a cancel request is never answered");
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_cancel_hits_its_statement_only() -> Result {
     tell(async |yard| {
@@ -478,18 +490,18 @@ async fn a_cancel_hits_its_statement_only() -> Result {
             ensure!(begin.elapsed() < Duration::from_secs(25));
             running.simple_query("SELECT 1").await.context("the session is usable")?;
         }
-        // A cancel for nobody: a wrong key, an idle session.
-        bystander.cancel_token().cancel_query(tokio_postgres::NoTls).await?;
-        bystander.simple_query("SELECT pg_sleep(0.1)").await.context("a cancel that came before")?;
-        let mut wrong = BytesMut::from(&16_i32.to_be_bytes()[..]);
-        for number in [80_877_102_i32, 1, 1] {
-            wrong.extend_from_slice(&number.to_be_bytes());
+        // A cancel for an idle session, and one with a wrong key: both are void, and neither is answered.
+        let mut idle = Raw::connect(&yard.router.rw_dsn("app")).await?;
+        for key in [idle.key, (idle.key.0, idle.key.1.wrapping_add(1)), (1, 1)] {
+            cancel(yard.router.rw_port(), key).await?;
+            let answer = idle.query("SELECT pg_sleep(0.1), pg_is_in_recovery()").await?;
+            ensure!(letters(&answer) == "TDCZ", "a cancel that came before: {answer:?}");
         }
-        let mut stranger = tokio::net::TcpStream::connect(("127.0.0.1", yard.router.rw_port())).await?;
-        tokio::io::AsyncWriteExt::write_all(&mut stranger, &wrong).await?;
-        let mut answer = Vec::new();
-        tokio::io::AsyncReadExt::read_to_end(&mut stranger, &mut answer).await?;
-        ensure!(answer.is_empty(), "a cancel request is never answered");
+        // Nor does a wrong one stop what runs.
+        idle.send(&Batch::new().query("SELECT pg_sleep(0.3), pg_is_in_recovery()").bytes).await?;
+        cancel(yard.router.rw_port(), (idle.key.0, idle.key.1.wrapping_add(1))).await?;
+        let answer: Vec<_> = idle.until(b'Z').await?.iter().map(ToString::to_string).collect();
+        ensure!(letters(&answer) == "TDCZ", "{answer:?}");
         Ok(())
     })
     .await
