@@ -46,11 +46,8 @@ async fn settings_stay_with_their_session() -> Result {
                 for round in 0..ROUNDS {
                     // On a replica and on the leader.
                     for also in ["", ", pg_is_in_recovery()"] {
-                        let got = value(
-                            &client,
-                            &format!("SELECT concat_ws('|', current_setting('work_mem'), current_setting('TimeZone'), current_setting('search_path')){also}"),
-                        )
-                        .await?;
+                        let asked = ["work_mem", "TimeZone", "search_path"].map(|name| format!("current_setting('{name}')")).join(", ");
+                        let got = value(&client, &format!("SELECT concat_ws('|', {asked}){also}")).await?;
                         ensure!(got == format!("{memory}|{zone}|{path}"), "client {me}, round {round}: {got}");
                     }
                     let hour = value(&client, "SELECT extract(hour FROM '2020-06-01 12:00+00'::timestamptz)").await?;
@@ -135,7 +132,8 @@ async fn what_cannot_be_carried_is_pinned() -> Result {
             async move {
                 let client = router.rw("app").await?;
                 client.batch_execute("BEGIN").await?;
-                let left = "SELECT concat_ws('|', to_regclass('pg_temp.sharing_temp'), current_user, (SELECT count(*) FROM pg_listening_channels()), \
+                let left = "SELECT concat_ws('|', to_regclass('pg_temp.sharing_temp'), current_user, \
+                            (SELECT count(*) FROM pg_listening_channels()), \
                             (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()))";
                 let left = value(&client, left).await?;
                 client.batch_execute("COMMIT").await?;
