@@ -132,7 +132,10 @@ async fn pgbench_shows_where_it_ran() -> Result {
         }
         let before = settled().await?;
         let done = run("pgbench", &["-n", "-c", &clients, "-t", &each, &dsn], "").await?.success()?;
-        ensure!(done.contains("number of transactions actually processed: 400/400") && done.contains("number of failed transactions: 0"), "{done}");
+        ensure!(
+            done.contains("number of transactions actually processed: 400/400") && done.contains("number of failed transactions: 0"),
+            "{done}"
+        );
         let after = settled().await?;
         let (leader, replicas) = (on_leader(&after) - on_leader(&before), on_replicas(&after) - on_replicas(&before));
         ensure!(leader >= TRANSACTIONS && replicas < TRANSACTIONS / 4, "tpcb-like: leader {leader}, replicas {replicas}");

@@ -117,7 +117,9 @@ async fn bad_input_harms_nobody() -> Result {
         let huge = [&i32::MAX.to_be_bytes()[..], &196_608_i32.to_be_bytes()].concat();
         let mut silent = Vec::new();
         for port in [rw, ro, http] {
-            for bytes in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0xff; 4096], &[0; 64], &huge, &[0, 0, 0, 8, 4, 210, 22, 48], b"\x16\x03\x01\x02"] {
+            for bytes in
+                [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0xff; 4096], &[0; 64], &huge, &[0, 0, 0, 8, 4, 210, 22, 48], b"\x16\x03\x01\x02"]
+            {
                 let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await?;
                 let _ = stream.write_all(bytes).await;
                 stream.shutdown().await.ok();
@@ -130,7 +132,14 @@ async fn bad_input_harms_nobody() -> Result {
             }
         }
         // Garbage behind a login.
-        for bytes in [&b"\xff\xff\xff\xff\xff\xff\xff"[..], b"Q\x7f\xff\xff\xffSELECT", b"Q\0\0\0\x01", b"P\0\0\0\x06xx", b"B\0\0\0\x04", b"Z\0\0\0\x05I"] {
+        for bytes in [
+            &b"\xff\xff\xff\xff\xff\xff\xff"[..],
+            b"Q\x7f\xff\xff\xffSELECT",
+            b"Q\0\0\0\x01",
+            b"P\0\0\0\x06xx",
+            b"B\0\0\0\x04",
+            b"Z\0\0\0\x05I",
+        ] {
             let mut client = switchyard_tests::Raw::connect(&yard.router.rw_dsn("app")).await?;
             client.send(bytes).await?;
             client.stream.shutdown().await?;

@@ -122,7 +122,11 @@ async fn the_metrics_are_openmetrics() -> Result {
                 let (name, value) = line.rsplit_once(' ').context("a value")?;
                 value.parse::<f64>().with_context(|| line.to_owned())?;
                 let family = name.split('{').next().unwrap_or_default();
-                let of_family = |known: &String| family.strip_prefix(known.as_str()).is_some_and(|rest| matches!(rest, "" | "_total" | "_bucket" | "_sum" | "_count" | "_info"));
+                let of_family = |known: &String| {
+                    family
+                        .strip_prefix(known.as_str())
+                        .is_some_and(|rest| matches!(rest, "" | "_total" | "_bucket" | "_sum" | "_count" | "_info"))
+                };
                 ensure!(kinds.keys().any(of_family), "{family} has no type");
                 samples += 1;
             }

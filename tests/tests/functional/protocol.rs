@@ -3,10 +3,11 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures_util::future::join_all;
 use futures_util::{SinkExt, TryStreamExt};
 use switchyard_tests::{Batch, Raw, Result, RouterOptions, eventually};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_postgres::error::SqlState;
 
 use crate::yard::{SOON, memory, metric, tell};
@@ -21,8 +22,10 @@ fn letters(answer: &[String]) -> String {
 #[tokio::test]
 async fn named_and_unnamed_statements_and_portals() -> Result {
     tell(async |yard| {
-        yard.prepare("CREATE TABLE proto_rows AS SELECT g AS id, 'row ' || g AS v FROM generate_series(1, 20) g; GRANT ALL ON proto_rows TO app")
-            .await?;
+        yard.prepare(
+            "CREATE TABLE proto_rows AS SELECT g AS id, 'row ' || g AS v FROM generate_series(1, 20) g; GRANT ALL ON proto_rows TO app",
+        )
+        .await?;
         let answer = yard
             .same(
                 &yard.router,
@@ -58,7 +61,12 @@ async fn named_and_unnamed_statements_and_portals() -> Result {
                     Batch::new().execute("rows", 0).sync(),
                     Batch::new().query("COMMIT"),
                     // Outside one it ends at Sync.
-                    Batch::new().parse("", "SELECT id FROM proto_rows ORDER BY id").bind("rows", "", &[]).execute("rows", 2).execute("rows", 2).sync(),
+                    Batch::new()
+                        .parse("", "SELECT id FROM proto_rows ORDER BY id")
+                        .bind("rows", "", &[])
+                        .execute("rows", 2)
+                        .execute("rows", 2)
+                        .sync(),
                     Batch::new().execute("rows", 1).sync(),
                 ],
             )
@@ -111,7 +119,9 @@ async fn errors_in_batches_and_in_query_strings() -> Result {
                     Batch::new().query("SELECT nothing FROM proto_errors"),
                     Batch::new().query("INSERT INTO proto_errors VALUES (6)"),
                     Batch::new().query("DO $$ BEGIN RAISE NOTICE 'told %', 1; RAISE WARNING 'warned'; END $$"),
-                    Batch::new().query("DO $$ BEGIN RAISE EXCEPTION 'raised' USING ERRCODE = 'P0099', HINT = 'a hint', DETAIL = 'a detail'; END $$"),
+                    Batch::new().query(
+                        "DO $$ BEGIN RAISE EXCEPTION 'raised' USING ERRCODE = 'P0099', HINT = 'a hint', DETAIL = 'a detail'; END $$",
+                    ),
                     Batch::new().query("DROP TABLE IF EXISTS proto_never_there"),
                     Batch::new().query("SET LOCAL work_mem = '1MB'"),
                     Batch::new().query("COMMIT"),
@@ -133,7 +143,8 @@ async fn parse_and_describe_with_flush() -> Result {
         yard.prepare("CREATE TABLE proto_flush (id int); GRANT ALL ON proto_flush TO app").await?;
         for dsn in [yard.leader.dsn_for("app"), yard.router.rw_dsn("app")] {
             let mut client = Raw::connect(&dsn).await?;
-            for (sql, tag) in [("SELECT $1::int AS n", "C SELECT 1"), ("INSERT INTO proto_flush VALUES ($1) RETURNING id", "C INSERT 0 1")] {
+            for (sql, tag) in [("SELECT $1::int AS n", "C SELECT 1"), ("INSERT INTO proto_flush VALUES ($1) RETURNING id", "C INSERT 0 1")]
+            {
                 client.send(&Batch::new().parse("s", sql).describe_statement("s").flush().bytes).await?;
                 let mut told = Vec::new();
                 while told.len() < 3 {
@@ -166,7 +177,8 @@ async fn a_thousand_batches_at_once() -> Result {
         const COUNT: usize = 1_000;
         yard.prepare("CREATE TABLE proto_many (id int); GRANT ALL ON proto_many TO app").await?;
         let mut client = Raw::connect(&yard.router.rw_dsn("app")).await?;
-        let mut batch = Batch::new().parse("read", "SELECT $1::int * 2").parse("write", "INSERT INTO proto_many VALUES ($1) RETURNING id").sync();
+        let mut batch =
+            Batch::new().parse("read", "SELECT $1::int * 2").parse("write", "INSERT INTO proto_many VALUES ($1) RETURNING id").sync();
         for number in 0..COUNT {
             let (statement, value) = (if number % 10 == 9 { "write" } else { "read" }, number.to_string());
             batch = batch.bind("", statement, &[&value]).execute("", 0).sync();
@@ -222,11 +234,15 @@ async fn tokio_postgres_pipelines() -> Result {
 async fn copy_both_ways() -> Result {
     tell(async |yard| {
         yard.prepare("CREATE TABLE proto_copy (id int, v text); GRANT ALL ON proto_copy TO app").await?;
+        let mut binary = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0\0\x02\0\0\0\x04\0\0\0\x15\0\0\0\x02ab".to_vec();
+        binary.extend(b"\xff\xff");
         let answer = yard
             .same(
                 &yard.router,
                 &[
                     Batch::new().query("TRUNCATE proto_copy"),
+                    Batch::new().query("COPY proto_copy FROM STDIN (FORMAT binary)").copy_data(&binary).copy_done(),
+                    Batch::new().query("COPY proto_copy FROM STDIN (FORMAT binary)").copy_data(b"no such signature").copy_done(),
                     Batch::new().query("COPY proto_copy FROM STDIN").copy_data(b"1\tone\n2\ttw").copy_data(b"o\n3\t\\N\n").copy_done(),
                     Batch::new().query("COPY proto_copy FROM STDIN (FORMAT csv)").copy_data(b"4,\"a,b\"\n").copy_done(),
                     Batch::new().query("COPY proto_copy TO STDOUT"),
@@ -239,7 +255,13 @@ async fn copy_both_ways() -> Result {
                     Batch::new().query("COPY proto_no_such FROM STDIN"),
                     Batch::new().query("COPY (SELECT 1/(id - 3) FROM proto_copy ORDER BY id) TO STDOUT"),
                     // In the extended protocol.
-                    Batch::new().parse("", "COPY proto_copy FROM STDIN").bind("", "", &[]).execute("", 0).copy_data(b"9\tnine\n").copy_done().sync(),
+                    Batch::new()
+                        .parse("", "COPY proto_copy FROM STDIN")
+                        .bind("", "", &[])
+                        .execute("", 0)
+                        .copy_data(b"9\tnine\n")
+                        .copy_done()
+                        .sync(),
                     Batch::new().run("COPY proto_copy TO STDOUT", &[]),
                     // Several statements around it.
                     Batch::new().query("SELECT 1; COPY proto_copy FROM STDIN; SELECT 2").copy_data(b"10\tten\n").copy_done(),
@@ -427,6 +449,17 @@ async fn a_large_parameter_comes_through() -> Result {
     .await
 }
 
+/// A CancelRequest, and the end of its connection, which says that it was taken.
+async fn cancel(port: u16, (pid, secret): (i32, i32)) -> Result {
+    let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await?;
+    let packet: Vec<u8> = [16, 80_877_102, pid, secret].into_iter().flat_map(i32::to_be_bytes).collect();
+    stream.write_all(&packet).await?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await?;
+    ensure!(answer.is_empty(), "a cancel request is never answered");
+    Ok(())
+}
+
 #[tokio::test]
 async fn a_cancel_hits_its_statement_only() -> Result {
     tell(async |yard| {
@@ -448,7 +481,8 @@ async fn a_cancel_hits_its_statement_only() -> Result {
                 token.cancel_query(tokio_postgres::NoTls).await?;
                 anyhow::Ok(())
             };
-            let (slept, aside, canceled) = tokio::join!(running.simple_query(sleep), bystander.simple_query("SELECT pg_sleep(0.5)"), cancel);
+            let (slept, aside, canceled) =
+                tokio::join!(running.simple_query(sleep), bystander.simple_query("SELECT pg_sleep(0.5)"), cancel);
             canceled?;
             aside.context("somebody else's statement")?;
             let error = slept.err().context("it wasn't canceled")?;
@@ -456,18 +490,18 @@ async fn a_cancel_hits_its_statement_only() -> Result {
             ensure!(begin.elapsed() < Duration::from_secs(25));
             running.simple_query("SELECT 1").await.context("the session is usable")?;
         }
-        // A cancel for nobody: a wrong key, an idle session.
-        bystander.cancel_token().cancel_query(tokio_postgres::NoTls).await?;
-        bystander.simple_query("SELECT pg_sleep(0.1)").await.context("a cancel that came before")?;
-        let mut wrong = BytesMut::from(&16_i32.to_be_bytes()[..]);
-        for number in [80_877_102_i32, 1, 1] {
-            wrong.extend_from_slice(&number.to_be_bytes());
+        // A cancel for an idle session, and one with a wrong key: both are void, and neither is answered.
+        let mut idle = Raw::connect(&yard.router.rw_dsn("app")).await?;
+        for key in [idle.key, (idle.key.0, idle.key.1.wrapping_add(1)), (1, 1)] {
+            cancel(yard.router.rw_port(), key).await?;
+            let answer = idle.query("SELECT pg_sleep(0.1), pg_is_in_recovery()").await?;
+            ensure!(letters(&answer) == "TDCZ", "a cancel that came before: {answer:?}");
         }
-        let mut stranger = tokio::net::TcpStream::connect(("127.0.0.1", yard.router.rw_port())).await?;
-        tokio::io::AsyncWriteExt::write_all(&mut stranger, &wrong).await?;
-        let mut answer = Vec::new();
-        tokio::io::AsyncReadExt::read_to_end(&mut stranger, &mut answer).await?;
-        ensure!(answer.is_empty(), "a cancel request is never answered");
+        // Nor does a wrong one stop what runs.
+        idle.send(&Batch::new().query("SELECT pg_sleep(0.3), pg_is_in_recovery()").bytes).await?;
+        cancel(yard.router.rw_port(), (idle.key.0, idle.key.1.wrapping_add(1))).await?;
+        let answer: Vec<_> = idle.until(b'Z').await?.iter().map(ToString::to_string).collect();
+        ensure!(letters(&answer) == "TDCZ", "{answer:?}");
         Ok(())
     })
     .await

@@ -46,11 +46,8 @@ async fn settings_stay_with_their_session() -> Result {
                 for round in 0..ROUNDS {
                     // On a replica and on the leader.
                     for also in ["", ", pg_is_in_recovery()"] {
-                        let got = value(
-                            &client,
-                            &format!("SELECT concat_ws('|', current_setting('work_mem'), current_setting('TimeZone'), current_setting('search_path')){also}"),
-                        )
-                        .await?;
+                        let asked = ["work_mem", "TimeZone", "search_path"].map(|name| format!("current_setting('{name}')")).join(", ");
+                        let got = value(&client, &format!("SELECT concat_ws('|', {asked}){also}")).await?;
                         ensure!(got == format!("{memory}|{zone}|{path}"), "client {me}, round {round}: {got}");
                     }
                     let hour = value(&client, "SELECT extract(hour FROM '2020-06-01 12:00+00'::timestamptz)").await?;
@@ -135,7 +132,8 @@ async fn what_cannot_be_carried_is_pinned() -> Result {
             async move {
                 let client = router.rw("app").await?;
                 client.batch_execute("BEGIN").await?;
-                let left = "SELECT concat_ws('|', to_regclass('pg_temp.sharing_temp'), current_user, (SELECT count(*) FROM pg_listening_channels()), \
+                let left = "SELECT concat_ws('|', to_regclass('pg_temp.sharing_temp'), current_user, \
+                            (SELECT count(*) FROM pg_listening_channels()), \
                             (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()))";
                 let left = value(&client, left).await?;
                 client.batch_execute("COMMIT").await?;
@@ -182,7 +180,8 @@ async fn transactions_of_many_clients_keep_apart() -> Result {
 #[tokio::test]
 async fn sequences_are_the_sessions_own() -> Result {
     tell(async |yard| {
-        yard.prepare("CREATE TABLE sharing_serial (id serial, client int); GRANT ALL ON sharing_serial, sharing_serial_id_seq TO app").await?;
+        yard.prepare("CREATE TABLE sharing_serial (id serial, client int); GRANT ALL ON sharing_serial, sharing_serial_id_seq TO app")
+            .await?;
         let router = small(yard, 4).await?;
         let stories = (0..4_i32).map(|me| {
             let router = &router;
@@ -213,6 +212,9 @@ async fn a_full_pool_is_waited_for_and_not_for_ever() -> Result {
         let error = waiter.simple_query("SELECT pg_is_in_recovery()").await.err().context("there was a second connection")?;
         ensure!(error.code().is_some_and(|code| code.code().starts_with("53")), "{error}");
         ensure!(begin.elapsed() >= Duration::from_millis(290), "{:?}", begin.elapsed());
+        // A login needs one, too, and its failure is the end of it.
+        let error = Raw::connect(&router.rw_dsn("app")).await.err().context("there was a second connection")?;
+        ensure!(error.to_string().starts_with("refused: E FATAL 53300 "), "{error}");
         holder.batch_execute("COMMIT").await?;
         waiter.simple_query("SELECT pg_is_in_recovery()").await.context("the session is usable")?;
         // Another user has a pool of their own.

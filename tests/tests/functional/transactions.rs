@@ -188,7 +188,8 @@ async fn a_vanished_clients_transaction_is_rolled_back_at_once() -> Result {
         vanishing.query("LOCK TABLE tx_vanished").await?;
         vanishing.query("INSERT INTO tx_vanished VALUES (1)").await?;
         let waiter = yard.router.rw("app").await?;
-        let blocked = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'INSERT INTO tx_vanished VALUES (2)%' AND wait_event_type = 'Lock'";
+        let blocked =
+            "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'INSERT INTO tx_vanished VALUES (2)%' AND wait_event_type = 'Lock'";
         let vanish = async {
             eventually(SOON, "the other one waits for the lock", || async { Ok((yard.leader.ask(blocked).await? == "1").then_some(())) })
                 .await?;
@@ -208,7 +209,8 @@ async fn a_vanished_clients_transaction_is_rolled_back_at_once() -> Result {
         let sleeping = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep(100)%' AND state = 'active'";
         eventually(SOON, "it sleeps", || async { Ok((yard.leader.ask(sleeping).await? == "1").then_some(())) }).await?;
         drop(vanishing);
-        eventually(Duration::from_secs(5), "it was stopped", || async { Ok((yard.leader.ask(sleeping).await? == "0").then_some(())) }).await?;
+        eventually(Duration::from_secs(5), "it was stopped", || async { Ok((yard.leader.ask(sleeping).await? == "0").then_some(())) })
+            .await?;
         ensure!(yard.leader.ask("SELECT string_agg(id::text, ',') FROM tx_vanished").await? == "2");
         Ok(())
     })

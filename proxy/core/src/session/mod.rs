@@ -703,7 +703,13 @@ impl Session {
     fn refuse_fatal(&mut self, work: &mut Work, refusal: &Refusal) {
         let wording = refusal.wording();
         work.tally.refusals.push(wording.sqlstate);
-        refusal.encode(&mut work.to_client);
+        let mut message = Vec::new();
+        refusal.encode(&mut message);
+        // What is an ERROR to a session that goes on ends one that has not begun.
+        if wording.severity != Severity::Fatal {
+            replies::make_fatal(&mut message);
+        }
+        work.to_client.append(&mut message);
         self.want = Some(Want::Close);
     }
 

@@ -694,7 +694,7 @@ fn must_be_whole(tag: u8) -> bool {
 }
 
 /// Turns an ErrorResponse of severity ERROR into one of severity FATAL: an error in startup settings ends the login.
-fn make_fatal(message: &mut Vec<u8>) {
+pub(super) fn make_fatal(message: &mut Vec<u8>) {
     let mut fatal = Vec::with_capacity(message.len() + 4);
     for field in message[HEADER..].split(|byte| *byte == 0).filter(|field| !field.is_empty()) {
         match field[0] {
