@@ -4,7 +4,7 @@
 //! a name that neither PostgreSQL nor the facts know is a function to run on the leader.
 
 use super::builtins;
-use super::catalog::Facts;
+use super::catalog::{Facts, FunctionFact};
 use super::verdict::{Class, Effect, PinReason};
 
 /// What calling a function means.
@@ -52,6 +52,9 @@ const fn writes(command: &'static str) -> Call {
 const fn pins(rule: &'static str, command: Option<&'static str>, reason: PinReason) -> Call {
     Call::Write { rule, command, effect: CallEffect::Pin(reason) }
 }
+
+/// DDL has passed since the facts were read.
+const IN_DOUBT: &str = "facts_in_doubt";
 
 /// Tells about this server, or reads differently on a standby.
 const SERVER: Call = write("server_function");
@@ -219,6 +222,9 @@ pub(super) fn call(schema: Option<&str>, name: &str, facts: &Facts) -> Call {
         if candidate && fact.class != Class::Read {
             return write(fact.rule);
         }
+        if candidate && facts.is_in_doubt() {
+            return write(IN_DOUBT);
+        }
         if candidate {
             found = found.or(Some(Call::Read));
         }
@@ -232,8 +238,9 @@ pub(super) fn attribute(name: &str, facts: &Facts) -> Option<Call> {
     if among(builtins::ONE_ARGUMENT) && matches!(builtin(name), Some(Call::Write { .. })) {
         return builtin(name);
     }
-    let fact = facts.functions(name).iter().find(|fact| fact.one_argument && fact.class != Class::Read)?;
-    Some(write(fact.rule))
+    let bad = |fact: &&FunctionFact| fact.one_argument && (fact.class != Class::Read || facts.is_in_doubt());
+    let fact = facts.functions(name).iter().find(bad)?;
+    Some(write(if fact.class == Class::Read { IN_DOUBT } else { fact.rule }))
 }
 
 /// Relations of `pg_catalog` that show what lives on one server only.
@@ -281,6 +288,9 @@ pub(super) fn relation(schema: Option<&str>, name: &str, facts: &Facts, bound_he
         if fact.class != Class::Read {
             return Some(fact.rule);
         }
+        if fact.rule == "view" && facts.is_in_doubt() {
+            return Some(IN_DOUBT);
+        }
         known = true;
     }
     let of_the_system =
@@ -291,6 +301,7 @@ pub(super) fn relation(schema: Option<&str>, name: &str, facts: &Facts, bound_he
 /// Why an operator can't run on a replica; `None` where it can.
 pub(super) fn operator(symbol: &str, facts: &Facts) -> Option<&'static str> {
     match facts.operator(symbol) {
+        Some((Class::Read, _)) if facts.is_in_doubt() => Some(IN_DOUBT),
         Some((Class::Read, _)) => None,
         Some((_, rule)) => Some(rule),
         None if builtins::OPERATORS.binary_search(&symbol).is_ok() => None,
