@@ -20,6 +20,7 @@ use tokio_util::io::poll_read_buf;
 use crate::auth::{ConnectError, Identity};
 use crate::clients::Registered;
 use crate::context::Context;
+use crate::facts::Database;
 use crate::pool::{Acquired, Key, Lease, LeaseError};
 use crate::stats::{Pinned, Port};
 use crate::stream::Stream;
@@ -66,6 +67,7 @@ pub(crate) struct Client {
     policy: Arc<Policy>,
     port: Port,
     identity: Arc<Identity>,
+    database: Arc<Database>,
     slot: Registered,
     stream: Stream,
     session: Session,
@@ -113,11 +115,13 @@ impl Client {
         stream: Stream,
     ) -> Client {
         let startup = Settings::from_startup(identity.settings.iter().map(|(name, value)| (name.as_str(), value.as_bytes())));
+        let database = context.verdicts.databases.of(&identity.database);
         Client {
             context,
             policy,
             port,
             identity: Arc::new(identity),
+            database,
             slot,
             stream,
             session: Session::new(startup, key),
@@ -162,7 +166,7 @@ impl Client {
             now: Instant::now(),
             topology: &topology,
             loads: &self.context.loads,
-            judge: &self.context.verdicts,
+            judge: &self.context.verdicts.of(&self.database),
             policy: &self.policy,
             random: rand::random(),
         };
@@ -519,7 +523,7 @@ impl Client {
             now: Instant::now(),
             topology: &topology,
             loads: &self.context.loads,
-            judge: &self.context.verdicts,
+            judge: &self.context.verdicts.of(&self.database),
             policy: &self.policy,
             random: rand::random(),
         };

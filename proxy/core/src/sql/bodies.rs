@@ -19,7 +19,10 @@ pub enum Language {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Reached<'a> {
     /// A name before a parenthesis: a call, unless no function has that name.
-    Call { schema: Option<&'a str>, name: &'a str },
+    Call {
+        schema: Option<&'a str>,
+        name: &'a str,
+    },
     /// A name that can be a relation's or a type's.
     Name(&'a str),
     /// A name behind a dot, which can call a function of one argument.
@@ -31,9 +34,42 @@ pub(super) enum Reached<'a> {
 
 /// Statements of SQL that change something, or that need not be understood. Only at a statement's beginning: all of them are column names too.
 const STATEMENTS: [&str; 36] = [
-    "abort", "alter", "analyse", "analyze", "call", "checkpoint", "cluster", "comment", "commit", "copy", "create", "deallocate", "discard",
-    "do", "drop", "grant", "import", "listen", "load", "lock", "notify", "prepare", "reassign", "refresh", "reindex", "release", "reset",
-    "revoke", "rollback", "savepoint", "security", "set", "start", "truncate", "unlisten", "vacuum",
+    "abort",
+    "alter",
+    "analyse",
+    "analyze",
+    "call",
+    "checkpoint",
+    "cluster",
+    "comment",
+    "commit",
+    "copy",
+    "create",
+    "deallocate",
+    "discard",
+    "do",
+    "drop",
+    "grant",
+    "import",
+    "listen",
+    "load",
+    "lock",
+    "notify",
+    "prepare",
+    "reassign",
+    "refresh",
+    "reindex",
+    "release",
+    "reset",
+    "revoke",
+    "rollback",
+    "savepoint",
+    "security",
+    "set",
+    "start",
+    "truncate",
+    "unlisten",
+    "vacuum",
 ];
 
 /// Reads the text of a function's body.
@@ -136,7 +172,7 @@ impl TextReader<'_> {
             Some(TokenKind::Semicolon) => true,
             // A label.
             Some(TokenKind::Operator) => self.text(previous).ends_with(">>"),
-            _ => self.is_word(previous, &["begin", "then", "else", "loop", "declare"]),
+            _ => self.is_word(previous, &["begin", "then", "else", "loop"]),
         }
     }
 

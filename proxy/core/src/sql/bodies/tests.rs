@@ -78,7 +78,8 @@ fn a_sessions_own_setting_can_be_read_anywhere() {
     let calls = |text: &str| told(Language::Sql, text).iter().any(|thing| thing == "current_setting()");
     assert!(!calls("SELECT current_setting('app.tenant')::int"));
     assert!(!calls("SELECT pg_catalog.current_setting('app.tenant', true)"));
-    for text in ["current_setting('port')", "current_setting($1)", "current_setting('a.' || b)", "current_setting('data_directory', true)"] {
+    for text in ["current_setting('port')", "current_setting($1)", "current_setting('a.' || b)", "current_setting('data_directory', true)"]
+    {
         assert!(calls(&format!("SELECT {text}")), "{text}");
     }
 }

@@ -30,7 +30,9 @@ fn badness_goes_through_functions_views_and_cycles() {
     let mut catalog = Catalog::new();
     catalog.builtin(3810, "pg_catalog", "pg_is_in_recovery");
     catalog.builtin(870, "pg_catalog", "lower");
-    for (oid, name) in [(20000, "where_am_i"), (20001, "asks"), (20002, "cycle_a"), (20003, "cycle_b"), (20004, "harmless"), (20005, "silent")] {
+    for (oid, name) in
+        [(20000, "where_am_i"), (20001, "asks"), (20002, "cycle_a"), (20003, "cycle_b"), (20004, "harmless"), (20005, "silent")]
+    {
         assert!(catalog.function(user(oid, name, "plpgsql")));
     }
     catalog.relation(table(30000, "t"));
@@ -49,8 +51,15 @@ fn badness_goes_through_functions_views_and_cycles() {
     for sql in ["SELECT cycle_a(1)", "SELECT harmless()", "TABLE t", "TABLE good_view"] {
         assert_eq!(class(&facts, sql), Class::Read, "{sql}");
     }
-    for sql in ["SELECT where_am_i()", "SELECT asks()", "SELECT silent()", "TABLE bad_view", "TABLE over_bad_view", "SELECT younger()", "TABLE younger"]
-    {
+    for sql in [
+        "SELECT where_am_i()",
+        "SELECT asks()",
+        "SELECT silent()",
+        "TABLE bad_view",
+        "TABLE over_bad_view",
+        "SELECT younger()",
+        "TABLE younger",
+    ] {
         assert_eq!(class(&facts, sql), Class::Write, "{sql}");
     }
     let doubted = facts.in_doubt(2);
