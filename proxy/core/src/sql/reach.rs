@@ -141,7 +141,7 @@ pub struct Catalog {
     symbols: FxHashMap<Box<str>, u32>,
     /// (reached, reaching)
     edges: Vec<(u32, u32)>,
-    /// In C, immutable, and an extension's: trusted where it implements an operator or a cast.
+    /// In C or internal, immutable, and an extension's: trusted where it implements an operator or a cast.
     trusted: FxHashSet<u32>,
     current_setting: FxHashSet<u32>,
     /// Functions whose bodies decide and haven't been read.
@@ -244,12 +244,12 @@ impl Catalog {
                 reads_body = true;
                 None
             }
-            (_, "c") if function.extension.is_some_and(|extension| EXTENSIONS.contains(&extension)) => None,
+            (_, "c" | "internal") if function.extension.is_some_and(|extension| EXTENSIONS.contains(&extension)) => None,
             // Made with each range type.
             (_, "internal") if function.internal.is_some_and(harmless_internal) => None,
             _ => Some("language"),
         };
-        if immutable && function.language == "c" && function.extension.is_some() {
+        if immutable && matches!(function.language, "c" | "internal") && function.extension.is_some() {
             self.trusted.insert(oid);
         }
         if let Some(rule) = rule {
