@@ -42,8 +42,8 @@ fn judged(facts: &Facts, sql: &str) -> String {
         Class::Read => "replica",
         Class::Write => "leader",
     };
-    let rules: Vec<&str> = verdict.reasons.iter().map(|reason| reason.rule).collect();
-    format!("{class} {}", rules.join(","))
+    let rules: Vec<String> = verdict.reasons.iter().map(|reason| format!("{} {}", reason.rule, reason.piece)).collect();
+    format!("{class} {}", rules.join(", "))
 }
 
 /// Lines of `expected statement`; what isn't judged so.
