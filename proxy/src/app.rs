@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use switchyard_config::{Config, Loaded, Problems};
-use switchyard_core::sql::{Facts, Memo};
+use switchyard_core::sql::Memo;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -18,6 +18,7 @@ use crate::auth::{Gate, LoginFacts};
 use crate::clients::Clients;
 use crate::context::{Context, NodeLoads, Verdicts};
 use crate::door::Door;
+use crate::facts::{Databases, Source};
 use crate::listener::{self, Entrance, Listener};
 use crate::logging::Logging;
 use crate::pool::Pools;
@@ -88,6 +89,7 @@ impl Router {
         let gate = Gate::new(config.auth.clone(), config.server_auth.clone(), require_tls, facts);
         let shared = Arc::new(ArcSwap::from_pointee(config.clone()));
         let pools = Pools::new(shared.clone(), health.topology.clone(), connector, stats.clone());
+        let databases = Databases::new(Source { config: shared.clone(), topology: health.topology.clone(), pools: pools.clone() });
         let context = Arc::new(Context {
             config: shared,
             health: health.clone(),
@@ -95,11 +97,7 @@ impl Router {
             pools,
             clients: Clients::new(),
             gate: ArcSwap::from_pointee(gate),
-            verdicts: Verdicts {
-                memo: Memo::new(config.routing.verdict_cache_size),
-                facts: ArcSwap::from_pointee(Facts::empty()),
-                stats: stats.clone(),
-            },
+            verdicts: Verdicts { memo: Memo::new(config.routing.verdict_cache_size), databases, stats: stats.clone() },
             loads: NodeLoads::new(stats.clone()),
         });
         let draining = Arc::new(AtomicBool::new(false));

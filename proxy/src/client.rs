@@ -21,6 +21,7 @@ use crate::auth::backend::AuthError;
 use crate::auth::{ConnectError, Identity};
 use crate::clients::Registered;
 use crate::context::Context;
+use crate::facts::Database;
 use crate::pool::{Acquired, Key, Lease, LeaseError, Pool};
 use crate::stats::{Pinned, Port};
 use crate::stream::Stream;
@@ -70,6 +71,7 @@ pub(crate) struct Client {
     policy: Arc<Policy>,
     port: Port,
     identity: Arc<Identity>,
+    database: Arc<Database>,
     slot: Registered,
     stream: Stream,
     session: Session,
@@ -127,11 +129,13 @@ impl Client {
         stream: Stream,
     ) -> Client {
         let startup = Settings::from_startup(identity.settings.iter().map(|(name, value)| (name.as_str(), value.as_bytes())));
+        let database = context.verdicts.databases.of(&identity.database);
         Client {
             context,
             policy,
             port,
             identity: Arc::new(identity),
+            database,
             slot,
             stream,
             session: Session::new(startup, key),
@@ -178,7 +182,7 @@ impl Client {
             now: Instant::now(),
             topology: &topology,
             loads: &self.context.loads,
-            judge: &self.context.verdicts,
+            judge: &self.context.verdicts.of(&self.database),
             policy: &self.policy,
             random: next_random(&mut self.random),
         };
@@ -616,7 +620,7 @@ impl Client {
             now: Instant::now(),
             topology: &topology,
             loads: &self.context.loads,
-            judge: &self.context.verdicts,
+            judge: &self.context.verdicts.of(&self.database),
             policy: &self.policy,
             random: next_random(&mut self.random),
         };

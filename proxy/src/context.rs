@@ -7,12 +7,13 @@ use rustc_hash::FxHashMap;
 use switchyard_config::Config;
 use switchyard_core::route::Loads;
 use switchyard_core::session::Judge;
-use switchyard_core::sql::{Dialect, Facts, Memo, Verdict};
+use switchyard_core::sql::{Dialect, Effect, Memo, PinReason, Verdict};
 use switchyard_core::topology::Member;
 use switchyard_health::Health;
 
 use crate::auth::Gate;
 use crate::clients::Clients;
+use crate::facts::{Database, Databases};
 use crate::pool::Pools;
 use crate::stats::{NodeStats, Stats};
 
@@ -28,19 +29,84 @@ pub(crate) struct Context {
     pub(crate) loads: NodeLoads,
 }
 
-/// Verdicts under the current catalog facts.
+/// Verdicts under the current catalog facts of each database.
 pub(crate) struct Verdicts {
     pub(crate) memo: Memo,
-    pub(crate) facts: ArcSwap<Facts>,
+    pub(crate) databases: Arc<Databases>,
     pub(crate) stats: Arc<Stats>,
 }
 
-impl Judge for Verdicts {
+impl Verdicts {
+    /// Verdicts for a session in `database`.
+    pub(crate) fn of<'a>(&'a self, database: &'a Database) -> DatabaseVerdicts<'a> {
+        DatabaseVerdicts { verdicts: self, database }
+    }
+}
+
+/// The judge of sessions in one database.
+pub(crate) struct DatabaseVerdicts<'a> {
+    verdicts: &'a Verdicts,
+    database: &'a Database,
+}
+
+impl Judge for DatabaseVerdicts<'_> {
     fn verdict(&self, sql: &[u8], standard_conforming_strings: bool, ascii_safe: bool) -> Arc<Verdict> {
         let dialect = Dialect { standard_conforming_strings, client_encoding_is_ascii_safe: ascii_safe };
-        let (verdict, _, hit) = self.memo.verdict(sql, &self.facts.load(), dialect);
-        if hit { &self.stats.verdict_hits } else { &self.stats.verdict_misses }.add(1);
+        let (verdict, _, hit) = self.verdicts.memo.verdict(sql, &self.database.facts(), dialect);
+        if hit { &self.verdicts.stats.verdict_hits } else { &self.verdicts.stats.verdict_misses }.add(1);
+        match ddl(&verdict) {
+            Ddl::None => {}
+            Ddl::Adds => self.database.ddl_passed(false),
+            Ddl::Changes => self.database.ddl_passed(true),
+        }
         verdict
+    }
+}
+
+/// What a statement may do to facts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ddl {
+    None,
+    /// New names, which are the leader's until they are known.
+    Adds,
+    Changes,
+}
+
+fn ddl(verdict: &Verdict) -> Ddl {
+    if !verdict.effects.contains(&Effect::Ddl) {
+        return Ddl::None;
+    }
+    if verdict.statements > 1 {
+        return Ddl::Changes;
+    }
+    // Seen by their own session only, which stays on its server.
+    if verdict.effects.contains(&Effect::Pin(PinReason::TempTable)) {
+        return Ddl::None;
+    }
+    match verdict.command {
+        "COMMENT"
+        | "GRANT"
+        | "GRANT ROLE"
+        | "REVOKE"
+        | "REVOKE ROLE"
+        | "SECURITY LABEL"
+        | "REFRESH MATERIALIZED VIEW"
+        | "CREATE INDEX"
+        | "ALTER INDEX"
+        | "DROP INDEX"
+        | "CREATE ROLE"
+        | "ALTER ROLE"
+        | "DROP ROLE"
+        | "CREATE DATABASE"
+        | "DROP DATABASE"
+        | "CREATE STATISTICS"
+        | "ALTER STATISTICS"
+        | "DROP STATISTICS"
+        | "ALTER SYSTEM"
+        | "CREATE TABLESPACE"
+        | "DROP TABLESPACE" => Ddl::None,
+        "CREATE TABLE" | "CREATE TABLE AS" | "SELECT INTO" | "CREATE SEQUENCE" | "CREATE MATERIALIZED VIEW" => Ddl::Adds,
+        _ => Ddl::Changes,
     }
 }
 

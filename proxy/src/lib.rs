@@ -7,6 +7,7 @@ mod client;
 mod clients;
 mod context;
 pub mod door;
+pub mod facts;
 mod listener;
 pub mod logging;
 mod pool;

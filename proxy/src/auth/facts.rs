@@ -206,7 +206,9 @@ impl Asker {
         let limit = self.postgres.connect_timeout;
         if self.kept.is_none() {
             let connecting = async {
-                let client = connect(&self.postgres, target, &self.tls).await?;
+                let purpose =
+                    Purpose { database: &self.postgres.database, application_name: "switchyard logins", statement_timeout: limit };
+                let client = connect_as_router(&self.postgres, target, &self.tls, purpose).await?;
                 let question = client.prepare(&self.query).await?;
                 Ok::<_, AskError>(Kept { target: target.clone(), client, question })
             };
@@ -235,7 +237,7 @@ impl Asker {
 }
 
 #[derive(Debug, thiserror::Error)]
-enum AskError {
+pub(crate) enum AskError {
     #[error(transparent)]
     Connect(#[from] backend::ConnectError),
     #[error("{}", describe(.0))]
@@ -252,15 +254,28 @@ fn describe(error: &tokio_postgres::Error) -> String {
     }
 }
 
-async fn connect(postgres: &Postgres, target: &Target, tls: &Connector) -> Result<Client, AskError> {
+/// What a connection as the router's own role is for.
+pub(crate) struct Purpose<'a> {
+    pub(crate) database: &'a str,
+    pub(crate) application_name: &'a str,
+    pub(crate) statement_timeout: Duration,
+}
+
+/// Connects as the router's own role. The connection ends with its client. The caller sets the deadline.
+pub(crate) async fn connect_as_router(
+    postgres: &Postgres,
+    target: &Target,
+    tls: &Connector,
+    purpose: Purpose<'_>,
+) -> Result<Client, AskError> {
     let stream = backend::open(target, tls).await?;
     let mut config = tokio_postgres::Config::new();
     config
         .user(&postgres.user)
-        .dbname(&postgres.database)
-        .application_name("switchyard logins")
+        .dbname(purpose.database)
+        .application_name(purpose.application_name)
         // Over whatever ALTER ROLE may have set: nobody's functions, operators or triggers of a kind get into the way.
-        .options(format!("-c search_path=pg_catalog -c statement_timeout={}", postgres.connect_timeout.as_millis()))
+        .options(format!("-c search_path=pg_catalog -c statement_timeout={}", purpose.statement_timeout.as_millis()))
         .ssl_mode(tokio_postgres::config::SslMode::Disable);
     if let Some(password) = &postgres.password {
         config.password(password.expose());
@@ -269,7 +284,7 @@ async fn connect(postgres: &Postgres, target: &Target, tls: &Connector) -> Resul
     let (client, connection) = config.connect_raw(stream, NoTls).await?;
     tokio::spawn(async move {
         if let Err(error) = connection.await {
-            tracing::debug!(error = %describe(&error), "the connection for questions about roles ended");
+            tracing::debug!(error = %describe(&error), "a connection of the router's own ended");
         }
     });
     Ok(client)

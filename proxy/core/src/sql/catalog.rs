@@ -3,6 +3,8 @@
 //! An immutable snapshot that sessions share; a new one has a higher generation. Names are kept as the catalog has them. Invariant: what
 //! several objects of one name would give is the worst of them, since `search_path` and overloads aren't resolved here.
 
+use std::sync::Arc;
+
 use rustc_hash::FxHashMap;
 
 use super::verdict::Class;
@@ -31,10 +33,16 @@ pub struct RelationFact {
     pub rule: &'static str,
 }
 
-/// Catalog facts of one database.
+/// Catalog facts of one database. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Facts {
     generation: u64,
+    in_doubt: bool,
+    known: Arc<Known>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Known {
     complete: bool,
     functions: FxHashMap<Box<str>, Vec<FunctionFact>>,
     relations: FxHashMap<Box<str>, Vec<RelationFact>>,
@@ -44,7 +52,7 @@ pub struct Facts {
 }
 
 /// Operators that the grammar puts for key words (`gram.y`: LIKE, ILIKE, SIMILAR TO, BETWEEN, IN, CASE, NULLIF, IS DISTINCT FROM, USING).
-const KEY_WORD_OPERATORS: [&str; 11] = ["=", "<>", "<", "<=", ">", ">=", "~", "~~", "~~*", "!~~", "!~~*"];
+pub(super) const KEY_WORD_OPERATORS: [&str; 11] = ["=", "<>", "<", "<=", ">", ">=", "~", "~~", "~~*", "!~~", "!~~*"];
 
 impl Facts {
     /// Nothing known: a function that isn't built in is a write, a relation a read.
@@ -55,7 +63,19 @@ impl Facts {
     /// Begins a snapshot. `generation` must differ from that of every other snapshot that shares a [`super::Memo`] with it (so each
     /// database's are numbered from one counter).
     pub fn builder(generation: u64) -> FactsBuilder {
-        FactsBuilder { facts: Facts { generation, ..Facts::default() } }
+        FactsBuilder { generation, known: Known::default() }
+    }
+
+    /// The same facts while they are in doubt, as DDL may have changed what functions, operators and views are: none of them is read from a
+    /// replica until there are newer ones. `generation` as in [`Facts::builder`].
+    #[must_use]
+    pub fn in_doubt(&self, generation: u64) -> Facts {
+        Facts { generation, in_doubt: true, known: Arc::clone(&self.known) }
+    }
+
+    /// Whether DDL may have changed what is known.
+    pub fn is_in_doubt(&self) -> bool {
+        self.in_doubt
     }
 
     pub fn generation(&self) -> u64 {
@@ -64,47 +84,49 @@ impl Facts {
 
     /// Whether every relation of the database is here, so that an unknown one must be younger.
     pub fn is_complete(&self) -> bool {
-        self.complete
+        self.known.complete
     }
 
     /// All functions of a name, in every schema but `pg_catalog`.
     pub fn functions(&self, name: &str) -> &[FunctionFact] {
-        self.functions.get(name).map_or(&[], Vec::as_slice)
+        self.known.functions.get(name).map_or(&[], Vec::as_slice)
     }
 
     /// All relations of a name, in every schema.
     pub fn relations(&self, name: &str) -> &[RelationFact] {
-        self.relations.get(name).map_or(&[], Vec::as_slice)
+        self.known.relations.get(name).map_or(&[], Vec::as_slice)
     }
 
     /// The worst user-defined operator of a symbol.
     pub fn operator(&self, symbol: &str) -> Option<(Class, &'static str)> {
-        self.operators.get(symbol).copied()
+        self.known.operators.get(symbol).copied()
     }
 
     /// Why an operator that a key word stands for (LIKE, IN, BETWEEN, CASE, USING, DISTINCT...) can't run on a replica. Which operands it has
     /// isn't known here, so one such operator makes every query suspect.
     pub fn bad_key_word_operator(&self) -> Option<&'static str> {
-        self.bad_key_word_operator
+        self.known.bad_key_word_operator
     }
 
     /// Why a type's casts or constraints can't run on a replica.
     pub fn bad_type(&self, name: &str) -> Option<&'static str> {
-        self.types.get(name).copied()
+        self.known.types.get(name).copied()
     }
 }
 
 /// Collects facts, row by row.
 #[derive(Clone, Debug)]
 pub struct FactsBuilder {
-    facts: Facts,
+    generation: u64,
+    known: Known,
 }
 
 impl FactsBuilder {
     /// Adds a function.
     pub fn function(mut self, name: &str, fact: FunctionFact) -> FactsBuilder {
-        let known = self.facts.functions.entry(name.into()).or_default();
-        if !known.contains(&fact) {
+        let known = self.known.functions.entry(name.into()).or_default();
+        // Overloads come one after the other, and say mostly the same.
+        if known.last() != Some(&fact) {
             known.push(fact);
         }
         self
@@ -112,38 +134,41 @@ impl FactsBuilder {
 
     /// Adds a relation.
     pub fn relation(mut self, name: &str, fact: RelationFact) -> FactsBuilder {
-        let known = self.facts.relations.entry(name.into()).or_default();
-        if !known.contains(&fact) {
-            known.push(fact);
-        }
+        self.known.relations.entry(name.into()).or_default().push(fact);
         self
     }
 
     /// Adds a user-defined operator by its symbol; the worst of several stays.
     pub fn operator(mut self, symbol: &str, class: Class, rule: &'static str) -> FactsBuilder {
-        let known = self.facts.operators.entry(symbol.into()).or_insert((class, rule));
+        let known = self.known.operators.entry(symbol.into()).or_insert((class, rule));
         if class > known.0 {
             *known = (class, rule);
         }
         if class != Class::Read && KEY_WORD_OPERATORS.contains(&symbol) {
-            self.facts.bad_key_word_operator = Some(rule);
+            self.known.bad_key_word_operator = Some(rule);
         }
         self
     }
 
     /// Adds a type (a domain, or one with a cast) whose use can't run on a replica.
     pub fn bad_type(mut self, name: &str, rule: &'static str) -> FactsBuilder {
-        self.facts.types.insert(name.into(), rule);
+        self.known.types.insert(name.into(), rule);
+        self
+    }
+
+    /// Says that what every statement may use without naming it can't run on a replica: an implicit cast, a comparison for sorting.
+    pub fn bad_key_word_operator(mut self, rule: &'static str) -> FactsBuilder {
+        self.known.bad_key_word_operator = Some(rule);
         self
     }
 
     /// Says that every relation of the database has been added.
     pub fn complete(mut self) -> FactsBuilder {
-        self.facts.complete = true;
+        self.known.complete = true;
         self
     }
 
     pub fn build(self) -> Facts {
-        self.facts
+        Facts { generation: self.generation, in_doubt: false, known: Arc::new(self.known) }
     }
 }

@@ -4,7 +4,7 @@
 //! a name that neither PostgreSQL nor the facts know is a function to run on the leader.
 
 use super::builtins;
-use super::catalog::Facts;
+use super::catalog::{Facts, FunctionFact};
 use super::verdict::{Class, Effect, PinReason};
 
 /// What calling a function means.
@@ -53,7 +53,15 @@ const fn pins(rule: &'static str, command: Option<&'static str>, reason: PinReas
     Call::Write { rule, command, effect: CallEffect::Pin(reason) }
 }
 
-const UNKNOWN: Call = pins("unknown_function", None, PinReason::UserCode);
+/// A user's function that isn't proven to read only may leave anything behind in its session: settings, temporary tables, locks.
+const fn user_code(rule: &'static str) -> Call {
+    pins(rule, None, PinReason::UserCode)
+}
+
+const UNKNOWN: Call = user_code("unknown_function");
+/// DDL has passed since the facts were read.
+const IN_DOUBT: &str = "facts_in_doubt";
+
 /// Tells about this server, or reads differently on a standby.
 const SERVER: Call = write("server_function");
 /// Runs text that is built at run time, or reads relations that the statement doesn't name.
@@ -218,13 +226,15 @@ pub(super) fn call(schema: Option<&str>, name: &str, facts: &Facts) -> Call {
             Some(schema) => *fact.schema == *schema,
         };
         if candidate && fact.class != Class::Read {
-            return write(fact.rule);
+            return user_code(fact.rule);
+        }
+        if candidate && facts.is_in_doubt() {
+            return user_code(IN_DOUBT);
         }
         if candidate {
             found = found.or(Some(Call::Read));
         }
     }
-    // What nobody has read may leave anything behind in its session: settings, temporary tables, locks.
     found.unwrap_or(UNKNOWN)
 }
 
@@ -234,8 +244,9 @@ pub(super) fn attribute(name: &str, facts: &Facts) -> Option<Call> {
     if among(builtins::ONE_ARGUMENT) && matches!(builtin(name), Some(Call::Write { .. })) {
         return builtin(name);
     }
-    let fact = facts.functions(name).iter().find(|fact| fact.one_argument && fact.class != Class::Read)?;
-    Some(write(fact.rule))
+    let bad = |fact: &&FunctionFact| fact.one_argument && (fact.class != Class::Read || facts.is_in_doubt());
+    let fact = facts.functions(name).iter().find(bad)?;
+    Some(user_code(if fact.class == Class::Read { IN_DOUBT } else { fact.rule }))
 }
 
 /// Relations of `pg_catalog` that show what lives on one server only.
@@ -283,6 +294,9 @@ pub(super) fn relation(schema: Option<&str>, name: &str, facts: &Facts, bound_he
         if fact.class != Class::Read {
             return Some(fact.rule);
         }
+        if fact.rule == "view" && facts.is_in_doubt() {
+            return Some(IN_DOUBT);
+        }
         known = true;
     }
     let of_the_system =
@@ -293,6 +307,7 @@ pub(super) fn relation(schema: Option<&str>, name: &str, facts: &Facts, bound_he
 /// Why an operator can't run on a replica; `None` where it can.
 pub(super) fn operator(symbol: &str, facts: &Facts) -> Option<&'static str> {
     match facts.operator(symbol) {
+        Some((Class::Read, _)) if facts.is_in_doubt() => Some(IN_DOUBT),
         Some((Class::Read, _)) => None,
         Some((_, rule)) => Some(rule),
         None if builtins::OPERATORS.binary_search(&symbol).is_ok() => None,
@@ -322,8 +337,8 @@ mod tests {
         };
         let facts = Facts::builder(1).function("lower", fact("other", true)).function("upper", fact("other", false)).build();
         assert_eq!(call(None, "lower", &facts), Call::Read);
-        assert_eq!(call(Some("other"), "lower", &facts), write("volatile"));
-        assert_eq!(call(None, "upper", &facts), write("volatile"));
+        assert_eq!(call(Some("other"), "lower", &facts), user_code("volatile"));
+        assert_eq!(call(None, "upper", &facts), user_code("volatile"));
         assert_eq!(call(Some("pg_catalog"), "upper", &facts), Call::Read);
         assert_eq!(call(Some("other"), "trim", &facts), UNKNOWN);
     }

@@ -2,6 +2,7 @@
 //!
 //! Two readers look at a query: a scan of PostgreSQL's own tokens, and sqlparser's tree. It is a read only if neither objects.
 
+pub mod bodies;
 mod builtins;
 pub mod catalog;
 pub mod classify;
@@ -12,6 +13,7 @@ mod keywords;
 pub mod lexer;
 pub mod memo;
 mod query;
+pub mod reach;
 mod tree;
 pub mod verdict;
 

@@ -1,0 +1,518 @@
+//! Which of a database's objects reach something that can't run on a replica, through any number of others.
+//!
+//! A graph of functions, relations, operators and types, fed row by row with what the catalogs say; from the objects that are bad by
+//! themselves, badness goes to all that reach them. Names in bodies stand for all objects of that name, as `search_path` isn't known.
+//! Invariant: an object that was reached and never described is bad, unless it is a type.
+
+use rustc_hash::{FxHashMap, FxHashSet};
+
+use super::bodies::{self, Language, Node, Reached};
+use super::catalog::{Facts, FunctionFact, KEY_WORD_OPERATORS, RelationFact};
+use super::functions::{self, Call};
+use super::verdict::Class;
+
+/// OIDs from here on belong to objects that people made (`FirstNormalObjectId`, `src/include/access/transam.h`).
+pub const FIRST_NORMAL_OID: u32 = 16384;
+
+/// A function's body is read up to this size, in bytes; a longer one counts as a write.
+pub const BODY_BYTES_MAX: usize = 64 * 1024;
+
+/// Extensions whose functions in C do what their volatility says, and read nothing that differs between servers. Not those that run text
+/// (tablefunc, xml2, pgrouting) or tell about the server (sslinfo, pgrowlocks, pg_buffercache).
+const EXTENSIONS: [&str; 34] = [
+    "bloom",
+    "btree_gin",
+    "btree_gist",
+    "citext",
+    "cube",
+    "dict_int",
+    "dict_xsyn",
+    "earthdistance",
+    "fuzzystrmatch",
+    "h3",
+    "hll",
+    "hstore",
+    "hypopg",
+    "intagg",
+    "intarray",
+    "ip4r",
+    "isn",
+    "ltree",
+    "pg_bigm",
+    "pg_trgm",
+    "pgcrypto",
+    "postgis",
+    "postgis_raster",
+    "postgis_sfcgal",
+    "prefix",
+    "rum",
+    "seg",
+    "semver",
+    "tsm_system_rows",
+    "unaccent",
+    "unit",
+    "uuid-ossp",
+    "vector",
+    "zhparser",
+];
+
+/// An object of the database, by the catalog that holds it and its OID there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Object {
+    /// `pg_proc`: functions, aggregates and window functions.
+    Function(u32),
+    /// `pg_class`
+    Relation(u32),
+    /// `pg_operator`
+    Operator(u32),
+    /// `pg_type`
+    Type(u32),
+    /// What every statement may use without naming it: operators behind key words, implicit casts, comparisons for sorting.
+    KeyWords,
+}
+
+/// `provolatile`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Volatility {
+    Immutable,
+    Stable,
+    Volatile,
+}
+
+/// A row of `pg_proc`.
+#[derive(Clone, Copy, Debug)]
+pub struct Function<'a> {
+    pub oid: u32,
+    pub schema: &'a str,
+    pub name: &'a str,
+    pub aggregate: bool,
+    pub volatility: Volatility,
+    /// `lanname`
+    pub language: &'a str,
+    /// The extension that it belongs to.
+    pub extension: Option<&'a str>,
+    /// `prosrc`, for functions in the language `internal`.
+    pub internal: Option<&'a str>,
+    /// See [`FunctionFact::hidden_by_builtin`].
+    pub hidden_by_builtin: bool,
+    pub one_argument: bool,
+    /// Its own `search_path` looks elsewhere before `pg_catalog`, so that built-in names may mean something else in it.
+    pub hides_builtins: bool,
+}
+
+/// A row of `pg_class`: what can stand in FROM.
+#[derive(Clone, Copy, Debug)]
+pub struct Relation<'a> {
+    pub oid: u32,
+    pub schema: &'a str,
+    pub name: &'a str,
+    /// `relkind`
+    pub kind: u8,
+    /// `relpersistence`
+    pub persistence: u8,
+}
+
+/// Why an object is bad, as a stable word.
+type Rule = &'static str;
+
+struct NodeState {
+    bad: Option<Rule>,
+    described: bool,
+    /// The rule it gets by reaching a bad one.
+    inherits: Rule,
+}
+
+struct KnownFunction {
+    node: u32,
+    name: Box<str>,
+    fact: FunctionFact,
+}
+
+/// The catalogs of one database, as far as they have been read.
+#[derive(Default)]
+pub struct Catalog {
+    nodes: Vec<NodeState>,
+    objects: FxHashMap<Object, u32>,
+    /// What a name in a body may mean: one node for all objects of the name.
+    called: FxHashMap<Box<str>, u32>,
+    called_in_schema: FxHashMap<(Box<str>, Box<str>), u32>,
+    attributes: FxHashMap<Box<str>, u32>,
+    named: FxHashMap<Box<str>, u32>,
+    symbols: FxHashMap<Box<str>, u32>,
+    /// (reached, reaching)
+    edges: Vec<(u32, u32)>,
+    /// In C or internal, immutable, and an extension's: trusted where it implements an operator or a cast.
+    trusted: FxHashSet<u32>,
+    current_setting: FxHashSet<u32>,
+    /// Functions whose bodies decide and haven't been read.
+    unread: FxHashSet<u32>,
+    functions: Vec<KnownFunction>,
+    relations: Vec<(u32, Box<str>, RelationFact)>,
+    operators: Vec<(u32, Box<str>)>,
+    types: Vec<(u32, Box<str>)>,
+}
+
+fn inherits(object: Object) -> Rule {
+    match object {
+        Object::Function(_) => "body",
+        Object::Relation(_) => "view",
+        Object::Operator(_) => "operator",
+        Object::Type(_) => "type",
+        Object::KeyWords => "key_word_operator",
+    }
+}
+
+impl Catalog {
+    pub fn new() -> Catalog {
+        Catalog::default()
+    }
+
+    fn new_node(nodes: &mut Vec<NodeState>, described: bool, inherits: Rule) -> u32 {
+        nodes.push(NodeState { bad: None, described, inherits });
+        u32::try_from(nodes.len() - 1).unwrap_or(u32::MAX)
+    }
+
+    fn node(&mut self, object: Object) -> u32 {
+        let nodes = &mut self.nodes;
+        let described = matches!(object, Object::Type(_) | Object::KeyWords);
+        *self.objects.entry(object).or_insert_with(|| Catalog::new_node(nodes, described, inherits(object)))
+    }
+
+    fn describe(&mut self, object: Object) -> u32 {
+        let node = self.node(object);
+        self.nodes[node as usize].described = true;
+        node
+    }
+
+    /// The node of a name in one of the tables of names.
+    fn name_node(nodes: &mut Vec<NodeState>, names: &mut FxHashMap<Box<str>, u32>, name: &str) -> u32 {
+        match names.get(name) {
+            Some(node) => *node,
+            None => *names.entry(name.into()).or_insert(Catalog::new_node(nodes, true, "name")),
+        }
+    }
+
+    fn bad_node(&mut self, node: u32, rule: Rule) {
+        self.nodes[node as usize].bad.get_or_insert(rule);
+    }
+
+    /// An object that can't run on a replica.
+    pub fn bad(&mut self, object: Object, rule: Rule) {
+        let node = self.node(object);
+        self.bad_node(node, rule);
+    }
+
+    /// One object reaches another.
+    pub fn reaches(&mut self, from: Object, to: Object) {
+        let (from, to) = (self.node(from), self.node(to));
+        self.edges.push((to, from));
+    }
+
+    /// An operator, a cast or the like is made of a function.
+    pub fn made_of(&mut self, object: Object, function: u32) {
+        if self.trusted.contains(&function) {
+            self.node(object);
+        } else {
+            self.reaches(object, Object::Function(function));
+        }
+    }
+
+    /// A function that comes with PostgreSQL, judged by its name.
+    pub fn builtin(&mut self, oid: u32, schema: &str, name: &str) {
+        let node = self.describe(Object::Function(oid));
+        if let Call::Write { rule, .. } = functions::call(Some(schema), name, &Facts::empty()) {
+            self.bad_node(node, rule);
+        }
+        if schema == "pg_catalog" && name == "current_setting" {
+            self.current_setting.insert(oid);
+        }
+    }
+
+    /// A function that people made. `true`: its body decides, and must be given to [`Catalog::body`] or [`Catalog::sql_body`]; without, the
+    /// function is a write.
+    pub fn function(&mut self, function: Function<'_>) -> bool {
+        let Function { oid, schema, name, .. } = function;
+        let node = self.describe(Object::Function(oid));
+        let immutable = function.volatility == Volatility::Immutable;
+        let mut reads_body = false;
+        let rule = match (function.volatility, function.language) {
+            // What an aggregate does, its functions do.
+            _ if function.aggregate => None,
+            (Volatility::Volatile, _) => Some("volatile"),
+            _ if function.hides_builtins => Some("search_path"),
+            (_, "sql" | "plpgsql") => {
+                reads_body = true;
+                None
+            }
+            (_, "c" | "internal") if function.extension.is_some_and(|extension| EXTENSIONS.contains(&extension)) => None,
+            // Made with each range type.
+            (_, "internal") if function.internal.is_some_and(harmless_internal) => None,
+            _ => Some("language"),
+        };
+        if immutable && matches!(function.language, "c" | "internal") && function.extension.is_some() {
+            self.trusted.insert(oid);
+        }
+        if let Some(rule) = rule {
+            self.bad_node(node, rule);
+        }
+        if reads_body {
+            self.unread.insert(node);
+        }
+        if !function.hidden_by_builtin || functions::builtin(name).is_none() {
+            let called = Catalog::name_node(&mut self.nodes, &mut self.called, name);
+            self.edges.push((node, called));
+        }
+        let key = (schema.into(), name.into());
+        let nodes = &mut self.nodes;
+        let qualified = *self.called_in_schema.entry(key).or_insert_with(|| Catalog::new_node(nodes, true, "name"));
+        self.edges.push((node, qualified));
+        if function.one_argument {
+            let attribute = Catalog::name_node(&mut self.nodes, &mut self.attributes, name);
+            self.edges.push((node, attribute));
+        }
+        let fact = FunctionFact {
+            schema: schema.into(),
+            class: Class::Read,
+            rule: function.language_rule(),
+            hidden_by_builtin: function.hidden_by_builtin,
+            one_argument: function.one_argument,
+        };
+        self.functions.push(KnownFunction { node, name: name.into(), fact });
+        reads_body
+    }
+
+    /// A relation. Those of the system are judged by their names.
+    pub fn relation(&mut self, relation: Relation<'_>) {
+        let Relation { oid, schema, name, .. } = relation;
+        let node = self.describe(Object::Relation(oid));
+        if oid < FIRST_NORMAL_OID {
+            if let Some(rule) = functions::relation(Some(schema), name, &Facts::empty(), true) {
+                self.bad_node(node, rule);
+            }
+            return;
+        }
+        let (kind, rule) = match (relation.kind, relation.persistence) {
+            (b'S', _) => ("sequence", Some("sequence")),
+            (b'f', _) => ("foreign", Some("foreign")),
+            (_, b'u') => ("unlogged", Some("unlogged")),
+            (_, b't') => ("temporary", Some("temporary")),
+            (b'v', _) => ("view", None),
+            (b'r' | b'p' | b'm', _) => ("table", None),
+            _ => ("relation_kind", Some("relation_kind")),
+        };
+        if let Some(rule) = rule {
+            self.bad_node(node, rule);
+        }
+        let named = Catalog::name_node(&mut self.nodes, &mut self.named, name);
+        self.edges.push((node, named));
+        self.relations.push((node, name.into(), RelationFact { schema: schema.into(), class: Class::Read, rule: kind }));
+    }
+
+    /// An operator by its symbol. Those of PostgreSQL itself are given too: expressions name them by OID.
+    pub fn operator(&mut self, oid: u32, symbol: &str, function: u32) {
+        let node = self.describe(Object::Operator(oid));
+        self.made_of(Object::Operator(oid), function);
+        if oid < FIRST_NORMAL_OID {
+            return;
+        }
+        let of_symbol = Catalog::name_node(&mut self.nodes, &mut self.symbols, symbol);
+        self.edges.push((node, of_symbol));
+        if KEY_WORD_OPERATORS.contains(&symbol) {
+            let key_words = self.node(Object::KeyWords);
+            self.edges.push((node, key_words));
+        }
+        self.operators.push((node, symbol.into()));
+    }
+
+    /// A type by its name; what it is made of is told with [`Catalog::reaches`].
+    pub fn type_name(&mut self, oid: u32, name: &str) {
+        let node = self.node(Object::Type(oid));
+        for name in std::iter::once(name).chain(spellings(name).iter().copied()) {
+            let named = Catalog::name_node(&mut self.nodes, &mut self.named, name);
+            self.edges.push((node, named));
+            self.types.push((node, name.into()));
+        }
+    }
+
+    /// The text of a function's body. All functions, relations, operators and types must have been given before.
+    pub fn body(&mut self, oid: u32, language: Language, text: &str) {
+        let node = self.node(Object::Function(oid));
+        self.unread.remove(&node);
+        if text.len() > BODY_BYTES_MAX {
+            return self.bad_node(node, "body_too_long");
+        }
+        let key_words = self.node(Object::KeyWords);
+        let mut bad = None;
+        let mut reached = Vec::new();
+        bodies::read_text(language, text, &mut |thing| match thing {
+            Reached::Bad(rule) => bad = bad.or(Some(rule)),
+            Reached::Call { schema: None, name } => {
+                if let Some(Call::Write { rule, .. }) = functions::builtin(name) {
+                    bad = bad.or(Some(rule));
+                }
+                reached.extend(self.called.get(name));
+            }
+            Reached::Call { schema: Some("pg_catalog"), name } => {
+                if let Some(Call::Write { rule, .. }) = functions::builtin(name) {
+                    bad = bad.or(Some(rule));
+                }
+                reached.extend(self.called_in_schema.get(&("pg_catalog".into(), name.into()) as &(Box<str>, Box<str>)));
+            }
+            Reached::Call { schema: Some(schema), name } => {
+                reached.extend(self.called_in_schema.get(&(schema.into(), name.into()) as &(Box<str>, Box<str>)));
+            }
+            Reached::Attribute(name) => {
+                if let Some(Call::Write { rule, .. }) = functions::attribute(name, &Facts::empty()) {
+                    bad = bad.or(Some(rule));
+                }
+                reached.extend(self.attributes.get(name));
+            }
+            Reached::Name(name) => {
+                // Whatever its schema: a name that the system gave means the system's, or is avoided.
+                bad = bad.or(functions::relation(None, name, &Facts::empty(), true));
+                reached.extend(self.named.get(name));
+            }
+            Reached::Operator(symbol) => reached.extend(self.symbols.get(symbol)),
+        });
+        reached.push(key_words);
+        reached.sort_unstable();
+        reached.dedup();
+        self.edges.extend(reached.into_iter().map(|to| (to, node)));
+        if let Some(rule) = bad {
+            self.bad_node(node, rule);
+        }
+    }
+
+    /// A body in standard SQL (`prosqlbody`).
+    pub fn sql_body(&mut self, oid: u32, tree: &str) {
+        let node = self.node(Object::Function(oid));
+        self.unread.remove(&node);
+        self.tree(Object::Function(oid), tree);
+    }
+
+    /// A `pg_node_tree` that belongs to an object. Built-in functions must have been given before.
+    pub fn tree(&mut self, of: Object, tree: &str) {
+        let from = self.node(of);
+        let mut bad = None;
+        let mut reached = Vec::new();
+        bodies::read_tree(tree, &mut |node| match node {
+            Node::Bad(rule) => bad = bad.or(Some(rule)),
+            Node::Function { oid, dotted: true } if self.current_setting.contains(&oid) => {}
+            Node::Function { oid, .. } => reached.push(Object::Function(oid)),
+            Node::Relation(oid) => reached.push(Object::Relation(oid)),
+            Node::Operator(oid) => reached.push(Object::Operator(oid)),
+            Node::Type(oid) => reached.push(Object::Type(oid)),
+        });
+        for object in reached {
+            let to = self.node(object);
+            if to != from {
+                self.edges.push((to, from));
+            }
+        }
+        if let Some(rule) = bad {
+            self.bad_node(from, rule);
+        }
+    }
+
+    /// Gives badness to all that reach it, and makes facts of what is known.
+    pub fn finish(mut self, generation: u64) -> Facts {
+        self.spread();
+        let bad = |node: u32| self.nodes[node as usize].bad;
+        let mut facts = Facts::builder(generation);
+        self.functions.sort_by(|left, right| (&left.name, &left.fact.schema).cmp(&(&right.name, &right.fact.schema)));
+        for mut function in self.functions {
+            if let Some(rule) = bad(function.node) {
+                (function.fact.class, function.fact.rule) = (Class::Write, rule);
+            }
+            facts = facts.function(&function.name, function.fact);
+        }
+        for (node, name, mut fact) in self.relations {
+            if let Some(rule) = bad(node) {
+                // A table that reaches something does so by its policies or children.
+                let rule = if rule == "view" && fact.rule != "view" { "policy_or_child" } else { rule };
+                (fact.class, fact.rule) = (Class::Write, rule);
+            }
+            facts = facts.relation(&name, fact);
+        }
+        for (node, symbol) in self.operators {
+            facts = match bad(node) {
+                Some(rule) => facts.operator(&symbol, Class::Write, rule),
+                None => facts.operator(&symbol, Class::Read, "operator"),
+            };
+        }
+        for (node, name) in self.types {
+            if let Some(rule) = bad(node) {
+                facts = facts.bad_type(&name, rule);
+            }
+        }
+        if let Some(rule) = self.objects.get(&Object::KeyWords).and_then(|node| bad(*node)) {
+            facts = facts.bad_key_word_operator(rule);
+        }
+        facts.complete().build()
+    }
+
+    fn spread(&mut self) {
+        for node in std::mem::take(&mut self.unread) {
+            self.bad_node(node, "body_unread");
+        }
+        for node in &mut self.nodes {
+            if !node.described {
+                node.bad.get_or_insert("unknown_object");
+            }
+        }
+        self.edges.sort_unstable();
+        self.edges.dedup();
+        let mut waiting: Vec<u32> = (0..self.nodes.len() as u32).filter(|node| self.nodes[*node as usize].bad.is_some()).collect();
+        while let Some(reached) = waiting.pop() {
+            let first = self.edges.partition_point(|(to, _)| *to < reached);
+            for (_, from) in self.edges[first..].iter().take_while(|(to, _)| *to == reached) {
+                let state = &mut self.nodes[*from as usize];
+                if state.bad.is_none() {
+                    state.bad = Some(state.inherits);
+                    waiting.push(*from);
+                }
+            }
+        }
+    }
+}
+
+impl Function<'_> {
+    fn language_rule(&self) -> Rule {
+        match (self.aggregate, self.volatility) {
+            (true, _) => "aggregate",
+            (false, Volatility::Immutable) => "immutable",
+            (false, Volatility::Stable) => "stable",
+            (false, Volatility::Volatile) => "volatile",
+        }
+    }
+}
+
+/// A function of the language `internal` is a built-in one by another name. `source` is the name of PostgreSQL's C function, which is mostly that
+/// of the SQL function too.
+fn harmless_internal(source: &str) -> bool {
+    source.starts_with("range_constructor")
+        || source.starts_with("multirange_constructor")
+        || matches!(functions::builtin(source), Some(Call::Read | Call::Clock))
+}
+
+/// How SQL spells types whose names in `pg_type` are others (`gram.y`, `SimpleTypename`), by their first words.
+fn spellings(name: &str) -> &'static [&'static str] {
+    match name {
+        "int2" => &["smallint"],
+        "int4" => &["int", "integer"],
+        "int8" => &["bigint"],
+        "float4" => &["real", "float"],
+        "float8" => &["double", "float"],
+        "numeric" => &["decimal", "dec"],
+        "bool" => &["boolean"],
+        "bpchar" => &["character", "char", "nchar", "national"],
+        "varchar" => &["character", "char", "nchar", "national"],
+        "varbit" => &["bit"],
+        "timestamptz" => &["timestamp"],
+        "timetz" => &["time"],
+        _ => &[],
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,132 @@
+use super::*;
+use crate::sql::{Dialect, classify};
+
+fn user<'a>(oid: u32, name: &'a str, language: &'a str) -> Function<'a> {
+    Function {
+        oid,
+        schema: "public",
+        name,
+        aggregate: false,
+        volatility: Volatility::Stable,
+        language,
+        extension: None,
+        internal: None,
+        hidden_by_builtin: false,
+        one_argument: true,
+        hides_builtins: false,
+    }
+}
+
+fn table(oid: u32, name: &str) -> Relation<'_> {
+    Relation { oid, schema: "public", name, kind: b'r', persistence: b'p' }
+}
+
+fn class(facts: &Facts, sql: &str) -> Class {
+    classify(sql.as_bytes(), facts, Dialect::default()).class
+}
+
+#[test]
+fn badness_goes_through_functions_views_and_cycles() {
+    let mut catalog = Catalog::new();
+    catalog.builtin(3810, "pg_catalog", "pg_is_in_recovery");
+    catalog.builtin(870, "pg_catalog", "lower");
+    for (oid, name) in
+        [(20000, "where_am_i"), (20001, "asks"), (20002, "cycle_a"), (20003, "cycle_b"), (20004, "harmless"), (20005, "silent")]
+    {
+        assert!(catalog.function(user(oid, name, "plpgsql")));
+    }
+    catalog.relation(table(30000, "t"));
+    catalog.relation(Relation { kind: b'v', ..table(30001, "good_view") });
+    catalog.relation(Relation { kind: b'v', ..table(30002, "bad_view") });
+    catalog.relation(Relation { kind: b'v', ..table(30003, "over_bad_view") });
+    catalog.body(20000, Language::PlPgSql, "BEGIN RETURN pg_is_in_recovery(); END");
+    catalog.body(20001, Language::PlPgSql, "BEGIN RETURN public.where_am_i(); END");
+    catalog.body(20002, Language::PlPgSql, "BEGIN RETURN cycle_b(1); END");
+    catalog.body(20003, Language::PlPgSql, "BEGIN RETURN cycle_a(1) + lower('X'); END");
+    catalog.body(20004, Language::Sql, "SELECT count(*) FROM good_view");
+    catalog.tree(Object::Relation(30001), "{RTE :relid 30000} {FUNCEXPR :funcid 870 :args <>}");
+    catalog.tree(Object::Relation(30002), "{RTE :relid 30000} {FUNCEXPR :funcid 20001 :args <>}");
+    catalog.tree(Object::Relation(30003), "{RTE :relid 30002}");
+    let facts = catalog.finish(1);
+    for sql in ["SELECT cycle_a(1)", "SELECT harmless()", "TABLE t", "TABLE good_view"] {
+        assert_eq!(class(&facts, sql), Class::Read, "{sql}");
+    }
+    for sql in [
+        "SELECT where_am_i()",
+        "SELECT asks()",
+        "SELECT silent()",
+        "TABLE bad_view",
+        "TABLE over_bad_view",
+        "SELECT younger()",
+        "TABLE younger",
+    ] {
+        assert_eq!(class(&facts, sql), Class::Write, "{sql}");
+    }
+    let doubted = facts.in_doubt(2);
+    assert_eq!(class(&doubted, "SELECT harmless()"), Class::Write);
+    assert_eq!(class(&doubted, "TABLE good_view"), Class::Write);
+    assert_eq!(class(&doubted, "TABLE t"), Class::Read);
+}
+
+#[test]
+fn a_name_in_a_body_is_any_object_of_that_name() {
+    let mut catalog = Catalog::new();
+    catalog.function(user(20000, "f", "plpgsql"));
+    catalog.function(Function { schema: "other", volatility: Volatility::Volatile, ..user(20001, "g", "plpgsql") });
+    catalog.function(user(20002, "g", "sql"));
+    catalog.function(user(20003, "h", "sql"));
+    catalog.relation(Relation { persistence: b'u', ..table(30000, "u") });
+    catalog.body(20000, Language::PlPgSql, "BEGIN RETURN g(1); END");
+    catalog.body(20002, Language::Sql, "SELECT 1");
+    catalog.body(20003, Language::Sql, "SELECT max(id) FROM u");
+    let facts = catalog.finish(1);
+    for sql in ["SELECT f()", "SELECT g()", "SELECT h()", "TABLE u"] {
+        assert_eq!(class(&facts, sql), Class::Write, "{sql}");
+    }
+    assert_eq!(class(&facts, "SELECT public.g()"), Class::Read);
+}
+
+#[test]
+fn operators_casts_and_domains_count() {
+    let mut catalog = Catalog::new();
+    for (oid, name) in [(20000, "impl_bad"), (20001, "impl_good")] {
+        catalog.function(Function { extension: Some("unheard_of"), volatility: Volatility::Immutable, ..user(oid, name, "c") });
+    }
+    catalog.function(Function { volatility: Volatility::Volatile, ..user(20002, "volatile", "sql") });
+    catalog.function(user(20003, "uses", "sql"));
+    catalog.operator(40000, "@@@@", 20002);
+    catalog.operator(40001, "@@@", 20001);
+    catalog.type_name(50000, "checked");
+    catalog.type_name(50001, "_checked");
+    catalog.type_name(20, "int8");
+    catalog.reaches(Object::Type(50001), Object::Type(50000));
+    catalog.tree(Object::Type(50000), "{FUNCEXPR :funcid 20002 :args <>}");
+    catalog.made_of(Object::Type(20), 20002);
+    catalog.body(20003, Language::Sql, "SELECT 'a' @@@@ 'b'");
+    let facts = catalog.finish(1);
+    for sql in ["SELECT 1 @@@@ 2", "SELECT 'x'::checked", "SELECT 'x'::bigint", "SELECT uses()", "SELECT impl_good()"] {
+        assert_eq!(class(&facts, sql), Class::Write, "{sql}");
+    }
+    for sql in ["SELECT 1 @@@ 2", "SELECT 'x'::text, 1 = 1"] {
+        assert_eq!(class(&facts, sql), Class::Read, "{sql}");
+    }
+
+    let mut catalog = Catalog::new();
+    catalog.function(Function { volatility: Volatility::Volatile, ..user(20002, "volatile", "sql") });
+    catalog.made_of(Object::KeyWords, 20002);
+    assert_eq!(class(&catalog.finish(2), "SELECT 1"), Class::Write, "an implicit cast may be anywhere");
+}
+
+#[test]
+fn a_large_catalog_takes_seconds_at_most() {
+    let mut catalog = Catalog::new();
+    let names: Vec<String> = (0..100_000).map(|at| format!("function_{at}")).collect();
+    for (oid, name) in (20_000..).zip(&names) {
+        catalog.function(user(oid, name, "plpgsql"));
+    }
+    for (at, oid) in (0..100_000).zip(20_000..) {
+        catalog.body(oid, Language::PlPgSql, &format!("BEGIN RETURN function_{}(a) + function_7(b); END", (at + 1) % 100_000));
+    }
+    let facts = catalog.finish(1);
+    assert_eq!(class(&facts, "SELECT function_5(1)"), Class::Read);
+}

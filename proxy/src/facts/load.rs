@@ -1,0 +1,366 @@
+//! Reads a database's catalogs into facts, in one transaction, row by row.
+//!
+//! Invariant: all of it or nothing. What is read is bounded by what the queries leave out (long bodies come as none), never by what a client
+//! sends. Everything is qualified, and `search_path` is `pg_catalog`, as a cast or an operator of somebody's mustn't get into the way.
+
+use std::borrow::Cow;
+
+use futures_util::{TryStreamExt, pin_mut};
+use switchyard_core::sql::Facts;
+use switchyard_core::sql::bodies::Language;
+use switchyard_core::sql::reach::{BODY_BYTES_MAX, Catalog, Function, Object, Relation, Volatility};
+use tokio_postgres::types::{FromSql, Type};
+use tokio_postgres::{Client, Row};
+
+/// A view's or policy's expression is read up to this size, in bytes; with a longer one it counts as a write.
+const TREE_BYTES_MAX: usize = 1024 * 1024;
+
+/// Why there are no facts.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    #[error("{}", describe(.0))]
+    Postgres(#[from] tokio_postgres::Error),
+}
+
+/// tokio-postgres prints "db error" and leaves the rest to its source.
+fn describe(error: &tokio_postgres::Error) -> String {
+    match error.as_db_error() {
+        Some(db) => format!("{} ({})", db.message(), db.code().code()),
+        None => error.to_string(),
+    }
+}
+
+/// A value that is text. What isn't UTF-8 (in databases of encoding SQL_ASCII) is changed, so that it matches no name.
+struct Text<'a>(Cow<'a, str>);
+
+impl<'a> FromSql<'a> for Text<'a> {
+    fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Text<'a>, Box<dyn std::error::Error + Sync + Send>> {
+        Ok(Text(String::from_utf8_lossy(raw)))
+    }
+
+    fn accepts(kind: &Type) -> bool {
+        matches!(*kind, Type::TEXT | Type::NAME | Type::VARCHAR)
+    }
+}
+
+fn text(row: &Row, column: usize) -> Result<Cow<'_, str>, tokio_postgres::Error> {
+    row.try_get::<_, Text<'_>>(column).map(|text| text.0)
+}
+
+fn optional(row: &Row, column: usize) -> Result<Option<Cow<'_, str>>, tokio_postgres::Error> {
+    row.try_get::<_, Option<Text<'_>>>(column).map(|text| text.map(|text| text.0))
+}
+
+fn oid(row: &Row, column: usize) -> Result<u32, tokio_postgres::Error> {
+    row.try_get(column)
+}
+
+/// A `"char"`.
+fn letter(row: &Row, column: usize) -> Result<u8, tokio_postgres::Error> {
+    row.try_get::<_, i8>(column).map(|letter| letter as u8)
+}
+
+async fn each(
+    client: &Client,
+    query: &str,
+    mut take: impl FnMut(&Row) -> Result<(), tokio_postgres::Error>,
+) -> Result<(), tokio_postgres::Error> {
+    let rows = client.query_raw(query, std::iter::empty::<i32>()).await?;
+    pin_mut!(rows);
+    while let Some(row) = rows.try_next().await? {
+        take(&row)?;
+    }
+    Ok(())
+}
+
+/// What changes whenever facts may: the sum of a hash per row, of the rows that people made. Not `xmin` of `pg_class`, which TRUNCATE and
+/// REFRESH change as well. Temporary objects are left out, as only the session sees them that made them.
+const FINGERPRINT: &str = "\
+SELECT pg_catalog.concat_ws(' ',
+  (SELECT sum(hashint8extended(xmin::text::int8, oid::int8)) FROM pg_catalog.pg_proc WHERE oid >= 16384),
+  (SELECT sum(hashtextextended(concat(relname, ' ', relkind, relpersistence, relrowsecurity, CASE WHEN relkind = 'c' THEN relnatts END),
+                               (oid::int8 << 32) + relnamespace::int8))
+     FROM pg_catalog.pg_class
+    WHERE oid >= 16384 AND relkind IN ('r', 'p', 'v', 'm', 'f', 'S', 'c') AND relpersistence <> 't'),
+  (SELECT sum(hashint8extended(xmin::text::int8, oid::int8)) FROM pg_catalog.pg_rewrite WHERE oid >= 16384 AND ev_type = '1'),
+  (SELECT sum(hashint8extended(xmin::text::int8, oid::int8)) FROM pg_catalog.pg_policy),
+  (SELECT sum(hashint8extended(xmin::text::int8, oid::int8)) FROM pg_catalog.pg_operator WHERE oid >= 16384),
+  (SELECT sum(hashint8extended(xmin::text::int8, oid::int8)) FROM pg_catalog.pg_cast WHERE oid >= 16384),
+  (SELECT sum(hashint8extended(xmin::text::int8, oid::int8)) FROM pg_catalog.pg_amproc WHERE oid >= 16384),
+  (SELECT sum(hashint8extended(xmin::text::int8, oid::int8)) FROM pg_catalog.pg_constraint WHERE contypid <> 0 AND oid >= 16384),
+  (SELECT sum(hashint8extended(xmin::text::int8, oid::int8)) FROM pg_catalog.pg_type
+    WHERE oid >= 16384 AND typtype <> 'c' AND typcategory <> 'A'),
+  (SELECT sum(hashint8extended(xmin::text::int8, oid::int8)) FROM pg_catalog.pg_namespace
+    WHERE oid >= 16384 AND nspname !~ '^pg_(toast_)?temp_'),
+  (SELECT sum(hashint8extended(xmin::text::int8, oid::int8)) FROM pg_catalog.pg_extension),
+  (SELECT sum(hashint8extended(inhrelid::int8, inhparent::int8)) FROM pg_catalog.pg_inherits))";
+
+const BUILTIN_FUNCTIONS: &str = "\
+SELECT p.oid, n.nspname, p.proname
+  FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
+ WHERE p.oid < 16384";
+
+/// Columns: oid, schema, name, aggregate, volatility, language, extension, internal source, hidden by a built-in one, can be called with one
+/// argument, its own `search_path` puts something before `pg_catalog`.
+const FUNCTIONS: &str = "\
+SELECT p.oid, n.nspname, p.proname, p.prokind = 'a', p.provolatile, l.lanname, e.extname,
+       CASE WHEN l.lanname = 'internal' THEN p.prosrc END,
+       p.pronargdefaults = 0 AND p.provariadic = 0 AND
+         EXISTS (SELECT FROM pg_catalog.pg_proc b
+                  WHERE b.proname = p.proname AND b.proargtypes = p.proargtypes AND b.pronamespace = 'pg_catalog'::regnamespace
+                    AND b.oid < 16384),
+       p.pronargs >= 1 AND p.pronargs - p.pronargdefaults <= 1,
+       EXISTS (SELECT FROM unnest(p.proconfig) s WHERE s ~ '^search_path=.*,.*pg_catalog')
+  FROM pg_catalog.pg_proc p
+  JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
+  JOIN pg_catalog.pg_language l ON l.oid = p.prolang
+  LEFT JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e'
+                                  AND d.refclassid = 'pg_catalog.pg_extension'::regclass
+  LEFT JOIN pg_catalog.pg_extension e ON e.oid = d.refobjid
+ WHERE p.oid >= 16384 AND p.prokind <> 'p'";
+
+const AGGREGATES: &str = "\
+SELECT aggfnoid::oid, f
+  FROM pg_catalog.pg_aggregate,
+       unnest(ARRAY[aggtransfn, aggfinalfn, aggcombinefn, aggserialfn, aggdeserialfn, aggmtransfn, aggminvtransfn, aggmfinalfn]::oid[]) f
+ WHERE aggfnoid::oid >= 16384 AND f <> 0";
+
+/// Temporary relations are left out: they are seen by the session that made them, which stays on its server, and their names mustn't keep
+/// everybody else's tables from the replicas.
+const RELATIONS: &str = "\
+SELECT c.oid, n.nspname, c.relname, c.relkind, c.relpersistence
+  FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+ WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S') AND c.relpersistence <> 't'";
+
+const INHERITS: &str = "\
+SELECT i.inhparent, i.inhrelid
+  FROM pg_catalog.pg_inherits i
+  JOIN pg_catalog.pg_class p ON p.oid = i.inhparent AND p.relkind IN ('r', 'p', 'f') AND p.relpersistence <> 't'
+  JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid AND c.relpersistence <> 't'";
+
+const OPERATORS: &str = "SELECT oid, oprname, oprcode::oid FROM pg_catalog.pg_operator WHERE oprcode <> 0";
+
+const TYPES: &str = "\
+SELECT t.oid, t.typname
+  FROM pg_catalog.pg_type t
+ WHERE t.oid >= 16384 AND (t.typtype IN ('d', 'b', 'e', 'r', 'm')
+    OR EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = t.typrelid AND c.relpersistence <> 't'))
+    OR t.oid IN (SELECT casttarget FROM pg_catalog.pg_cast WHERE oid >= 16384)";
+
+/// Domains and what they are over, arrays and their elements, composites and their attributes, ranges and what they range over.
+const TYPE_PARTS: &str = "\
+SELECT oid, typbasetype FROM pg_catalog.pg_type WHERE oid >= 16384 AND typbasetype <> 0
+UNION ALL SELECT oid, typelem FROM pg_catalog.pg_type WHERE oid >= 16384 AND typelem <> 0
+UNION ALL SELECT rngtypid, rngsubtype FROM pg_catalog.pg_range WHERE rngtypid >= 16384
+UNION ALL SELECT c.reltype, a.atttypid
+            FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_class c ON c.oid = a.attrelid
+           WHERE a.attnum > 0 AND a.atttypid >= 16384 AND NOT a.attisdropped AND c.reltype <> 0 AND c.relpersistence <> 't'";
+
+/// Columns: source, target, function, implicit.
+const CASTS: &str = "\
+SELECT castsource, casttarget, castfunc::oid, castcontext = 'i' FROM pg_catalog.pg_cast WHERE castfunc::oid >= 16384";
+
+/// What sorting, DISTINCT, GROUP BY and joins call without an operator's name, where it isn't in C.
+const COMPARISONS: &str = "\
+SELECT DISTINCT p.oid
+  FROM pg_catalog.pg_amproc a
+  JOIN pg_catalog.pg_proc p ON p.oid = a.amproc::oid
+  JOIN pg_catalog.pg_language l ON l.oid = p.prolang
+ WHERE p.oid >= 16384 AND l.lanname NOT IN ('c', 'internal')";
+
+fn views() -> String {
+    format!(
+        "SELECT r.ev_class, CASE WHEN octet_length(r.ev_action::text) <= {TREE_BYTES_MAX} THEN r.ev_action::text END
+           FROM pg_catalog.pg_rewrite r JOIN pg_catalog.pg_class c ON c.oid = r.ev_class
+          WHERE r.ev_type = '1' AND c.relkind = 'v' AND c.oid >= 16384 AND c.relpersistence <> 't'"
+    )
+}
+
+fn policies() -> String {
+    format!(
+        "SELECT p.polrelid, CASE WHEN octet_length(p.polqual::text) <= {TREE_BYTES_MAX} THEN p.polqual::text END
+           FROM pg_catalog.pg_policy p JOIN pg_catalog.pg_class c ON c.oid = p.polrelid
+          WHERE c.relrowsecurity AND p.polcmd IN ('r', '*') AND p.polqual IS NOT NULL AND c.relpersistence <> 't'"
+    )
+}
+
+fn domains() -> String {
+    format!(
+        "SELECT contypid, CASE WHEN octet_length(conbin::text) <= {TREE_BYTES_MAX} THEN conbin::text END
+           FROM pg_catalog.pg_constraint WHERE contypid >= 16384 AND conbin IS NOT NULL"
+    )
+}
+
+fn defaults() -> String {
+    format!(
+        "SELECT oid, CASE WHEN octet_length(proargdefaults::text) <= {TREE_BYTES_MAX} THEN proargdefaults::text END
+           FROM pg_catalog.pg_proc WHERE oid >= 16384 AND proargdefaults IS NOT NULL AND prokind <> 'p'"
+    )
+}
+
+/// Columns: oid, is PL/pgSQL, text, standard SQL (before PostgreSQL 14 there is none).
+fn bodies(version_num: i32) -> String {
+    let standard = if version_num >= 140_000 { "p.prosqlbody::text" } else { "NULL::text" };
+    format!(
+        "SELECT p.oid, l.lanname = 'plpgsql',
+                CASE WHEN octet_length(p.prosrc) <= {BODY_BYTES_MAX} THEN p.prosrc END,
+                CASE WHEN octet_length({standard}) <= {TREE_BYTES_MAX} THEN {standard} END,
+                {standard} IS NOT NULL
+           FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_language l ON l.oid = p.prolang
+          WHERE p.oid >= 16384 AND p.provolatile <> 'v' AND p.prokind <> 'p' AND l.lanname IN ('sql', 'plpgsql')"
+    )
+}
+
+/// A database's state, as far as facts depend on it. Equal fingerprints: equal facts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CatalogFingerprint(String);
+
+/// Reads the fingerprint alone, which costs a few milliseconds with some thousand objects.
+///
+/// # Errors
+/// What the server or the connection said.
+pub async fn fingerprint(client: &Client) -> Result<CatalogFingerprint, LoadError> {
+    let row = client.query_one(FINGERPRINT, &[]).await?;
+    Ok(CatalogFingerprint(text(&row, 0)?.into_owned()))
+}
+
+/// Reads all facts of the database that `client` is connected to, and the fingerprint that goes with them. `generation` as in
+/// [`Facts::builder`]. The client's `search_path` must be `pg_catalog`.
+///
+/// # Errors
+/// What the server or the connection said; then the connection may be within a transaction.
+pub async fn load_with_fingerprint(client: &Client, generation: u64) -> Result<(CatalogFingerprint, Facts), LoadError> {
+    client.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
+    let fingerprint = fingerprint(client).await?;
+    let mut catalog = Catalog::new();
+    // In this order: what an expression names by OID or name must be known before it is read.
+    functions(client, &mut catalog).await?;
+    relations(client, &mut catalog).await?;
+    each(client, OPERATORS, |row| {
+        catalog.operator(oid(row, 0)?, &text(row, 1)?, oid(row, 2)?);
+        Ok(())
+    })
+    .await?;
+    types(client, &mut catalog).await?;
+    expressions(client, &mut catalog).await?;
+    client.batch_execute("COMMIT").await?;
+    // Pure computing, a second at most for a hundred thousand functions: not on a thread that relays.
+    let facts = tokio::task::spawn_blocking(move || catalog.finish(generation)).await;
+    Ok((fingerprint, facts.unwrap_or_else(|_| Facts::empty())))
+}
+
+/// As [`load_with_fingerprint`], without the fingerprint: sets the connection's `search_path`.
+///
+/// # Errors
+/// As there.
+pub async fn load(client: &Client, generation: u64) -> Result<Facts, LoadError> {
+    client.batch_execute("SET search_path = pg_catalog").await?;
+    Ok(load_with_fingerprint(client, generation).await?.1)
+}
+
+async fn functions(client: &Client, catalog: &mut Catalog) -> Result<(), tokio_postgres::Error> {
+    each(client, BUILTIN_FUNCTIONS, |row| {
+        catalog.builtin(oid(row, 0)?, &text(row, 1)?, &text(row, 2)?);
+        Ok(())
+    })
+    .await?;
+    each(client, FUNCTIONS, |row| {
+        let (schema, name, language, extension, internal) =
+            (text(row, 1)?, text(row, 2)?, text(row, 5)?, optional(row, 6)?, optional(row, 7)?);
+        catalog.function(Function {
+            oid: oid(row, 0)?,
+            schema: &schema,
+            name: &name,
+            aggregate: row.try_get(3)?,
+            volatility: match letter(row, 4)? {
+                b'i' => Volatility::Immutable,
+                b's' => Volatility::Stable,
+                _ => Volatility::Volatile,
+            },
+            language: &language,
+            extension: extension.as_deref(),
+            internal: internal.as_deref(),
+            hidden_by_builtin: row.try_get(8)?,
+            one_argument: row.try_get(9)?,
+            hides_builtins: row.try_get(10)?,
+        });
+        Ok(())
+    })
+    .await?;
+    each(client, AGGREGATES, |row| {
+        catalog.made_of(Object::Function(oid(row, 0)?), oid(row, 1)?);
+        Ok(())
+    })
+    .await
+}
+
+async fn relations(client: &Client, catalog: &mut Catalog) -> Result<(), tokio_postgres::Error> {
+    each(client, RELATIONS, |row| {
+        let (schema, name) = (text(row, 1)?, text(row, 2)?);
+        catalog.relation(Relation { oid: oid(row, 0)?, schema: &schema, name: &name, kind: letter(row, 3)?, persistence: letter(row, 4)? });
+        Ok(())
+    })
+    .await?;
+    each(client, INHERITS, |row| {
+        catalog.reaches(Object::Relation(oid(row, 0)?), Object::Relation(oid(row, 1)?));
+        Ok(())
+    })
+    .await
+}
+
+async fn types(client: &Client, catalog: &mut Catalog) -> Result<(), tokio_postgres::Error> {
+    each(client, TYPES, |row| {
+        catalog.type_name(oid(row, 0)?, &text(row, 1)?);
+        Ok(())
+    })
+    .await?;
+    each(client, TYPE_PARTS, |row| {
+        catalog.reaches(Object::Type(oid(row, 0)?), Object::Type(oid(row, 1)?));
+        Ok(())
+    })
+    .await?;
+    each(client, CASTS, |row| {
+        let (target, function) = (oid(row, 1)?, oid(row, 2)?);
+        catalog.made_of(Object::Type(target), function);
+        if row.try_get(3)? {
+            catalog.made_of(Object::KeyWords, function);
+        }
+        Ok(())
+    })
+    .await?;
+    each(client, COMPARISONS, |row| {
+        catalog.made_of(Object::KeyWords, oid(row, 0)?);
+        Ok(())
+    })
+    .await
+}
+
+async fn expressions(client: &Client, catalog: &mut Catalog) -> Result<(), tokio_postgres::Error> {
+    let queries: [(String, fn(u32) -> Object); 4] =
+        [(views(), Object::Relation), (policies(), Object::Relation), (domains(), Object::Type), (defaults(), Object::Function)];
+    for (query, object) in queries {
+        each(client, &query, |row| {
+            let object = object(oid(row, 0)?);
+            match optional(row, 1)? {
+                Some(tree) => catalog.tree(object, &tree),
+                None => catalog.bad(object, "expression_too_long"),
+            }
+            Ok(())
+        })
+        .await?;
+    }
+    let version: i32 = client.query_one("SELECT current_setting('server_version_num')::int4", &[]).await?.try_get(0)?;
+    each(client, &bodies(version), |row| {
+        let function = oid(row, 0)?;
+        let language = if row.try_get(1)? { Language::PlPgSql } else { Language::Sql };
+        let (source, standard): (_, bool) = (optional(row, 2)?, row.try_get(4)?);
+        match (standard, optional(row, 3)?, source) {
+            (true, Some(tree), _) => catalog.sql_body(function, &tree),
+            (false, _, Some(text)) => catalog.body(function, language, &text),
+            // Too long: what isn't read counts as a write.
+            _ => {}
+        }
+        Ok(())
+    })
+    .await
+}

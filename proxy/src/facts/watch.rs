@@ -1,0 +1,326 @@
+//! Keeps the facts of every database in use fresh.
+//!
+//! The task of a database looks at a fingerprint of its catalogs every few seconds, and loads the facts anew when it has changed; soon after DDL has
+//! passed through this router it looks several times in quick succession, and the facts are in doubt until they are settled. A database that
+//! nobody asks about for [`ASLEEP_AFTER`] costs no connection, so that it can be dropped; its facts are in doubt then until the next look, and
+//! forgotten [`FORGOTTEN_AFTER`] later if no client is left.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use arc_swap::{ArcSwap, Guard};
+use parking_lot::Mutex;
+use switchyard_config::Config;
+use switchyard_core::sql::Facts;
+use switchyard_core::topology::Topology;
+use tokio::sync::{Notify, Semaphore};
+use tokio::time::{timeout, timeout_at};
+use tokio_postgres::Client;
+
+use super::load::{CatalogFingerprint, LoadError, fingerprint, load_with_fingerprint};
+use crate::auth::Target;
+use crate::auth::facts::{AskError, Purpose, connect_as_router};
+use crate::pool::Pools;
+
+/// Between two looks, unless a look takes long: it shall cost the leader a fiftieth of one core at most.
+const LOOK_INTERVAL: Duration = Duration::from_secs(2);
+const LOOK_SHARE: u32 = 50;
+/// After DDL has passed: it is executed soon, and committed soon, mostly.
+const LOOKS_AFTER_DDL: [Duration; 6] = [
+    Duration::from_millis(20),
+    Duration::from_millis(60),
+    Duration::from_millis(150),
+    Duration::from_millis(300),
+    Duration::from_millis(600),
+    Duration::from_millis(1000),
+];
+/// Without a verdict, the connection is closed.
+const ASLEEP_AFTER: Duration = Duration::from_secs(10);
+/// Asleep and without clients, the facts are forgotten.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(300);
+/// Of one query. Catalogs of a hundred thousand objects take a few seconds.
+const STATEMENT_TIMEOUT: Duration = Duration::from_secs(30);
+/// Of a whole load.
+const LOAD_TIMEOUT: Duration = Duration::from_secs(120);
+/// Between two attempts after a failure, doubling.
+const RETRY_MIN: Duration = Duration::from_millis(250);
+const RETRY_MAX: Duration = Duration::from_secs(30);
+/// Loads under way at once, of all databases.
+const LOADS_AT_ONCE: usize = 2;
+
+/// Where facts come from.
+pub(crate) struct Source {
+    pub(crate) config: Arc<ArcSwap<Config>>,
+    pub(crate) topology: Arc<ArcSwap<Topology>>,
+    pub(crate) pools: Arc<Pools>,
+}
+
+/// The databases in use.
+pub(crate) struct Databases {
+    source: Source,
+    /// One counter for all databases, as their verdicts share a memo. 0 is the empty facts'.
+    generation: AtomicU64,
+    loads: Semaphore,
+    known: Mutex<HashMap<Arc<str>, Arc<Database>>>,
+}
+
+impl Databases {
+    pub(crate) fn new(source: Source) -> Arc<Databases> {
+        let known = Mutex::default();
+        Arc::new(Databases { source, generation: AtomicU64::new(1), loads: Semaphore::new(LOADS_AT_ONCE), known })
+    }
+
+    /// The database of that name, for a client that has logged in to it. The first one begins its facts.
+    pub(crate) fn of(self: &Arc<Self>, name: &str) -> Arc<Database> {
+        let mut known = self.known.lock();
+        if let Some(database) = known.get(name) {
+            return database.clone();
+        }
+        let database = Arc::new(Database {
+            name: name.into(),
+            all: self.clone(),
+            facts: ArcSwap::from_pointee(Facts::empty()),
+            used: AtomicBool::new(true),
+            ddl: AtomicU64::new(0),
+            wake: Notify::new(),
+        });
+        known.insert(database.name.clone(), database.clone());
+        tokio::spawn(Watch::new(database.clone()).run());
+        database
+    }
+
+    fn next_generation(&self) -> u64 {
+        self.generation.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Forgets a database that only this table and its own task know. Whether it did.
+    fn forget(&self, database: &Arc<Database>) -> bool {
+        let mut known = self.known.lock();
+        let unused = Arc::strong_count(database) <= 2;
+        if unused {
+            known.remove(&database.name);
+        }
+        unused
+    }
+}
+
+/// One database's facts.
+pub(crate) struct Database {
+    name: Arc<str>,
+    all: Arc<Databases>,
+    facts: ArcSwap<Facts>,
+    /// A verdict was asked for since the task looked last.
+    used: AtomicBool,
+    /// How often DDL passed.
+    ddl: AtomicU64,
+    wake: Notify,
+}
+
+impl Database {
+    /// The facts as they are now, for one verdict.
+    pub(crate) fn facts(&self) -> Guard<Arc<Facts>> {
+        // Written only when it changes: the line stays shared among cores.
+        if !self.used.load(Ordering::Relaxed) {
+            self.used.store(true, Ordering::Relaxed);
+            self.wake.notify_one();
+        }
+        self.facts.load()
+    }
+
+    /// DDL was sent, or is about to be: the facts are read anew soon. `doubt`: it may make something that was harmless before reach what a
+    /// replica can't do, so that until then, what could have changed is the leader's.
+    pub(crate) fn ddl_passed(&self, doubt: bool) {
+        self.ddl.fetch_add(1, Ordering::SeqCst);
+        if doubt {
+            self.doubt();
+        }
+        self.wake.notify_one();
+    }
+
+    fn doubt(&self) {
+        let facts = self.facts.load();
+        // Without any, everything is in doubt already.
+        if facts.generation() != 0 && !facts.is_in_doubt() {
+            self.facts.store(Arc::new(facts.in_doubt(self.all.next_generation())));
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum WatchError {
+    #[error("there is no leader to ask")]
+    NoLeader,
+    #[error(transparent)]
+    Connect(#[from] AskError),
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    #[error("no answer within {0:?}")]
+    Timeout(Duration),
+}
+
+/// The task of one database.
+struct Watch {
+    database: Arc<Database>,
+    connection: Option<(Target, Client)>,
+    /// The facts that were read last, and what the catalogs were then.
+    settled: Option<(CatalogFingerprint, Arc<Facts>)>,
+    /// DDL that is accounted for, and the next of the looks after it.
+    ddl_seen: u64,
+    next_look: usize,
+    last_used: Instant,
+    failures: u32,
+}
+
+impl Watch {
+    fn new(database: Arc<Database>) -> Watch {
+        Watch {
+            database,
+            connection: None,
+            settled: None,
+            ddl_seen: 0,
+            next_look: LOOKS_AFTER_DDL.len(),
+            last_used: Instant::now(),
+            failures: 0,
+        }
+    }
+
+    /// Until the database is forgotten.
+    async fn run(mut self) {
+        loop {
+            let begin = Instant::now();
+            let pause = match self.look().await {
+                Ok(()) => {
+                    self.failures = 0;
+                    LOOK_INTERVAL.max(begin.elapsed() * LOOK_SHARE)
+                }
+                Err(error) => self.failed(&error),
+            };
+            self.pause(pause).await;
+            if self.database.used.swap(false, Ordering::Relaxed) {
+                self.last_used = Instant::now();
+            }
+            if self.last_used.elapsed() >= ASLEEP_AFTER && !self.asleep().await {
+                return;
+            }
+        }
+    }
+
+    fn failed(&mut self, error: &WatchError) -> Duration {
+        self.connection = None;
+        let database = &*self.database.name;
+        match (self.failures, error) {
+            (0, WatchError::NoLeader) => tracing::debug!(database, %error, "catalog facts wait"),
+            (0, _) => tracing::warn!(database, %error, "catalog facts can't be read: what they don't tell runs on the leader"),
+            _ => tracing::debug!(database, %error, "catalog facts still can't be read"),
+        }
+        if matches!(error, WatchError::NoLeader) {
+            return RETRY_MIN;
+        }
+        self.failures = self.failures.saturating_add(1);
+        (RETRY_MIN * 2u32.saturating_pow(self.failures.min(16))).min(RETRY_MAX)
+    }
+
+    /// Waits for the next look: `regular`, or less after DDL.
+    async fn pause(&mut self, regular: Duration) {
+        let begin = tokio::time::Instant::now();
+        loop {
+            let ddl = self.database.ddl.load(Ordering::SeqCst);
+            if ddl != self.ddl_seen {
+                self.ddl_seen = ddl;
+                self.next_look = 0;
+            }
+            // A leader that can't be asked isn't asked more often.
+            let after_ddl = LOOKS_AFTER_DDL.get(self.next_look).filter(|_| self.failures == 0);
+            let pause = after_ddl.map_or(regular, |after_ddl| regular.min(*after_ddl));
+            match timeout_at(begin + pause, self.database.wake.notified()).await {
+                // DDL, or only somebody's first verdict for a while.
+                Ok(()) => {}
+                Err(_) => {
+                    self.next_look += usize::from(after_ddl.is_some());
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Without a connection until somebody asks for a verdict. `false`: the database is forgotten.
+    async fn asleep(&mut self) -> bool {
+        self.connection = None;
+        self.database.doubt();
+        tracing::debug!(database = &*self.database.name, "catalog facts are asleep");
+        while !self.database.used.swap(false, Ordering::Relaxed) {
+            let woken = timeout(FORGOTTEN_AFTER, self.database.wake.notified()).await;
+            if woken.is_err() && self.database.all.forget(&self.database) {
+                return false;
+            }
+        }
+        self.last_used = Instant::now();
+        true
+    }
+
+    /// Looks whether the catalogs have changed, and loads the facts if so.
+    async fn look(&mut self) -> Result<(), WatchError> {
+        self.connect().await?;
+        let Some((_, client)) = &self.connection else { return Err(WatchError::NoLeader) };
+        if let Some((known, facts)) = &self.settled {
+            let now = within(STATEMENT_TIMEOUT, fingerprint(client)).await?;
+            if now == *known {
+                // DDL that hasn't shown any effect after the last look has failed, or is held in a long transaction: the regular looks see it.
+                if self.next_look >= LOOKS_AFTER_DDL.len() {
+                    self.publish(facts.clone());
+                }
+                return Ok(());
+            }
+        }
+        let begin = Instant::now();
+        let loaded = {
+            let _permit = self.database.all.loads.acquire().await;
+            within(LOAD_TIMEOUT, load_with_fingerprint(client, self.database.all.next_generation())).await?
+        };
+        let (fingerprint, facts) = (loaded.0, Arc::new(loaded.1));
+        tracing::debug!(database = &*self.database.name, took = ?begin.elapsed(), "catalog facts are read");
+        self.settled = Some((fingerprint, facts.clone()));
+        self.publish(facts);
+        Ok(())
+    }
+
+    /// Makes facts the current ones, and doubts them at once if DDL has passed that no look was meant for yet.
+    fn publish(&self, facts: Arc<Facts>) {
+        if self.database.facts.load().generation() != facts.generation() {
+            self.database.facts.store(facts);
+        }
+        // The hook counts first and doubts then: either this sees its count, or it sees these facts.
+        if self.database.ddl.load(Ordering::SeqCst) != self.ddl_seen {
+            self.database.doubt();
+        }
+    }
+
+    /// A connection to the leader of this moment. One to a former leader is closed.
+    async fn connect(&mut self) -> Result<(), WatchError> {
+        let source = &self.database.all.source;
+        let topology = source.topology.load();
+        let Some((_, leader)) = topology.leader_at(Instant::now()) else {
+            self.connection = None;
+            return Err(WatchError::NoLeader);
+        };
+        let target = Target::new(leader.host.clone(), leader.port);
+        drop(topology);
+        if self.connection.as_ref().is_some_and(|(known, client)| *known == target && !client.is_closed()) {
+            return Ok(());
+        }
+        self.connection = None;
+        let config = source.config.load_full();
+        let limit = config.postgres.connect_timeout;
+        let purpose = Purpose { database: &self.database.name, application_name: "switchyard facts", statement_timeout: STATEMENT_TIMEOUT };
+        let tls = source.pools.tls.load_full();
+        let client = timeout(limit, connect_as_router(&config.postgres, &target, &tls, purpose)).await;
+        self.connection = Some((target, client.map_err(|_| WatchError::Timeout(limit))??));
+        Ok(())
+    }
+}
+
+async fn within<T>(limit: Duration, work: impl Future<Output = Result<T, LoadError>>) -> Result<T, WatchError> {
+    Ok(timeout(limit, work).await.map_err(|_| WatchError::Timeout(limit))??)
+}
