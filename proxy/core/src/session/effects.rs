@@ -47,8 +47,9 @@ impl Session {
                 Effect::Set { name, .. } | Effect::Reset { name } if name.starts_with("transaction_") => {}
                 Effect::Set { name, to_default: true, .. } | Effect::Reset { name } => work.changes.push(Change::Reset(name.clone())),
                 Effect::Set { name, .. } => {
-                    // A text with more than this one statement in it can't be replayed.
-                    let text = text.filter(|text| verdict.statements == 1 && text.is_ascii() && text.len() <= REPLAYED_MAX);
+                    // A text that does more than this one SET can't be replayed: others, or a SELECT with `set_config` in it.
+                    let alone = verdict.statements == 1 && verdict.kind == Kind::Utility;
+                    let text = text.filter(|text| alone && text.is_ascii() && text.len() <= REPLAYED_MAX);
                     work.changes.push(Change::Set { name: name.clone(), text: text.map(Box::from) });
                 }
                 Effect::SetTransaction { modes, session: true } => work.changes.push(Change::Characteristics(*modes)),
