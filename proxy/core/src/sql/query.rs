@@ -444,6 +444,16 @@ impl<'j, 'a, 'w> Reader<'j, 'a, 'w> {
             Category::Unreserved | Category::Name => {}
         }
         let Some(previous) = at.checked_sub(1) else { return true };
+        if self.purpose == Purpose::Effects || self.judge.verdict.class == Class::Write {
+            // A data change, whose verdict is clear: INSERT INTO t (columns), MERGE ... s(columns), and key words of their own.
+            let columns = self.words.is(previous, "into") || self.is_kind(previous, TokenKind::CloseParen);
+            let clause = (name == "conflict" && self.words.is(previous, "on"))
+                || (name == "insert" && self.words.is(previous, "then"))
+                || (name == "set" && category == Category::Unreserved);
+            if columns || clause {
+                return false;
+            }
+        }
         match self.words.kind(previous) {
             // A type with modifiers.
             Some(TokenKind::Cast) => false,

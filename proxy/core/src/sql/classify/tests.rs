@@ -353,3 +353,31 @@ const PIECES: [&str; 60] = [
     "EXPLAIN",
     "/* c */",
 ];
+
+#[test]
+fn columns_are_no_calls_and_calls_in_data_changes_pin() {
+    let pins = |sql: &str| classify(sql.as_bytes(), &Facts::empty(), Dialect::default()).effects.iter().any(|effect| matches!(effect, Effect::Pin(_)));
+    for sql in [
+        "INSERT INTO load (writer, number) VALUES (1, 2) RETURNING port",
+        "insert into s.t(a) select lower(b) from u",
+        "INSERT INTO \"T\" (a) VALUES ($1) ON CONFLICT (a) DO UPDATE SET (a, b) = (excluded.a, now())",
+        "INSERT INTO t AS x (a) VALUES (coalesce($1, 2)) ON CONFLICT ON CONSTRAINT k DO NOTHING",
+        "UPDATE t SET (a, b) = (1, 2) WHERE c IN (1, 2)",
+        "UPDATE t SET a = numeric(10, 2) '1' WHERE (a) = any (array[1])",
+        "DELETE FROM t USING (SELECT 1) s(id) WHERE t.id = s.id",
+        "MERGE INTO t USING (VALUES (1, 'x')) s(id, v) ON t.id = s.id WHEN NOT MATCHED THEN INSERT (id, v) VALUES (s.id, s.v)",
+        "WITH x(a) AS (SELECT 1) INSERT INTO t (a) SELECT a FROM x",
+    ] {
+        assert!(!pins(sql), "{sql}");
+    }
+    for sql in [
+        "INSERT INTO t (a) SELECT mine(1)",
+        "INSERT INTO t VALUES (mine(1))",
+        "UPDATE t SET a = s.mine(1)",
+        "DELETE FROM t WHERE mine(a)",
+        "INSERT INTO t (a) VALUES (1) RETURNING mine(a)",
+        "MERGE INTO t USING mine(1) s ON t.id = s.id WHEN MATCHED THEN UPDATE SET v = theirs(1)",
+    ] {
+        assert!(pins(sql), "{sql}");
+    }
+}
