@@ -35,7 +35,7 @@ pub use settings::{How, Params, Settings};
 use crate::causal::Watermark;
 use crate::refusal::{Refusal, Severity};
 use crate::route::{Excluded, Loads, Need, ServerRole, Why};
-use crate::sql::{TransactionModes, Verdict};
+use crate::sql::{Effect, TransactionModes, Verdict};
 use crate::topology::{Member, Topology};
 use crate::wire::reply::TxStatus;
 use crate::wire::{frame, reply, view};
@@ -480,13 +480,18 @@ impl Session {
     }
 
     /// Whether COPY data has come before the server has said that it takes some: whoever is sure of that needn't wait (asyncpg doesn't).
+    /// Data that no COPY asks for is dropped, as PostgreSQL does.
     fn awaits_copy(&mut self, env: &Env<'_>, work: &mut Work, server: Option<&mut ServerState>) -> bool {
-        if !work.batch.is_empty() && !self.skipping {
+        if work.batch.executed().any(|verdict| verdict.effects.contains(&Effect::CopyIn)) && !self.skipping {
             work.batch.end = End::Overflow;
             self.submit(env, work, server);
             return true;
         }
-        work.owed.iter().any(Owed::is_clients)
+        work.owed.iter().any(|owed| match owed {
+            Owed::Query(verdict, _) => verdict.effects.contains(&Effect::CopyIn),
+            Owed::Execute(Some(statement)) => statement.verdict.effects.contains(&Effect::CopyIn),
+            _ => false,
+        })
     }
 
     fn client_message(
