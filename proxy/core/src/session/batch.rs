@@ -160,9 +160,17 @@ impl Batch {
             || self.executed().any(|verdict| verdict.effects.iter().any(ends_transaction))
     }
 
-    /// What only reads, and may therefore be run twice.
+    /// What only reads, and may therefore be run twice; also the end of a transaction where there is none.
     pub(super) fn repeatable(&self) -> bool {
-        self.class() <= Class::Read && self.executed().all(|verdict| matches!(verdict.kind, Kind::Select | Kind::Copy | Kind::Empty | Kind::Utility))
+        let ends = |verdict: &Verdict| {
+            verdict.effects.iter().all(|effect| matches!(effect, Effect::Commit { chain: false } | Effect::Rollback { chain: false }))
+        };
+        self.class() <= Class::Read
+            && self.executed().all(|verdict| match verdict.kind {
+                Kind::Select | Kind::Copy | Kind::Empty | Kind::Utility => true,
+                Kind::Transaction => ends(verdict),
+                Kind::Insert | Kind::Update | Kind::Delete | Kind::Merge | Kind::Unknown => false,
+            })
     }
 }
 

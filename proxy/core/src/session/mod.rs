@@ -602,6 +602,13 @@ impl Session {
             }
             return self.dispatch(env, work, server);
         }
+        if work.batch.is_trivial() && self.lost.is_none() {
+            // No server holds anything of this session, and none would say more.
+            if work.batch.end == End::Ready {
+                reply::ready_for_query(&mut work.to_client, self.status);
+            }
+            return work.batch.clear();
+        }
         self.decide(env, work);
     }
 
