@@ -6,6 +6,9 @@
 # rustup's cargo, where the shell doesn't know it.
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
+# An error of a test tells what happened; a backtrace behind it only hides that.
+unit integration: export RUST_BACKTRACE := 0
+
 help: ## show this
 	@echo 'Switchyard: a PostgreSQL router for Patroni clusters'
 	@echo

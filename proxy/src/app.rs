@@ -234,10 +234,9 @@ type Bound = (Vec<(Listener, Port)>, Vec<TcpListener>);
 
 fn bind_all(config: &Config) -> anyhow::Result<Bound> {
     let mut listeners = Vec::new();
-    for (addresses, port, what) in [
-        (&config.listen.read_write, Port::ReadWrite, "read/write"),
-        (&config.listen.read_only, Port::ReadOnly, "read-only"),
-    ] {
+    for (addresses, port, what) in
+        [(&config.listen.read_write, Port::ReadWrite, "read/write"), (&config.listen.read_only, Port::ReadOnly, "read-only")]
+    {
         for address in addresses {
             let listener = listener::bind(*address).with_context(|| format!("can't listen on {address} ({what})"))?;
             tracing::info!(address = %listener.local_addr()?, "listening, {what}");

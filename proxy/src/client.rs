@@ -173,10 +173,7 @@ impl Client {
     }
 
     /// Calls into the session with the world as it is now.
-    fn with_session(
-        &mut self,
-        call: impl FnOnce(&mut Session, &Env<'_>, &mut Work, Option<&mut switchyard_core::session::ServerState>),
-    ) {
+    fn with_session(&mut self, call: impl FnOnce(&mut Session, &Env<'_>, &mut Work, Option<&mut switchyard_core::session::ServerState>)) {
         let topology = self.context.health.topology.load();
         let env = Env {
             now: Instant::now(),

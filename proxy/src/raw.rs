@@ -16,7 +16,14 @@ use crate::server::Server;
 use crate::stream::Stream;
 
 /// Relays until one side closes.
-pub(crate) async fn relay(context: &Context, startup: &Startup, identity: &Identity, slot: &Registered, key: CancelKey, mut stream: Stream) {
+pub(crate) async fn relay(
+    context: &Context,
+    startup: &Startup,
+    identity: &Identity,
+    slot: &Registered,
+    key: CancelKey,
+    mut stream: Stream,
+) {
     let mut server = match connect(context, startup, identity).await {
         Ok(server) => server,
         Err(Failure::Refused(refusal)) => {
@@ -59,9 +66,8 @@ async fn connect(context: &Context, startup: &Startup, identity: &Identity) -> R
     let config = context.config.load_full();
     let (target, epoch, node) = {
         let topology = context.health.topology.load();
-        let (leader, member) = topology
-            .leader_at(Instant::now())
-            .ok_or(Failure::Refused(Refusal::NoLeader { waited: std::time::Duration::ZERO }))?;
+        let (leader, member) =
+            topology.leader_at(Instant::now()).ok_or(Failure::Refused(Refusal::NoLeader { waited: std::time::Duration::ZERO }))?;
         (Target::new(member.host.clone(), member.port), leader.epoch, member.name.clone())
     };
     let mut parameters = identity.settings.clone();
@@ -72,8 +78,6 @@ async fn connect(context: &Context, startup: &Startup, identity: &Identity) -> R
     match auth::connect(&target, &login, &tls, config.postgres.connect_timeout).await {
         Ok(connected) => Ok(Server::new(connected, target, node, ServerRole::Leader, epoch, 1)),
         Err(ConnectError::Server { raw, .. }) => Err(Failure::Server(raw)),
-        Err(error) => {
-            Err(Failure::Refused(Refusal::ServerUnreachable { node: node.to_string(), detail: error.to_string() }))
-        }
+        Err(error) => Err(Failure::Refused(Refusal::ServerUnreachable { node: node.to_string(), detail: error.to_string() })),
     }
 }

@@ -8,7 +8,6 @@ use std::ops::{Deref, DerefMut};
 use std::panic::AssertUnwindSafe;
 use std::time::Instant;
 
-use anyhow::bail;
 use futures_util::FutureExt;
 use tokio::sync::{Mutex, MutexGuard};
 
@@ -38,7 +37,8 @@ impl Stories {
         // A story that panicked has nothing of its own that a later one could look at.
         let failure = match AssertUnwindSafe(story).catch_unwind().await {
             Ok(Ok(())) => None,
-            Ok(Err(error)) => Some(format!("{error:?}")),
+            // In one line, and without a backtrace, which says nothing about a story and hides what does.
+            Ok(Err(error)) => Some(format!("{error:#}")),
             Err(panic) => Some(panic_text(&*panic)),
         };
         let seconds = begin.elapsed().as_secs_f64();
@@ -46,18 +46,24 @@ impl Stories {
             None => println!("story {name} ... ok ({seconds:.1} s)"),
             Some(text) => {
                 println!("story {name} ... FAILED ({seconds:.1} s)\n{text}");
-                self.failed.push(name.to_owned());
+                self.failed.push(format!("{name}: {text}"));
             }
         }
     }
 
-    /// Fails if a story failed; `evidence`, such as the logs, is printed then.
+    /// Fails if a story failed; `evidence`, such as the logs, is printed then, and what failed once more, as the last thing to be seen.
+    ///
+    /// # Panics
+    ///
+    /// If a story failed.
     pub fn end(self, evidence: impl FnOnce() -> String) -> anyhow::Result<()> {
-        if self.failed.is_empty() {
-            return Ok(());
+        if !self.failed.is_empty() {
+            println!("{}", evidence());
+            println!("{} of {} stories failed:\n{}", self.failed.len(), self.told, self.failed.join("\n"));
+            // Its hook would print a backtrace behind it.
+            std::panic::resume_unwind(Box::new("a story failed"));
         }
-        println!("{}", evidence());
-        bail!("{} of {} stories failed: {}", self.failed.len(), self.told, self.failed.join(", "))
+        Ok(())
     }
 }
 

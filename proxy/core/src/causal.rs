@@ -102,9 +102,7 @@ impl Watermark {
 
     /// Whether `member` answered last, and hasn't restarted since.
     pub fn stays_on(&self, member: &Member) -> bool {
-        self.seen
-            .as_ref()
-            .is_some_and(|seen| seen.node == member.name && seen.started_at == started_at(member) && seen.started_at != 0.0)
+        self.seen.as_ref().is_some_and(|seen| seen.node == member.name && seen.started_at == started_at(member) && seen.started_at != 0.0)
     }
 }
 

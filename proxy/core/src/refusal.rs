@@ -27,81 +27,161 @@ impl Severity {
 pub enum Refusal {
     // Login
     /// A startup packet or other first bytes that make no sense.
-    BadStartup { detail: Cow<'static, str> },
-    UnsupportedProtocol { major: u16, minor: u16 },
+    BadStartup {
+        detail: Cow<'static, str>,
+    },
+    UnsupportedProtocol {
+        major: u16,
+        minor: u16,
+    },
     NoUserName,
     /// The startup parameter `replication` is no boolean and not `database`.
-    BadReplication { value: String },
+    BadReplication {
+        value: String,
+    },
     /// The startup parameter `options` can't be read.
-    BadOptions { message: Cow<'static, str>, hint: Option<&'static str> },
+    BadOptions {
+        message: Cow<'static, str>,
+        hint: Option<&'static str>,
+    },
     /// Bytes between an SSLRequest and the TLS handshake: a buggy client or a man in the middle.
     UnencryptedData,
     /// PostgreSQL's text for a wrong password, an unknown user and a user without password alike.
-    PasswordFailed { user: String },
-    CertificateFailed { user: String },
+    PasswordFailed {
+        user: String,
+    },
+    CertificateFailed {
+        user: String,
+    },
     EmptyPassword,
     /// The password is right, but its `VALID UNTIL` has passed, and so on: PostgreSQL tells only its log.
-    UnknownDatabase { database: String },
-    DatabaseNotAccepting { database: String },
-    NoConnectPrivilege { database: String },
+    UnknownDatabase {
+        database: String,
+    },
+    DatabaseNotAccepting {
+        database: String,
+    },
+    NoConnectPrivilege {
+        database: String,
+    },
     /// `role "x" is not permitted to log in`.
-    NoLogin { user: String },
+    NoLogin {
+        user: String,
+    },
     /// `role "x" does not exist`, where no password was asked for.
-    UnknownRole { user: String },
-    TooManyForRole { user: String },
-    TooManyForDatabase { database: String },
+    UnknownRole {
+        user: String,
+    },
+    TooManyForRole {
+        user: String,
+    },
+    TooManyForDatabase {
+        database: String,
+    },
     /// A rule says reject, or TLS is required.
-    RejectedByRule { address: String, user: String, database: String, tls: bool },
-    SaslMalformed { detail: &'static str },
+    RejectedByRule {
+        address: String,
+        user: String,
+        database: String,
+        tls: bool,
+    },
+    SaslMalformed {
+        detail: &'static str,
+    },
     /// The client's final message answers another exchange.
-    SaslInvalid { detail: &'static str },
+    SaslInvalid {
+        detail: &'static str,
+    },
     /// Something in SCRAM that PostgreSQL doesn't support.
-    SaslUnsupported { message: &'static str },
+    SaslUnsupported {
+        message: &'static str,
+    },
     /// The client thinks that the server can't do channel binding, though it can: a downgrade.
     SaslBindingDowngrade,
     /// The client saw another certificate than the router's: somebody is in between.
     SaslBindingMismatch,
     /// Another message came where a password or SASL response was due.
-    ExpectedAuthMessage { expected: &'static str, got: u8 },
+    ExpectedAuthMessage {
+        expected: &'static str,
+        got: u8,
+    },
     LoginTimeout,
     /// No key to log in to the servers with.
-    NoServerKey { user: String },
+    NoServerKey {
+        user: String,
+    },
     /// The password was changed since the session began, and no connection that is open is free.
-    KeyOutdated { user: String },
+    KeyOutdated {
+        user: String,
+    },
     TooManyClients,
     /// The verifiers can't be read right now.
     VerifiersUnreachable,
     ShuttingDown,
 
     // Protocol
-    InvalidMessage { detail: Cow<'static, str> },
-    MessageTooLarge { bytes: usize, limit: usize },
-    UndefinedStatement { name: String },
-    DuplicateStatement { name: String },
-    TooManyStatements { limit: usize },
+    InvalidMessage {
+        detail: Cow<'static, str>,
+    },
+    MessageTooLarge {
+        bytes: usize,
+        limit: usize,
+    },
+    UndefinedStatement {
+        name: String,
+    },
+    DuplicateStatement {
+        name: String,
+    },
+    TooManyStatements {
+        limit: usize,
+    },
 
     // Routing
     /// No leader came within `hold_timeout`.
-    NoLeader { waited: Duration },
+    NoLeader {
+        waited: Duration,
+    },
     /// More clients wait for a leader than `hold_max`.
-    HoldLineFull { limit: usize },
+    HoldLineFull {
+        limit: usize,
+    },
     /// Port 15001, and no member can serve it.
     NoReplica,
     /// Fallback to the leader on the read-only port.
-    ReadOnly { command: Cow<'static, str> },
-    PoolTimeout { waited: Duration, node: String },
-    ServerUnreachable { node: String, detail: String },
+    ReadOnly {
+        command: Cow<'static, str>,
+    },
+    PoolTimeout {
+        waited: Duration,
+        node: String,
+    },
+    ServerUnreachable {
+        node: String,
+        detail: String,
+    },
 
     // Loss of a server connection
     /// A write was sent, and no answer came.
-    OutcomeUnknown { node: String },
+    OutcomeUnknown {
+        node: String,
+    },
     /// Within a transaction, before anything that can end it: surely rolled back.
-    TransactionLost { node: String },
+    TransactionLost {
+        node: String,
+    },
     /// Rows had been forwarded.
-    ReadCut { node: String },
+    ReadCut {
+        node: String,
+    },
     /// The session's state went with the server connection.
-    PinnedLost { node: String, reasons: String },
-    PinnedLostInFlight { node: String },
+    PinnedLost {
+        node: String,
+        reasons: String,
+    },
+    PinnedLostInFlight {
+        node: String,
+    },
     /// A statement in a transaction that has failed.
     InFailedTransaction,
 
@@ -112,7 +192,9 @@ pub enum Refusal {
     IdleSessionTimeout,
     IdleInTransactionTimeout,
     /// A bug of ours.
-    Internal { detail: Cow<'static, str> },
+    Internal {
+        detail: Cow<'static, str>,
+    },
 }
 
 /// A refusal as a client sees it.
@@ -283,7 +365,9 @@ impl Refusal {
                 Refusal::NoReplica => "Use the read/write port, or set fallback_to_leader = true in the router's configuration.",
                 Refusal::PoolTimeout { .. } => "Raise pool.max_size, or look for sessions that keep transactions open or are pinned.",
                 Refusal::OutcomeUnknown { .. } => "Check whether the change is there before you run the statement again.",
-                Refusal::PinnedLostInFlight { .. } => "Check whether the change is there before you run the statement again; then reconnect.",
+                Refusal::PinnedLostInFlight { .. } => {
+                    "Check whether the change is there before you run the statement again; then reconnect."
+                }
                 Refusal::TransactionLost { .. } => "It is safe to run the whole transaction again.",
                 Refusal::ReadCut { .. } => "It is safe to run the statement again.",
                 Refusal::PinnedLost { .. } => "Reconnect, and set up the session's state again.",

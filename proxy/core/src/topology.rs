@@ -182,10 +182,7 @@ impl Topology {
     /// Members that may serve reads, without the leader.
     pub fn replicas(&self) -> impl Iterator<Item = (usize, &Arc<Member>)> {
         let leader = self.leader.as_ref().map(|leader| leader.member);
-        self.members
-            .iter()
-            .enumerate()
-            .filter(move |(index, member)| Some(*index) != leader && member.out.is_none())
+        self.members.iter().enumerate().filter(move |(index, member)| Some(*index) != leader && member.out.is_none())
     }
 
     pub fn member(&self, name: &str) -> Option<&Arc<Member>> {

@@ -87,14 +87,7 @@ pub(crate) struct Pool {
 
 impl Pools {
     pub(crate) fn new(config: Arc<ArcSwap<Config>>, topology: Arc<ArcSwap<Topology>>, tls: Connector, stats: Arc<Stats>) -> Arc<Pools> {
-        Arc::new(Pools {
-            pools: RwLock::default(),
-            nodes: RwLock::default(),
-            config,
-            topology,
-            tls: ArcSwap::from_pointee(tls),
-            stats,
-        })
+        Arc::new(Pools { pools: RwLock::default(), nodes: RwLock::default(), config, topology, tls: ArcSwap::from_pointee(tls), stats })
     }
 
     /// The pool of `key`, made where there is none.

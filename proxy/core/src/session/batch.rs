@@ -32,15 +32,28 @@ impl Statement {
 pub(super) enum Item {
     Query(Arc<Verdict>),
     /// `previous`: what the unnamed statement was before.
-    Parse { name: Box<[u8]>, statement: Arc<Statement>, previous: Option<Arc<Statement>> },
+    Parse {
+        name: Box<[u8]>,
+        statement: Arc<Statement>,
+        previous: Option<Arc<Statement>>,
+    },
     /// `statement`: `None` for a name that this session hasn't prepared.
-    Bind { statement: Option<Arc<Statement>>, unnamed: bool },
-    DescribeStatement { statement: Option<Arc<Statement>>, unnamed: bool },
+    Bind {
+        statement: Option<Arc<Statement>>,
+        unnamed: bool,
+    },
+    DescribeStatement {
+        statement: Option<Arc<Statement>>,
+        unnamed: bool,
+    },
     DescribePortal,
     /// The statement that is bound to the portal.
     Execute(Option<Arc<Statement>>),
     /// `closed`: what the name meant.
-    CloseStatement { name: Box<[u8]>, closed: Option<Arc<Statement>> },
+    CloseStatement {
+        name: Box<[u8]>,
+        closed: Option<Arc<Statement>>,
+    },
     ClosePortal,
     FunctionCall,
     /// The router's error takes the place of its answer.
@@ -133,9 +146,7 @@ impl Batch {
     }
 
     pub(super) fn executes(&self) -> bool {
-        self.items
-            .iter()
-            .any(|(item, _)| matches!(item, Item::Query(_) | Item::Execute(_) | Item::Bind { .. } | Item::FunctionCall))
+        self.items.iter().any(|(item, _)| matches!(item, Item::Query(_) | Item::Execute(_) | Item::Bind { .. } | Item::FunctionCall))
     }
 
     /// The only statement of a batch that is one simple query with one statement.

@@ -280,4 +280,3 @@ fn merged(first: TransactionModes, then: TransactionModes) -> TransactionModes {
         deferrable: then.deferrable.or(first.deferrable),
     }
 }
-

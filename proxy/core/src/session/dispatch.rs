@@ -38,7 +38,12 @@ impl Session {
 
     /// Sends the batch to the server that is held.
     pub(super) fn dispatch(&mut self, env: &Env<'_>, work: &mut Work, server: &mut ServerState) {
-        if work.owed.is_empty() && work.segment == Segment::Closed && server.tx == TxStatus::Idle && self.bring(work, server) && !self.settings_proven {
+        if work.owed.is_empty()
+            && work.segment == Segment::Closed
+            && server.tx == TxStatus::Idle
+            && self.bring(work, server)
+            && !self.settings_proven
+        {
             // A value that no server has accepted yet may fail: then the batch must not have been sent.
             work.after_bring = true;
             return;
@@ -143,15 +148,7 @@ impl Session {
         }
     }
 
-    fn send_item(
-        &mut self,
-        item: &Item,
-        message: &[u8],
-        syncs_flush: bool,
-        lone: bool,
-        work: &mut Work,
-        server: &mut ServerState,
-    ) {
+    fn send_item(&mut self, item: &Item, message: &[u8], syncs_flush: bool, lone: bool, work: &mut Work, server: &mut ServerState) {
         match item {
             Item::Query(verdict) => {
                 work.tally.queries += 1;

@@ -13,7 +13,10 @@ use crate::wire::reply::TxStatus;
 #[derive(Debug)]
 pub(super) enum Change {
     /// The statement's text, where it can be replayed alone.
-    Set { name: Arc<str>, text: Option<Box<[u8]>> },
+    Set {
+        name: Arc<str>,
+        text: Option<Box<[u8]>>,
+    },
     Reset(Arc<str>),
     ResetAll,
     Characteristics(TransactionModes),
@@ -106,7 +109,10 @@ impl Session {
     pub(super) fn apply_failed(&mut self, verdict: &Verdict) {
         for effect in &verdict.effects {
             if let Effect::Pin(reason) = effect
-                && matches!(reason, PinReason::AdvisoryLock | PinReason::Setseed | PinReason::Load | PinReason::UserCode | PinReason::Sequence)
+                && matches!(
+                    reason,
+                    PinReason::AdvisoryLock | PinReason::Setseed | PinReason::Load | PinReason::UserCode | PinReason::Sequence
+                )
             {
                 self.pins.add(*reason);
             }

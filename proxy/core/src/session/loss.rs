@@ -49,7 +49,12 @@ impl Session {
         }
         if self.starting.is_some() {
             work.owed.clear();
-            return self.unreachable(env, work, &server.node, &Refusal::ServerUnreachable { node, detail: "the connection was lost".into() });
+            return self.unreachable(
+                env,
+                work,
+                &server.node,
+                &Refusal::ServerUnreachable { node, detail: "the connection was lost".into() },
+            );
         }
         if let Some(status) = work.ready_after_bring.take() {
             // The statement itself was answered: only its ReadyForQuery is missing.

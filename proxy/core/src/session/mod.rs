@@ -104,7 +104,10 @@ enum Phase {
     Idle,
     /// A lease was asked for, or the session waits in the hold line.
     Waiting,
-    Holding { member: Arc<Member>, role: ServerRole },
+    Holding {
+        member: Arc<Member>,
+        role: ServerRole,
+    },
 }
 
 /// A BEGIN that was answered and not yet sent, with any SET TRANSACTION behind it.
@@ -737,7 +740,9 @@ impl Session {
 
     fn default_isolation_is(&self, level: &str) -> bool {
         match self.settings.value("default_transaction_isolation") {
-            Some(How::Value(text) | How::Statement(text)) => text.to_ascii_lowercase().windows(level.len()).any(|part| part == level.as_bytes()),
+            Some(How::Value(text) | How::Statement(text)) => {
+                text.to_ascii_lowercase().windows(level.len()).any(|part| part == level.as_bytes())
+            }
             None => false,
         }
     }

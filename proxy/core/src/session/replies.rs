@@ -26,16 +26,27 @@ pub(super) enum Owed {
     Query(Arc<Verdict>, Option<Box<[u8]>>),
     FunctionCall,
     /// The error that takes the place of the server's: what was sent can't succeed. `query`: a simple one, whose ReadyForQuery follows.
-    Refused { refusal: Box<Refusal>, query: bool },
+    Refused {
+        refusal: Box<Refusal>,
+        query: bool,
+    },
     /// ParseComplete. `prepares`: what the client prepared; `id`: what the server has from now on.
-    Parse { swallow: bool, prepares: Option<Prepares>, id: Option<StatementId> },
+    Parse {
+        swallow: bool,
+        prepares: Option<Prepares>,
+        id: Option<StatementId>,
+    },
     Bind,
     /// (ParameterDescription and) RowDescription or NoData.
     Describe,
     /// CommandComplete, EmptyQueryResponse or PortalSuspended.
     Execute(Option<Arc<Statement>>),
     /// CloseComplete. `evicted`: what the server no longer has then; `closed`: what the client's name meant.
-    Close { swallow: bool, evicted: Option<StatementId>, closed: Option<(Box<[u8]>, Arc<Statement>)> },
+    Close {
+        swallow: bool,
+        evicted: Option<StatementId>,
+        closed: Option<(Box<[u8]>, Arc<Statement>)>,
+    },
     /// ReadyForQuery.
     Sync(Sync),
 }

@@ -223,7 +223,11 @@ mod tests {
     fn only_what_analysis_reads_parts_prepared_statements() {
         let mut a = Settings::default();
         a.set(&Arc::from("application_name"), How::Value((*b"x").into()));
-        assert_eq!(a.analysis_hash(), { let mut b = Settings::default(); b.set(&Arc::from("work_mem"), How::Value((*b"1").into())); b.analysis_hash() });
+        assert_eq!(a.analysis_hash(), {
+            let mut b = Settings::default();
+            b.set(&Arc::from("work_mem"), How::Value((*b"1").into()));
+            b.analysis_hash()
+        });
         a.set(&Arc::from("datestyle"), How::Value((*b"ISO").into()));
         assert_ne!(a.analysis_hash(), Settings::default().analysis_hash());
     }

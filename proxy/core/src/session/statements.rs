@@ -63,7 +63,12 @@ impl Session {
         let parse = view::parse(body)?;
         let mut seed = self.seed();
         if !work.changes.is_empty()
-            || work.batch.executed().flat_map(|verdict| &verdict.effects).any(|effect| matches!(effect, Effect::Set { .. } | Effect::SetUnknown)) {
+            || work
+                .batch
+                .executed()
+                .flat_map(|verdict| &verdict.effects)
+                .any(|effect| matches!(effect, Effect::Set { .. } | Effect::SetUnknown))
+        {
             // Analysed under settings that aren't known yet: shared with nobody.
             seed ^= env.random | 1;
         }

@@ -38,20 +38,33 @@ pub struct TransactionModes {
 pub enum Effect {
     Begin(TransactionModes),
     /// `COMMIT` and `END`; `chain` with AND CHAIN.
-    Commit { chain: bool },
+    Commit {
+        chain: bool,
+    },
     /// `ROLLBACK` and `ABORT`.
-    Rollback { chain: bool },
+    Rollback {
+        chain: bool,
+    },
     Savepoint,
     RollbackTo,
     Release,
     PrepareTransaction,
     /// `SET TRANSACTION`, `SET SESSION CHARACTERISTICS AS TRANSACTION` with `session`.
-    SetTransaction { modes: TransactionModes, session: bool },
+    SetTransaction {
+        modes: TransactionModes,
+        session: bool,
+    },
     /// `SET TRANSACTION SNAPSHOT`.
     SetSnapshot,
     /// `SET [SESSION|LOCAL] name`; also forms with special syntax under their parameter's name (`TIME ZONE`, `NAMES`, `ROLE`...). Name in lower case.
-    Set { name: Arc<str>, local: bool, to_default: bool },
-    Reset { name: Arc<str> },
+    Set {
+        name: Arc<str>,
+        local: bool,
+        to_default: bool,
+    },
+    Reset {
+        name: Arc<str>,
+    },
     ResetAll,
     /// `set_config(...)` or anything else that changes settings in a way that the text doesn't tell.
     SetUnknown,
@@ -60,10 +73,16 @@ pub enum Effect {
     DiscardTemp,
     DiscardSequences,
     /// SQL `PREPARE name`.
-    Prepare { name: Arc<str> },
+    Prepare {
+        name: Arc<str>,
+    },
     /// SQL `EXECUTE name`.
-    Execute { name: Arc<str> },
-    Deallocate { name: Arc<str> },
+    Execute {
+        name: Arc<str>,
+    },
+    Deallocate {
+        name: Arc<str>,
+    },
     DeallocateAll,
     Listen,
     UnlistenAll,

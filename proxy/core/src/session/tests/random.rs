@@ -2,8 +2,8 @@
 //! Where servers are lost, every message is still answered once.
 
 use proptest::prelude::*;
-use proptest::test_runner::RngSeed;
 use proptest::sample::{Index, select};
+use proptest::test_runner::RngSeed;
 
 use super::super::{Access, CancelKey, How, Params, ServerState, Session, Settings, TxStatus, Want, Work};
 use super::rig::Rig;

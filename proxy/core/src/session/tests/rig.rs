@@ -64,7 +64,8 @@ impl Rig {
         let mut names: Vec<&str> = replicas.to_vec();
         names.extend(leader.map(|(name, _)| name));
         names.sort_unstable();
-        self.topology.members = names.iter().map(|name| Arc::new(self.member(name, leader.is_none_or(|(leader, _)| leader != *name)))).collect();
+        self.topology.members =
+            names.iter().map(|name| Arc::new(self.member(name, leader.is_none_or(|(leader, _)| leader != *name)))).collect();
         let epoch = leader.map_or(self.topology.epoch, |(_, epoch)| Epoch(epoch));
         if epoch != self.topology.epoch {
             self.topology.samples = Arc::default();

@@ -182,7 +182,7 @@ impl Story {
         // Either replica is as good.
         let replica = |name: &str| name.starts_with('r');
         let node = need.node.to_string();
-        assert!(need.role == role && (node == words[0] || (words[0] == "r" && replica(&node)) ), "wanted {need:?} at «{line}»");
+        assert!(need.role == role && (node == words[0] || (words[0] == "r" && replica(&node))), "wanted {need:?} at «{line}»");
         match words.get(2) {
             Some(&"unreachable") => {
                 let refusal = Refusal::ServerUnreachable { node: node.clone(), detail: String::new() };

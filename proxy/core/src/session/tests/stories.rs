@@ -336,7 +336,8 @@ mod reads {
         let mut bytes = super::super::text::server(&format!("D {row}"));
         bytes.truncate(35_000);
         story.work.server_in = bytes.clone();
-        let mut server = crate::session::ServerState::new("r1".into(), ServerRole::Replica, crate::topology::Epoch(1), Default::default(), 1);
+        let mut server =
+            crate::session::ServerState::new("r1".into(), ServerRole::Replica, crate::topology::Epoch(1), Default::default(), 1);
         let Story { rig, session, work, .. } = &mut story;
         session.server_bytes(&rig.env(), work, &mut server).expect("a row");
         assert_eq!(work.to_client.split_off(5), bytes, "large rows go on as they come");

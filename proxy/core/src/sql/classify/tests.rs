@@ -356,7 +356,9 @@ const PIECES: [&str; 60] = [
 
 #[test]
 fn columns_are_no_calls_and_calls_in_data_changes_pin() {
-    let pins = |sql: &str| classify(sql.as_bytes(), &Facts::empty(), Dialect::default()).effects.iter().any(|effect| matches!(effect, Effect::Pin(_)));
+    let pins = |sql: &str| {
+        classify(sql.as_bytes(), &Facts::empty(), Dialect::default()).effects.iter().any(|effect| matches!(effect, Effect::Pin(_)))
+    };
     for sql in [
         "INSERT INTO load (writer, number) VALUES (1, 2) RETURNING port",
         "insert into s.t(a) select lower(b) from u",
