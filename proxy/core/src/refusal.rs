@@ -161,6 +161,22 @@ pub enum Refusal {
         detail: String,
     },
 
+    // Overruling
+    /// `SET switchyard.name` of a name that isn't known.
+    UnknownParameter {
+        name: String,
+    },
+    /// `SET switchyard.name` to a word that it can't have.
+    BadParameter {
+        name: &'static str,
+        value: String,
+        allowed: &'static [&'static str],
+    },
+    /// A `[[rule]]` of the configuration.
+    RejectedByRoutingRule {
+        rule: String,
+    },
+
     // Loss of a server connection
     /// A write was sent, and no answer came.
     OutcomeUnknown {
@@ -299,6 +315,13 @@ impl Refusal {
                 format!("no server connection to \"{node}\" became free within {:.1} s", waited.as_secs_f64()).into(),
             ),
             Refusal::ServerUnreachable { node, .. } => (Error, "57P03", format!("could not connect to \"{node}\"").into()),
+            Refusal::UnknownParameter { name } => (Error, "42704", format!("unrecognized configuration parameter \"{name}\"").into()),
+            Refusal::BadParameter { name, value, .. } => {
+                (Error, "22023", format!("invalid value for parameter \"{name}\": \"{value}\"").into())
+            }
+            Refusal::RejectedByRoutingRule { rule } => {
+                (Error, "42501", format!("the statement was rejected by {rule} of the router's configuration").into())
+            }
             Refusal::OutcomeUnknown { node } => {
                 (Error, "08007", format!("the connection to \"{node}\" was lost: it is unknown whether the statement took effect").into())
             }
@@ -350,6 +373,10 @@ impl Refusal {
     }
 
     fn hint(&self) -> Option<Cow<'static, str>> {
+        if let Refusal::BadParameter { allowed, .. } = self {
+            // As PostgreSQL words it for its own (`config_enum_get_options`).
+            return Some(format!("Available values: {}.", allowed.join(", ")).into());
+        }
         Some(
             match self {
                 Refusal::BadReplication { .. } => "Valid values are: \"false\", 0, \"true\", 1, \"database\".",

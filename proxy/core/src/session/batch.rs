@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::server::StatementId;
 use crate::refusal::Refusal;
-use crate::sql::{Class, Effect, Hint, Kind, Verdict};
+use crate::sql::{Class, Effect, Hint, Kind, RuledRoute, Verdict};
 
 /// A statement that a client has prepared.
 #[derive(Debug)]
@@ -143,6 +143,14 @@ impl Batch {
 
     pub(super) fn hint(&self) -> Option<Hint> {
         self.verdicts().find_map(|verdict| verdict.hint)
+    }
+
+    /// Where a rule of the configuration sends it.
+    pub(super) fn ruled(&self) -> Option<Hint> {
+        self.verdicts().find_map(|verdict| match verdict.ruling.as_ref()?.route {
+            RuledRoute::To(hint) => Some(hint),
+            RuledRoute::Reject => None,
+        })
     }
 
     pub(super) fn executes(&self) -> bool {

@@ -1,12 +1,13 @@
 //! Where a complete batch goes.
 
 use super::batch::{End, Item};
-use super::{Access, Env, HeldBegin, Lost, Phase, Session, Work};
+use super::{Access, Env, HeldBegin, Lost, Phase, Session, Work, own};
 use crate::causal::Bound;
 use crate::refusal::Refusal;
 use crate::route::{self, Ask, Need, ServerRole, Why};
 use crate::sql::lexer::{Lexer, TokenKind};
-use crate::sql::{Class, Effect, Hint, TransactionModes};
+use crate::sql::{Class, Effect, Hint, RuledRoute, Ruling, TransactionModes, Verdict};
+use crate::wire::frame;
 use crate::wire::reply::{self, TxStatus};
 
 impl Session {
@@ -71,7 +72,16 @@ impl Session {
 
     /// What the router refuses while the leader serves the read-only port: `default_transaction_read_only` alone stops neither
     /// VACUUM nor NOTIFY, and `set_config` turns it off. Only what is judged a read runs.
-    pub(super) fn refused(&self, env: &Env<'_>, item: &Item) -> Option<Refusal> {
+    /// And what rules of the configuration reject, and parameters of ours that can't be set so.
+    pub(super) fn refused(&self, env: &Env<'_>, item: &Item, message: &[u8]) -> Option<Refusal> {
+        let overruled = match item {
+            Item::Query(verdict) => self.overruled_refusal(verdict, message.get(frame::HEADER..message.len() - 1).unwrap_or_default()),
+            Item::Execute(Some(statement)) => self.overruled_refusal(&statement.verdict, statement.text()),
+            _ => None,
+        };
+        if overruled.is_some() {
+            return overruled;
+        }
         if self.lost == Some(Lost::StoodIn)
             && let Item::Query(verdict) = item
             && verdict.effects.contains(&Effect::RollbackTo)
@@ -104,6 +114,23 @@ impl Session {
         if allows_writes { refused(verdict.command) } else { None }
     }
 
+    fn overruled_refusal(&self, verdict: &Verdict, text: &[u8]) -> Option<Refusal> {
+        if let Some(Ruling { rule, route: RuledRoute::Reject }) = &verdict.ruling {
+            return Some(Refusal::RejectedByRoutingRule { rule: rule.to_string() });
+        }
+        if verdict.effects.is_empty() || self.status == TxStatus::Failed {
+            return None;
+        }
+        own::refused(verdict, text, self.dialect())
+    }
+
+    /// Where the client or the configuration want the batch to go: by a comment, by `switchyard.route`, by a rule, in this order.
+    /// Statements without data go by comments alone.
+    fn overruling(&self, work: &Work, class: Class) -> Option<Hint> {
+        let comment = work.batch.hint();
+        if class == Class::Local { comment } else { comment.or_else(|| self.own.route()).or_else(|| work.batch.ruled()) }
+    }
+
     fn decide_read_write(&mut self, env: &Env<'_>, work: &mut Work) {
         if work.rerun_on_leader {
             return self.lease_leader(env, Why::Rerun);
@@ -115,14 +142,18 @@ impl Session {
             return self.lease_leader(env, Why::LookAhead);
         }
         let class = work.batch.class();
+        let overruling = self.overruling(work, class);
         if let Some(begin) = self.begin.as_ref().map(|begin| begin.modes).or_else(|| begins(work)) {
             let read_only = begin.read_only.unwrap_or(self.default_read_only());
             let serializable = begin.serializable.unwrap_or(self.reading_allowed_on_leader_only());
-            if !(env.policy.readonly_on_replica && read_only && !serializable && class == Class::Read) {
+            let on_replica = env.policy.readonly_on_replica && read_only && overruling != Some(Hint::Leader);
+            // Whoever wants a replica for all of a transaction gets one, and its refusal of whatever writes.
+            let wanted = overruling == Some(Hint::Replica);
+            if !((on_replica || wanted) && !serializable && class == Class::Read) {
                 return self.lease_leader(env, Why::Transaction);
             }
         }
-        match (class, work.batch.hint()) {
+        match (class, overruling) {
             (Class::Local | Class::Read, Some(Hint::Leader)) => self.lease_leader(env, Why::Hint),
             (_, Some(Hint::Replica)) | (Class::Read, None) => {
                 if self.reading_allowed_on_leader_only() {
@@ -156,8 +187,20 @@ impl Session {
         if !env.policy.hold_begin || self.pinned(env) {
             return false;
         }
+        let dialect = self.dialect();
         let Some((verdict, text)) = work.batch.lone_query() else { return false };
         let [effect] = verdict.effects.as_slice() else { return false };
+        if let (Effect::Set { name, .. }, Some(begin)) = (effect, &mut self.begin)
+            && own::is_own(name)
+            && text.len() <= HELD_BYTES_MAX
+            && begin.texts.len() < HELD_BYTES_MAX
+            && own::refused(verdict, text, dialect).is_none()
+        {
+            // `BEGIN; SET LOCAL switchyard.route = ...` decides where the transaction runs.
+            begin.texts.append(&mut terminated(text));
+            self.own.note(text, dialect);
+            return self.answer_held(work, b"SET", TxStatus::InTransaction);
+        }
         // What a server might refuse is for a server to refuse.
         if text.len() > HELD_BYTES_MAX || !is_plain_transaction_control(text) {
             return false;
@@ -176,14 +219,20 @@ impl Session {
             }
             (Effect::Commit { chain: false }, Some(_)) => {
                 self.begin = None;
+                self.own.transaction_over(true);
                 (b"COMMIT", TxStatus::Idle)
             }
             (Effect::Rollback { chain: false }, Some(_)) => {
                 self.begin = None;
+                self.own.transaction_over(false);
                 (b"ROLLBACK", TxStatus::Idle)
             }
             _ => return false,
         };
+        self.answer_held(work, tag, status)
+    }
+
+    fn answer_held(&mut self, work: &mut Work, tag: &[u8], status: TxStatus) -> bool {
         reply::command_complete(&mut work.to_client, tag);
         self.status = status;
         reply::ready_for_query(&mut work.to_client, status);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::batch::{End, Item, Statement};
 use super::replies::{Owed, Prepares, Sync};
 use super::server::{StatementId, server_name};
-use super::{Access, Attempt, Env, HeldBegin, Lost, Phase, Segment, ServerState, Session, Work};
+use super::{Access, Attempt, Env, HeldBegin, Lost, Phase, Segment, ServerState, Session, Work, own};
 use crate::refusal::Refusal;
 use crate::route::ServerRole;
 use crate::sql::{Class, Effect, Kind, PinReason, Verdict};
@@ -74,7 +74,7 @@ impl Session {
         let lone = work.segment == Segment::Closed && work.batch.items.len() == 1;
         let batch = std::mem::take(&mut work.batch);
         for (item, range) in &batch.items {
-            match self.refused(env, item) {
+            match self.refused(env, item, &batch.bytes[range.clone()]) {
                 Some(refusal) => send_refused(item, refusal, work, server),
                 None => self.send_item(item, &batch.bytes[range.clone()], syncs_flush, lone, work, server),
             }
@@ -414,7 +414,7 @@ fn must_be_answered_first(verdict: &Verdict) -> bool {
     }) || matches!(verdict.kind, Kind::Unknown)
 }
 
-/// Whether the statement's text may have to be replayed on other servers.
+/// Whether the statement's text is looked at once it has succeeded: it may have to be replayed on other servers, or sets what is ours.
 pub(super) fn sets(verdict: &Verdict) -> bool {
-    verdict.effects.iter().any(|effect| matches!(effect, Effect::Set { .. }))
+    verdict.effects.iter().any(|effect| matches!(effect, Effect::Set { .. })) || own::concerns(verdict)
 }

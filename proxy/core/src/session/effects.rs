@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::batch::ends_transaction;
 use super::settings::{How, Settings};
-use super::{ServerState, Session, Work};
+use super::{ServerState, Session, Work, own};
 use crate::route::ServerRole;
 use crate::sql::{Class, Effect, Kind, PinReason, TransactionModes, Verdict};
 use crate::wire::reply::TxStatus;
@@ -37,8 +37,14 @@ impl Session {
             // Which of them stayed depends on where each transaction began and how it ended.
             self.pins.add(PinReason::SettingOutOfSight);
         }
+        if let Some(text) = text
+            && own::concerns(verdict)
+        {
+            self.own.note(text, self.dialect());
+        }
         for effect in &verdict.effects {
             match effect {
+                Effect::Set { name, .. } | Effect::Reset { name } if own::is_own(name) => {}
                 Effect::Set { local: true, .. } => {
                     let text = text.unwrap_or_default();
                     self.local_hash = xxhash_rust::xxh3::xxh3_64_with_seed(text, self.local_hash).max(1);
@@ -71,6 +77,7 @@ impl Session {
                     self.portals.clear();
                     self.pins.discard();
                     self.sequence_advanced = false;
+                    self.own.discard();
                 }
                 Effect::DiscardTemp => self.pins.remove(PinReason::TempTable),
                 Effect::DiscardSequences => self.sequence_advanced = false,
@@ -129,6 +136,7 @@ impl Session {
     /// COMMIT or ROLLBACK, perhaps with more behind it in the segment: what comes next begins with what this transaction leaves.
     fn transaction_over(&mut self, chain: bool, work: &mut Work, server: &mut ServerState) {
         self.local_hash = 0;
+        self.own.transaction_over(!work.rolled_back);
         if !std::mem::take(&mut work.rolled_back) {
             if chain {
                 self.make_changes(work, server);
@@ -163,6 +171,7 @@ impl Session {
         }
         self.local_hash = 0;
         let undone = work.segment_failed || std::mem::take(&mut work.rolled_back);
+        self.own.transaction_over(!undone);
         if let Some(undo) = self.undo.take()
             && undone
         {

@@ -12,7 +12,9 @@ mod batch;
 mod decide;
 mod dispatch;
 mod effects;
+mod explain;
 mod loss;
+mod own;
 mod pins;
 mod replies;
 mod server;
@@ -26,8 +28,11 @@ use std::time::Instant;
 use rustc_hash::FxHashMap;
 
 use batch::{Batch, End, Item, Statement};
+use explain::Answer;
+use own::Own;
 use replies::Owed;
 
+pub use explain::describe;
 pub use pins::Pins;
 pub use server::{ServerState, StatementId};
 pub use settings::{How, Params, Settings};
@@ -35,7 +40,7 @@ pub use settings::{How, Params, Settings};
 use crate::causal::Watermark;
 use crate::refusal::{Refusal, Severity};
 use crate::route::{Excluded, Loads, Need, ServerRole, Why};
-use crate::sql::{Effect, TransactionModes, Verdict};
+use crate::sql::{Dialect, Effect, TransactionModes, Verdict};
 use crate::topology::{Member, Topology};
 use crate::wire::reply::TxStatus;
 use crate::wire::{frame, reply, view};
@@ -71,6 +76,11 @@ pub struct Policy {
 pub trait Judge {
     /// `standard_conforming_strings`, and whether the client's encoding never has an ASCII byte within a character.
     fn verdict(&self, sql: &[u8], standard_conforming_strings: bool, ascii_safe: bool) -> Arc<Verdict>;
+
+    /// What its verdicts rest on, in lines for EXPLAIN (ROUTE).
+    fn grounds(&self) -> Vec<String> {
+        Vec::new()
+    }
 }
 
 /// The world, as it is while one input is handled.
@@ -234,6 +244,11 @@ impl Work {
         })
     }
 
+    /// The verdict on the first statement of the batch that waits.
+    pub fn first_verdict(&self) -> Option<&Arc<Verdict>> {
+        self.batch.verdicts().next()
+    }
+
     /// Whether nothing is in it that the next input needs.
     pub fn is_spare(&self) -> bool {
         self.client_in.is_empty()
@@ -291,6 +306,9 @@ pub struct Session {
     lost: Option<Lost>,
     startup: Arc<Settings>,
     settings: Arc<Settings>,
+    own: Own,
+    /// What was wrong with the startup settings of our own.
+    bad_startup: Option<Box<Refusal>>,
     /// The settings have been accepted by a server.
     settings_proven: bool,
     /// The settings to go back to if the transaction, or the segment outside one, fails.
@@ -332,8 +350,15 @@ const OWED_MAX: usize = 8 * 1024;
 impl Session {
     /// A session whose client has proven who it is. The first thing it wants is a server connection that accepts its startup settings.
     pub fn new(startup: Settings, key: CancelKey) -> Session {
+        let (startup, own) = startup.without(own::is_own);
         let startup = Arc::new(startup);
+        let (own, bad_startup) = match Own::new(own.iter().map(|(name, value)| (&**name, &**value))) {
+            Ok(own) => (own, None),
+            Err(refusal) => (Own::default(), Some(Box::new(refusal))),
+        };
         Session {
+            own,
+            bad_startup,
             phase: Phase::Idle,
             want: None,
             starting: Some(key),
@@ -539,6 +564,15 @@ impl Session {
             return Ok(());
         }
         self.unsynced = (self.unsynced || !matches!(tag, b'Q' | b'F' | b'c' | b'f')) && tag != b'S';
+        let substitute;
+        let (body, message) = match self.own_answer(env, work, tag, body) {
+            Answer::Servers => (body, message),
+            Answer::Given => return Ok(()),
+            Answer::Instead(text) => {
+                substitute = text;
+                (&substitute[frame::HEADER..], &substitute[..])
+            }
+        };
         let item = match tag {
             b'Q' => {
                 // "A simple Query message also destroys the unnamed statement" (protocol, Extended Query). Behind messages without a Sync it
@@ -635,6 +669,9 @@ impl Session {
     /// The server connection was given back, or thrown away. Decides again where a batch still waits for its answer.
     pub fn returned(&mut self, env: &Env<'_>, work: &mut Work) {
         self.phase = Phase::Idle;
+        if let Some(refusal) = self.bad_startup.take() {
+            return self.refuse_fatal(work, &refusal);
+        }
         if self.starting.is_some() || work.batch.end != End::Open {
             self.decide(env, work);
         }
@@ -749,6 +786,10 @@ impl Session {
 
     fn default_read_only(&self) -> bool {
         self.told.value("default_transaction_read_only") == Some(b"on")
+    }
+
+    fn dialect(&self) -> Dialect {
+        Dialect { standard_conforming_strings: self.standard_conforming_strings, client_encoding_is_ascii_safe: self.ascii_safe }
     }
 
     fn hold(&mut self) {

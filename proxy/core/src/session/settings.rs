@@ -59,6 +59,22 @@ impl Settings {
         self.entries.is_empty()
     }
 
+    /// Without those whose names are `taken`, and these with their values.
+    pub(super) fn without(mut self, taken: impl Fn(&str) -> bool) -> (Settings, Vec<(Arc<str>, Box<[u8]>)>) {
+        let mut out = Vec::new();
+        self.entries.retain(|entry| match &entry.how {
+            How::Value(value) | How::Statement(value) if taken(&entry.name) => {
+                out.push((entry.name.clone(), value.clone()));
+                false
+            }
+            _ => true,
+        });
+        if !out.is_empty() {
+            self.rehash();
+        }
+        (self, out)
+    }
+
     pub fn value(&self, name: &str) -> Option<&How> {
         self.entries.iter().find(|entry| &*entry.name == name).map(|entry| &entry.how)
     }

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use super::catalog::Facts;
-use super::fingerprint::leading_hint;
+use super::fingerprint::{Fingerprint, leading_hint};
 use super::lexer::{Lexer, Name, Token, TokenKind};
 use super::verdict::{Class, Effect, Kind, PinReason, Reason, Verdict};
 use super::{control, query};
@@ -90,6 +90,8 @@ impl<'a> Judge<'a> {
             kind: Kind::Empty,
             command: "",
             hint: leading_hint(sql),
+            ruling: None,
+            fingerprint: Fingerprint::default(),
         };
         Judge { sql, facts, dialect, verdict, once: Vec::new() }
     }

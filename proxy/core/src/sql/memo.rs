@@ -72,7 +72,9 @@ impl Memo {
         {
             return (verdict, fingerprint, true);
         }
-        let verdict = Arc::new(classify(sql, facts, dialect));
+        let mut verdict = classify(sql, facts, dialect);
+        verdict.fingerprint = fingerprint;
+        let verdict = Arc::new(verdict);
         if summary.cacheable && verdict.effects.len() <= EFFECTS_LIMIT {
             self.keep(Entry { fingerprint, generation: facts.generation(), dialect, verdict: Arc::clone(&verdict) });
         }

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use super::fingerprint::Fingerprint;
+
 /// Where a statement may run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Class {
@@ -176,6 +178,23 @@ pub struct Verdict {
     pub command: &'static str,
     /// A hint in a leading comment: `/* switchyard: leader */` or `/* switchyard: replica */`.
     pub hint: Option<Hint>,
+    /// What a `[[rule]]` of the configuration says of it.
+    pub ruling: Option<Ruling>,
+    /// Of the string, where a memo has judged it.
+    pub fingerprint: Fingerprint,
+}
+
+/// A rule of the configuration, and where it sends what it matches.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ruling {
+    pub rule: Arc<str>,
+    pub route: RuledRoute,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RuledRoute {
+    To(Hint),
+    Reject,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
