@@ -16,6 +16,8 @@ pub struct Config {
     pub server_tls: ServerTls,
     pub pool: Pool,
     pub routing: Routing,
+    /// In order: the first that matches decides.
+    pub rules: Vec<RoutingRule>,
     pub failover: Failover,
     pub health: Health,
     pub limits: Limits,
@@ -194,6 +196,37 @@ pub struct Routing {
     pub verdict_cache_size: usize,
     /// Prefer replicas whose tag `zone` is this.
     pub zone: Option<String>,
+}
+
+/// A `[[rule]]`: statements that match all that it names are overruled.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RoutingRule {
+    /// Its place among the rules, from 1.
+    pub number: usize,
+    /// `all` if empty, here and below.
+    pub users: Vec<String>,
+    pub databases: Vec<String>,
+    pub application_names: Vec<String>,
+    pub fingerprints: Vec<u128>,
+    pub pattern: Option<Pattern>,
+    pub route: RuleRoute,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RuleRoute {
+    Leader,
+    Replica,
+    Reject,
+}
+
+/// A regular expression over a statement's bytes. Two are equal if they are written alike.
+#[derive(Clone, Debug)]
+pub struct Pattern(pub regex::bytes::Regex);
+
+impl PartialEq for Pattern {
+    fn eq(&self, other: &Pattern) -> bool {
+        self.0.as_str() == other.0.as_str()
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

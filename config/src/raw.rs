@@ -12,9 +12,9 @@ use std::time::Duration;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use crate::model::{AddressMatch, AuthMethod, Consistency, LogFormat, PoolMode, Secret, ServerAuthMethod, SslMode};
+use crate::model::{AddressMatch, AuthMethod, Consistency, LogFormat, Pattern, PoolMode, RuleRoute, Secret, ServerAuthMethod, SslMode};
 use crate::problem::{Place, Problem, nearest};
-use crate::value::{Address, Endpoint, Given, Kind, ReadonlyTransactions, Size, Text, TimeOrNone};
+use crate::value::{Address, Endpoint, FingerprintText, Given, Kind, ReadonlyTransactions, Size, Text, TimeOrNone};
 
 /// A value, and where it was written.
 #[derive(Clone, Debug)]
@@ -148,6 +148,7 @@ section! {
         server_tls: RawServerTls,
         pool: RawPool,
         routing: RawRouting,
+        rule: Tables<RawRule>,
         failover: RawFailover,
         health: RawHealth,
         limits: RawLimits,
@@ -267,6 +268,17 @@ section! {
         look_ahead_bytes: At<Size>,
         verdict_cache_size: At<usize>,
         zone: At<Text>,
+    }
+}
+
+section! {
+    RawRule {
+        users: List<Text>,
+        databases: List<Text>,
+        application_names: List<Text>,
+        fingerprints: List<FingerprintText>,
+        pattern: At<Pattern>,
+        route: At<RuleRoute>,
     }
 }
 

@@ -146,6 +146,19 @@ fn each_mistake_is_told_with_its_place() {
             "[[server_auth]]\nmethod = 'cert'",
             "c.toml:4:10: server_auth[1].method: is \"cert\", which needs server_tls.cert_file, server_tls.key_file and a server_tls.mode other than \"disable\"",
         ),
+        ("[[rule]]\nusers = 'a'", "c.toml:3:1: rule[1].route: is not set: expected \"leader\", \"replica\" or \"reject\""),
+        (
+            "[[rule]]\nroute = 'leader'\n[[rule]]\nroute = 'master'",
+            "c.toml:6:9: rule[2].route: expected \"leader\", \"replica\" or \"reject\", found \"master\"",
+        ),
+        (
+            "[[rule]]\nroute = 'reject'\npattern = 'a(b'",
+            "c.toml:5:11: rule[1].pattern: expected a regular expression, found \"a(b\" (unclosed group)",
+        ),
+        (
+            "[[rule]]\nroute = 'reject'\nfingerprints = ['12']",
+            "c.toml:5:17: rule[1].fingerprints: expected a fingerprint of 32 hexadecimal digits, as EXPLAIN (ROUTE) shows it, found \"12\"",
+        ),
         (
             "[[cluster.member]]\nhost = 'a'",
             "c.toml:2:18: etcd.endpoints: contradicts [[cluster.member]]: members come from etcd or are given by hand, not both",
@@ -264,6 +277,7 @@ fn every_default() {
             verdict_cache_size: 16_384,
             zone: None,
         },
+        rules: vec![],
         failover: Failover { hold_timeout: Duration::from_secs(30), hold_max: 10_000, lease_margin: Duration::from_secs(1) },
         health: Health { interval: Duration::from_millis(500), busy_interval: Duration::from_millis(10), timeout: Duration::from_secs(2) },
         limits: Limits {
@@ -531,7 +545,7 @@ fn documented_defaults_are_the_defaults() {
         let Some(value) = default.strip_prefix('`').and_then(|rest| rest.strip_suffix('`')) else {
             continue;
         };
-        if key.starts_with("auth.") || key.starts_with("server_auth.") || key.starts_with("cluster.member.") {
+        if key.starts_with("auth.") || key.starts_with("server_auth.") || key.starts_with("rule.") || key.starts_with("cluster.member.") {
             continue;
         }
         assert_eq!(good(&format!("{key} = {value}")), defaults, "{key} = {value}");
@@ -667,4 +681,18 @@ impl Drop for Folder {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.0);
     }
+}
+
+#[test]
+fn rules_keep_their_order_and_a_reload_takes_them() {
+    let config = good(
+        "[[rule]]\nusers = ['report', 'bi']\nroute = 'replica'\n\
+         [[rule]]\nfingerprints = '000102030405060708090a0b0c0d0e0f'\npattern = '(?i)^\\s*truncate'\nroute = 'reject'\n",
+    );
+    let [first, second] = config.rules.as_slice() else { panic!("{:?}", config.rules) };
+    assert_eq!((first.number, first.users.len(), first.route), (1, 2, RuleRoute::Replica));
+    assert_eq!((second.number, second.fingerprints.as_slice()), (2, &[0x0001_0203_0405_0607_0809_0a0b_0c0d_0e0f][..]));
+    assert!(second.pattern.as_ref().is_some_and(|pattern| pattern.0.is_match(b" TRUNCATE t")));
+    let (reloaded, kept) = reload(&good(""), config.clone());
+    assert_eq!((reloaded.rules, kept.len()), (config.rules, 0));
 }

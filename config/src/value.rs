@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::model::{AddressMatch, AuthMethod, Consistency, LogFormat, PoolMode, Secret, ServerAuthMethod, SslMode};
+use crate::model::{AddressMatch, AuthMethod, Consistency, LogFormat, Pattern, PoolMode, RuleRoute, Secret, ServerAuthMethod, SslMode};
 use crate::problem::nearest;
 
 /// A TOML value that isn't a list or a table; the environment has only `Text`.
@@ -75,6 +75,43 @@ impl Kind for Secret {
 
     fn read(given: Given<'_>) -> Result<Secret, Refused> {
         Text::read(given).map(|text| Secret::new(text.0))
+    }
+}
+
+/// A statement's fingerprint as EXPLAIN (ROUTE) and the page show it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct FingerprintText(pub(crate) u128);
+
+impl Kind for FingerprintText {
+    const EXPECTED: &'static str = "a fingerprint of 32 hexadecimal digits, as EXPLAIN (ROUTE) shows it";
+
+    fn read(given: Given<'_>) -> Result<FingerprintText, Refused> {
+        match given {
+            Given::Text(text) if text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit()) => {
+                u128::from_str_radix(text, 16).map(FingerprintText).map_err(|_| Refused::default())
+            }
+            _ => Err(Refused::default()),
+        }
+    }
+}
+
+/// A compiled expression, at most, in bytes.
+const PATTERN_BYTES_MAX: usize = 1024 * 1024;
+
+impl Kind for Pattern {
+    const EXPECTED: &'static str = "a regular expression";
+
+    fn read(given: Given<'_>) -> Result<Pattern, Refused> {
+        let Given::Text(text) = given else { return Err(Refused::default()) };
+        if text.is_empty() {
+            return Err(Refused::because("it is empty, and would match everything: leave the key out"));
+        }
+        let compiled = regex::bytes::RegexBuilder::new(text).size_limit(PATTERN_BYTES_MAX).build();
+        compiled.map(Pattern).map_err(|error| {
+            // The last line says what is wrong; those before it show where.
+            let text = error.to_string();
+            Refused::because(text.lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned())
+        })
     }
 }
 
@@ -367,6 +404,12 @@ macro_rules! words {
 
 words!(PoolMode, "\"transaction\" or \"session\"", "transaction" => PoolMode::Transaction, "session" => PoolMode::Session);
 words!(Consistency, "\"session\" or \"eventual\"", "session" => Consistency::Session, "eventual" => Consistency::Eventual);
+words!(
+    RuleRoute, "\"leader\", \"replica\" or \"reject\"",
+    "leader" => RuleRoute::Leader,
+    "replica" => RuleRoute::Replica,
+    "reject" => RuleRoute::Reject,
+);
 words!(LogFormat, "\"text\" or \"json\"", "text" => LogFormat::Text, "json" => LogFormat::Json);
 words!(ServerAuthMethod, "\"trust\" or \"cert\"", "trust" => ServerAuthMethod::Trust, "cert" => ServerAuthMethod::Cert);
 words!(

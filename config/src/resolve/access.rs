@@ -8,7 +8,7 @@ use crate::raw::{At, List, RawAuth, RawServerAuth, RawServerTls, RawTls, Tables}
 use crate::value::Text;
 
 /// More rules than people keep in their head; each is looked at for each login.
-const RULES_MAX: usize = 1000;
+pub(super) const RULES_MAX: usize = 1000;
 
 impl Resolver {
     pub(super) fn auth(&mut self, raw: Option<Tables<RawAuth>>, tls: Option<&ClientTls>) -> Vec<AuthRule> {
@@ -103,7 +103,7 @@ impl Resolver {
     }
 
     /// Empty stands for all, and is written `"all"`: a list that is empty by mistake must not open a door.
-    fn names(&mut self, key: &str, given: Option<List<Text>>) -> Vec<String> {
+    pub(super) fn names(&mut self, key: &str, given: Option<List<Text>>) -> Vec<String> {
         let Some(List { items, place }) = given else {
             return Vec::new();
         };
@@ -115,7 +115,7 @@ impl Resolver {
     }
 
     /// Reports a key that a table must have, unless it is there and was refused already.
-    fn not_set(&mut self, table: &str, key: &str, place: &Place, expected: &str) {
+    pub(super) fn not_set(&mut self, table: &str, key: &str, place: &Place, expected: &str) {
         let key = format!("{table}.{key}");
         if !self.problems.iter().any(|problem| problem.key == key) {
             self.problem(place.clone(), &key, format!("is not set: expected {expected}"));

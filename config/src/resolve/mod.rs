@@ -7,6 +7,7 @@ mod access;
 mod cluster;
 mod listen;
 mod numbers;
+mod rules;
 
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
@@ -55,6 +56,7 @@ impl Resolver {
             server_tls,
             pool: self.pool(raw.pool.unwrap_or_default()),
             routing: self.routing(raw.routing.unwrap_or_default()),
+            rules: self.rules(raw.rule),
             failover: self.failover(raw.failover.unwrap_or_default()),
             health: self.health(raw.health.unwrap_or_default()),
             limits: self.limits(raw.limits.unwrap_or_default()),
