@@ -97,7 +97,12 @@ impl Router {
             pools,
             clients: Clients::new(),
             gate: ArcSwap::from_pointee(gate),
-            verdicts: Verdicts { memo: Memo::new(config.routing.verdict_cache_size), databases, stats: stats.clone() },
+            verdicts: Verdicts {
+                memo: Memo::new(config.routing.verdict_cache_size),
+                databases,
+                stats: stats.clone(),
+                rules: ArcSwap::from_pointee(config.rules.clone()),
+            },
             loads: NodeLoads::new(stats.clone()),
         });
         let draining = Arc::new(AtomicBool::new(false));
@@ -220,6 +225,7 @@ impl Router {
             entrance.store(Arc::new(Entrance::new(config, port, door(config, self.acceptor.as_ref()))));
         }
         self.admin.summary.store(Arc::new(Summary::of(config)));
+        self.context.verdicts.rules.store(Arc::new(config.rules.clone()));
         self.context.health.reload(Arc::new(config.clone()));
         self.context.config.store(Arc::new(config.clone()));
         Ok(())

@@ -14,6 +14,8 @@ use std::time::{Duration, Instant, SystemTime};
 use switchyard_core::refusal::Refusal;
 use switchyard_core::route::{Need, ServerRole, Why};
 use switchyard_core::session::{CancelKey, Env, Pins, Policy, Session, Settings, TO_CLIENT_MAX, Want, Work};
+use switchyard_core::sql::Verdict;
+use switchyard_core::sql::shown::without_literals;
 use tokio::io::AsyncWrite;
 use tokio_util::io::poll_read_buf;
 
@@ -21,8 +23,10 @@ use crate::auth::backend::AuthError;
 use crate::auth::{ConnectError, Identity};
 use crate::clients::Registered;
 use crate::context::Context;
+use crate::decisions::{Decided, Decisions, TEXT_MAX};
 use crate::facts::Database;
 use crate::pool::{Acquired, Key, Lease, LeaseError, Pool};
+use crate::rules::SessionRules;
 use crate::stats::{Pinned, Port};
 use crate::stream::Stream;
 
@@ -72,6 +76,7 @@ pub(crate) struct Client {
     port: Port,
     identity: Arc<Identity>,
     database: Arc<Database>,
+    rules: SessionRules,
     slot: Registered,
     stream: Stream,
     session: Session,
@@ -81,6 +86,7 @@ pub(crate) struct Client {
     client_written: usize,
     server_written: usize,
     running: Option<Running>,
+    refused: Option<Refused>,
     /// The pools that it has used, so that the way of a query takes no lock that all sessions share.
     pools: Vec<(Arc<str>, ServerRole, Arc<Pool>)>,
     random: u64,
@@ -96,6 +102,16 @@ struct Running {
     since: Instant,
     /// The beginning of its first statement, where slow ones are logged.
     text: Option<Box<str>>,
+    /// Where its first statement is counted.
+    decided: Option<Arc<Decided>>,
+    /// A server has answered with an error.
+    failed: bool,
+}
+
+/// A statement, alone in its batch, that a replica has refused.
+struct Refused {
+    verdict: Arc<Verdict>,
+    sqlstate: [u8; 5],
 }
 
 /// What the session waited for.
@@ -136,6 +152,7 @@ impl Client {
             port,
             identity: Arc::new(identity),
             database,
+            rules: SessionRules::default(),
             slot,
             stream,
             session: Session::new(startup, key),
@@ -144,6 +161,7 @@ impl Client {
             client_written: 0,
             server_written: 0,
             running: None,
+            refused: None,
             pools: Vec::new(),
             random: rand::random(),
             waiting: None,
@@ -175,11 +193,13 @@ impl Client {
     /// Calls into the session with the world as it is now.
     fn with_session(&mut self, call: impl FnOnce(&mut Session, &Env<'_>, &mut Work, Option<&mut switchyard_core::session::ServerState>)) {
         let topology = self.context.health.topology.load();
+        self.rules.refresh(&self.context.verdicts.rules, &self.identity.user, &self.identity.database);
+        let application = if self.rules.ask_for_application() { self.session.told("application_name").map(Box::from) } else { None };
         let env = Env {
             now: Instant::now(),
             topology: &topology,
             loads: &self.context.loads,
-            judge: &self.context.verdicts.of(&self.database),
+            judge: &self.context.verdicts.of(&self.database, &self.rules, application),
             policy: &self.policy,
             random: next_random(&mut self.random),
         };
@@ -252,6 +272,8 @@ impl Client {
             why: need.why,
             since: Instant::now(),
             text: text.map(|text| String::from_utf8_lossy(&text[..text.len().min(SLOW_TEXT_MAX)]).into()),
+            decided: self.work.as_deref().and_then(|work| decided(&self.context.stats.decisions, work, need.why)),
+            failed: false,
         });
         if need.role == ServerRole::Leader && matches!(need.why, Why::NotCaughtUp | Why::NoReplica | Why::Rerun | Why::Hint) {
             self.context.stats.leader_read(need.why.as_str());
@@ -347,6 +369,10 @@ impl Client {
         if let Some(running) = self.running.take() {
             let took = running.since.elapsed();
             self.context.stats.latency(took);
+            if let Some(decided) = &running.decided {
+                decided.took(took);
+            }
+            self.learn(&running);
             if matches!(running.why, Why::FreshReplica | Why::AnyReplica) {
                 lease.node_stats().observe(took);
             }
@@ -617,7 +643,7 @@ impl Client {
             now: Instant::now(),
             topology: &topology,
             loads: &self.context.loads,
-            judge: &self.context.verdicts.of(&self.database),
+            judge: &self.context.verdicts.of(&self.database, &self.rules, None),
             policy: &self.policy,
             random: next_random(&mut self.random),
         };
@@ -628,9 +654,34 @@ impl Client {
         }
     }
 
+    /// A statement that a replica has refused and the leader ran is the leader's from now on (DESIGN: the net).
+    fn learn(&mut self, running: &Running) {
+        if running.why != Why::Rerun {
+            return;
+        }
+        let Some(Refused { verdict, sqlstate }) = self.refused.take().filter(|_| !running.failed) else { return };
+        let Ok(sqlstate) = std::str::from_utf8(&sqlstate) else { return };
+        // Codes by which a standby says that a statement isn't for it; others come of what it hasn't replayed yet.
+        if !matches!(sqlstate, "25006" | "0A000" | "55000" | "25001" | "XX000") {
+            return;
+        }
+        self.context.verdicts.memo.learn(&verdict, sqlstate);
+        if let Some(decided) = &running.decided {
+            tracing::debug!(fingerprint = %verdict.fingerprint, sqlstate, "a replica refused what was taken for a read");
+            self.context.stats.decisions.unforeseen(decided, sqlstate);
+        }
+    }
+
     fn count(&mut self) {
         let Some(work) = &mut self.work else { return };
         let tally = std::mem::take(&mut work.tally);
+        if let Some(running) = &mut self.running {
+            running.failed |= tally.errors > 0;
+        }
+        if let Some(sqlstate) = tally.reruns.first() {
+            let sole = work.first_verdict().filter(|(_, sole)| *sole);
+            self.refused = sole.map(|(verdict, _)| Refused { verdict: verdict.clone(), sqlstate: *sqlstate });
+        }
         let stats = &self.context.stats;
         let port = stats.port(self.port);
         port.queries.add(tally.queries);
@@ -695,6 +746,18 @@ impl Context {
             self.health.demand();
         }
     }
+}
+
+/// Counts a decision by its batch's first statement.
+fn decided(decisions: &Decisions, work: &Work, why: Why) -> Option<Arc<Decided>> {
+    let (verdict, _) = work.first_verdict()?;
+    if verdict.statements == 0 {
+        return None;
+    }
+    let text = || without_literals(work.first_text().unwrap_or_default(), true, TEXT_MAX);
+    let decided = decisions.of(verdict.fingerprint, text);
+    decided.decided(why);
+    Some(decided)
 }
 
 fn refuses_login(error: &ConnectError) -> bool {

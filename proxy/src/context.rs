@@ -7,7 +7,7 @@ use rustc_hash::FxHashMap;
 use switchyard_config::Config;
 use switchyard_core::route::Loads;
 use switchyard_core::session::Judge;
-use switchyard_core::sql::{Dialect, Effect, Memo, PinReason, Verdict};
+use switchyard_core::sql::{Dialect, Effect, Facts, Memo, PinReason, Verdict};
 use switchyard_core::topology::Member;
 use switchyard_health::Health;
 
@@ -15,6 +15,7 @@ use crate::auth::Gate;
 use crate::clients::Clients;
 use crate::facts::{Database, Databases};
 use crate::pool::Pools;
+use crate::rules::{Rules, SessionRules};
 use crate::stats::{NodeStats, Stats};
 
 /// The router, as a session sees it.
@@ -34,12 +35,18 @@ pub(crate) struct Verdicts {
     pub(crate) memo: Memo,
     pub(crate) databases: Arc<Databases>,
     pub(crate) stats: Arc<Stats>,
+    pub(crate) rules: Rules,
 }
 
 impl Verdicts {
-    /// Verdicts for a session in `database`.
-    pub(crate) fn of<'a>(&'a self, database: &'a Database) -> DatabaseVerdicts<'a> {
-        DatabaseVerdicts { verdicts: self, database }
+    /// Verdicts for a session in `database`. `application`: its `application_name`, where its rules ask for one.
+    pub(crate) fn of<'a>(
+        &'a self,
+        database: &'a Database,
+        rules: &'a SessionRules,
+        application: Option<Box<[u8]>>,
+    ) -> DatabaseVerdicts<'a> {
+        DatabaseVerdicts { verdicts: self, database, rules, application }
     }
 }
 
@@ -47,6 +54,8 @@ impl Verdicts {
 pub(crate) struct DatabaseVerdicts<'a> {
     verdicts: &'a Verdicts,
     database: &'a Database,
+    rules: &'a SessionRules,
+    application: Option<Box<[u8]>>,
 }
 
 impl Judge for DatabaseVerdicts<'_> {
@@ -59,8 +68,25 @@ impl Judge for DatabaseVerdicts<'_> {
             Ddl::Adds => self.database.ddl_passed(false),
             Ddl::Changes => self.database.ddl_passed(true),
         }
-        verdict
+        self.rules.apply(verdict, sql, self.application.as_deref())
     }
+
+    fn grounds(&self) -> Vec<String> {
+        let facts = self.database.facts();
+        vec![format!("Facts: {}", describe(&facts))]
+    }
+}
+
+/// What is known of a database, in words.
+pub(crate) fn describe(facts: &Facts) -> String {
+    let state = if !facts.is_complete() {
+        "none yet: functions of the database's own count as writes"
+    } else if facts.is_in_doubt() {
+        "in doubt, as DDL has passed: what is the database's own counts as a write"
+    } else {
+        "as the leader's catalogs say"
+    };
+    format!("{state} (generation {})", facts.generation())
 }
 
 /// What a statement may do to facts.

@@ -9,6 +9,8 @@ use std::time::{Duration, SystemTime};
 
 use parking_lot::{Mutex, RwLock};
 
+use crate::decisions::Decisions;
+
 /// A number that only grows.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
@@ -147,6 +149,7 @@ pub struct Stats {
     pub reruns: RwLock<BTreeMap<String, Arc<Counter>>>,
     /// Errors that the router itself authored, by SQLSTATE.
     pub refusals: RwLock<BTreeMap<&'static str, Arc<Counter>>>,
+    pub decisions: Decisions,
     pub cancels: Counter,
     pub verdict_hits: Counter,
     pub verdict_misses: Counter,

@@ -52,6 +52,21 @@ pub enum Why {
 }
 
 impl Why {
+    /// All of them, in the order of their discriminants.
+    pub const ALL: [Why; 11] = [
+        Why::Write,
+        Why::FreshReplica,
+        Why::AnyReplica,
+        Why::NotCaughtUp,
+        Why::NoReplica,
+        Why::Rerun,
+        Why::Hint,
+        Why::Transaction,
+        Why::LookAhead,
+        Why::Local,
+        Why::Fallback,
+    ];
+
     pub fn as_str(self) -> &'static str {
         match self {
             Why::Write => "write",

@@ -176,6 +176,10 @@ fn statements(out: &mut Writer<'_>, snapshot: &Snapshot) -> fmt::Result {
     out.counter("cancels", "Cancel requests", snapshot.cancels)?;
     out.counter("verdict_cache_hits", "Statements whose verdict was cached", snapshot.verdicts.hits)?;
     out.counter("verdict_cache_misses", "Statements that had to be parsed", snapshot.verdicts.misses)?;
+    out.counter("unforeseen", "Statements that a replica refused and the leader ran", snapshot.unforeseen_total)?;
+    let unforeseen = snapshot.unforeseen.iter();
+    let unforeseen = unforeseen.map(|u| (vec![("fingerprint", u.fingerprint.as_str()), ("statement", u.statement.as_str())], u.times));
+    out.counters("unforeseen_statements", "The same, by statement; the first fifty only", None, unforeseen)?;
     out.gauge("verdict_cache_entries", "Verdicts in the cache", None, snapshot.verdicts.cached as f64)?;
     latency(out, snapshot)
 }

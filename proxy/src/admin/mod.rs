@@ -22,6 +22,7 @@ use parking_lot::Mutex;
 use switchyard_config::{Config, Consistency, PoolMode};
 use switchyard_core::topology::Topology;
 
+use crate::decisions::{DecidedView, Unforeseen};
 use crate::stats::Stats;
 use history::History;
 
@@ -71,6 +72,16 @@ pub struct Summary {
     pub consistency_read_only: &'static str,
 }
 
+/// Answers `/api/v1/statements`.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Statements {
+    /// Those that came most often first.
+    pub statements: Vec<DecidedView>,
+    pub unforeseen: Vec<Unforeseen>,
+    /// All of them, also those that are not listed.
+    pub unforeseen_total: u64,
+}
+
 impl Summary {
     pub fn of(config: &Config) -> Summary {
         let level = |level: Consistency| match level {
@@ -115,6 +126,16 @@ impl Admin {
             summary: ArcSwap::from_pointee(summary),
             live: Box::new(live),
             history: Mutex::new(History::default()),
+        }
+    }
+
+    /// What was decided of late, by statement, and what only a replica's refusal told.
+    pub fn statements(&self) -> Statements {
+        let decisions = &self.stats.decisions;
+        Statements {
+            statements: decisions.now(),
+            unforeseen: decisions.unforeseen_now(),
+            unforeseen_total: decisions.unforeseen_total.value(),
         }
     }
 

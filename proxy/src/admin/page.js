@@ -256,6 +256,21 @@ const PIN_COLUMNS = [
   { field: 'reasons', label: 'Because of', kind: 'text', text: (p) => p.reasons.join(', ') },
   { field: 'for', label: 'For', value: (p) => p.seconds, text: (p) => age(p.seconds) },
 ];
+const STATEMENT_COLUMNS = [
+  { field: 'statement', label: 'Statement', kind: 'wrap', text: (r) => r.statement },
+  { field: 'times', label: 'Times', value: (r) => r.times, text: (r) => count(r.times) },
+  { field: 'leader', label: 'Leader', value: (r) => r.leader, text: (r) => count(r.leader) },
+  { field: 'replica', label: 'Replica', value: (r) => r.replica, text: (r) => count(r.replica) },
+  { field: 'mean', label: 'Mean, ms', value: (r) => r.mean_seconds ?? 0, text: (r) => (r.mean_seconds === null ? '' : (r.mean_seconds * 1000).toFixed(2)) },
+  { field: 'why', label: 'Because', kind: 'wrap', text: (r) => Object.keys(r.routes).join(', ') },
+  { field: 'fingerprint', label: 'Fingerprint', kind: 'text', text: (r) => r.fingerprint },
+];
+const UNFORESEEN_COLUMNS = [
+  { field: 'statement', label: 'Statement', kind: 'wrap', text: (r) => r.statement },
+  { field: 'sqlstate', label: 'SQLSTATE', kind: 'text', text: (r) => r.sqlstate },
+  { field: 'times', label: 'Times', value: (r) => r.times, text: (r) => count(r.times) },
+  { field: 'fingerprint', label: 'Fingerprint', kind: 'text', text: (r) => r.fingerprint },
+];
 const poolKey = (p) => JSON.stringify([p.node, p.database, p.user]);
 const busiestFirst = (pools) => [...pools].sort((a, b) => b.waiting - a.waiting || b.in_use - a.in_use);
 
@@ -495,6 +510,8 @@ function show(s) {
   put($('pools-note'), s.pools_omitted ? `Rows “(others)” stand for ${plural(s.pools_omitted, 'further pool', 'further pools')}.` : '');
   keep($('pinned'), PIN_COLUMNS, s.pinned, (p) => String(p.client), { mark: 'client', empty: 'None: every session shares its server connections.' });
   put($('pinned-note'), s.pinned_count > s.pinned.length ? `${count(s.pinned_count - s.pinned.length)} more are not listed.` : '');
+  keep($('statements'), STATEMENT_COLUMNS, s.statements, (r) => r.fingerprint, { mark: 'statement', empty: 'None yet.' });
+  keep($('unforeseen'), UNFORESEEN_COLUMNS, s.unforeseen, (r) => r.fingerprint, { mark: 'statement', empty: 'None: every read was one.' });
   showWords('leader-reads', 'Reason', s.leader_reads, 'None.');
   showWords('reruns', 'SQLSTATE', s.reruns, 'None.');
   showWords('refusals', 'SQLSTATE', s.refusals, 'None.');

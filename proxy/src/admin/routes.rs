@@ -53,12 +53,16 @@ pub(super) fn answer(shared: &Shared, request: &Request<impl Body>) -> Answer {
         }
         "/metrics" => full(StatusCode::OK, metrics::CONTENT_TYPE, metrics::exposition(&admin.snapshot())),
         "/api/v1/cluster" => full(StatusCode::OK, JSON, json(&admin.snapshot())),
+        "/api/v1/statements" => full(StatusCode::OK, JSON, serde_json::to_vec(&admin.statements()).unwrap_or_default()),
         "/livez" => text(StatusCode::OK, "ok\n"),
         "/readyz" => match admin.snapshot().not_ready {
             None => text(StatusCode::OK, "ready\n"),
             Some(reason) => full(StatusCode::SERVICE_UNAVAILABLE, TEXT, format!("{reason}\n")),
         },
-        _ => text(StatusCode::NOT_FOUND, "not here; try /stats, /stats;csv, /metrics, /api/v1/cluster, /livez, /readyz\n"),
+        _ => text(
+            StatusCode::NOT_FOUND,
+            "not here; try /stats, /stats;csv, /metrics, /api/v1/cluster, /api/v1/statements, /livez, /readyz\n",
+        ),
     }
 }
 

@@ -12,6 +12,7 @@ use switchyard_core::topology::{ClusterState, Member, Out, Role, Topology};
 
 use super::history::{NodeRates, Quantiles, Rates};
 use super::{Live, Summary, ready};
+use crate::decisions::{DecidedView, Unforeseen};
 use crate::stats::{Counter, NodeStats, PortStats, Stats};
 
 /// Members shown, at most: members that went and came back under new names must not add up.
@@ -24,6 +25,9 @@ const PINNED_MAX: usize = 100;
 const WORDS_MAX: usize = 64;
 /// Leader changes shown, at most.
 const CHANGES_MAX: usize = 50;
+/// Statements shown, at most.
+const STATEMENTS_MAX: usize = 30;
+const UNFORESEEN_MAX: usize = 20;
 const EVENT_CHARACTERS_MAX: usize = 500;
 /// The name that stands for whatever was summed up.
 pub(super) const OTHERS: &str = "(others)";
@@ -58,6 +62,11 @@ pub struct Snapshot {
     /// Errors that the router authored, by SQLSTATE.
     pub refusals: BTreeMap<String, u64>,
     pub verdicts: Verdicts,
+    /// Statements that came most often; all that are remembered are at `/api/v1/statements`.
+    pub statements: Vec<DecidedView>,
+    /// Statements that a replica refused and the leader ran.
+    pub unforeseen: Vec<Unforeseen>,
+    pub unforeseen_total: u64,
     pub cancels: u64,
     /// Newest first.
     pub changes: Vec<Change>,
@@ -303,6 +312,9 @@ pub(super) fn take(from: &Sources<'_>) -> Snapshot {
         reruns: words(stats.reruns.read().iter()),
         refusals: words(stats.refusals.read().iter()),
         verdicts: Verdicts { hits: stats.verdict_hits.value(), misses: stats.verdict_misses.value(), cached: from.live.verdicts_cached },
+        statements: stats.decisions.now().into_iter().take(STATEMENTS_MAX).collect(),
+        unforeseen: stats.decisions.unforeseen_now().into_iter().take(UNFORESEEN_MAX).collect(),
+        unforeseen_total: stats.decisions.unforeseen_total.value(),
         cancels: stats.cancels.value(),
         changes: changes(topology),
         events: events(stats),

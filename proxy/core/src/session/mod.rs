@@ -244,9 +244,11 @@ impl Work {
         })
     }
 
-    /// The verdict on the first statement of the batch that waits.
-    pub fn first_verdict(&self) -> Option<&Arc<Verdict>> {
-        self.batch.verdicts().next()
+    /// The verdict on the first statement of the batch that waits, and whether the batch has no other.
+    pub fn first_verdict(&self) -> Option<(&Arc<Verdict>, bool)> {
+        let mut verdicts = self.batch.verdicts();
+        let first = verdicts.next()?;
+        Some((first, verdicts.all(|other| Arc::ptr_eq(first, other))))
     }
 
     /// Whether nothing is in it that the next input needs.
@@ -402,6 +404,11 @@ impl Session {
 
     pub fn pins(&self) -> Pins {
         self.pins
+    }
+
+    /// What the client was last told of a parameter that servers report.
+    pub fn told(&self, name: &str) -> Option<&[u8]> {
+        self.told.value(name)
     }
 
     pub fn status(&self) -> TxStatus {

@@ -11,7 +11,7 @@ use arc_swap::{ArcSwapOption, Guard};
 use super::catalog::Facts;
 use super::classify::{Dialect, classify};
 use super::fingerprint::{Fingerprint, summarize};
-use super::verdict::Verdict;
+use super::verdict::{Class, Reason, Verdict};
 
 /// Slots in which a fingerprint may stand.
 const WAYS: usize = 8;
@@ -79,6 +79,27 @@ impl Memo {
             self.keep(Entry { fingerprint, generation: facts.generation(), dialect, verdict: Arc::clone(&verdict) });
         }
         (verdict, fingerprint, false)
+    }
+
+    /// Remembers that what was taken for a read isn't one: a standby refused it with `sqlstate`, and the leader ran it. Holds as long as the
+    /// verdict would have: until the facts change. True where the verdict was still here.
+    pub fn learn(&self, judged: &Verdict, sqlstate: &str) -> bool {
+        let tag = judged.fingerprint.0 as u64;
+        let mut found = false;
+        for slot in self.ways(self.set_of(judged.fingerprint)) {
+            let Some(entry) = slot.entry.load_full().filter(|entry| slot.tag.load(Ordering::Relaxed) == tag) else { continue };
+            if entry.fingerprint != judged.fingerprint || entry.verdict.class == Class::Write {
+                continue;
+            }
+            let mut verdict = Verdict::clone(&entry.verdict);
+            verdict.class = Class::Write;
+            verdict.reasons.push(Reason { rule: "refused_by_a_replica", piece: Arc::from(sqlstate) });
+            let learnt =
+                Entry { fingerprint: entry.fingerprint, generation: entry.generation, dialect: entry.dialect, verdict: Arc::new(verdict) };
+            slot.entry.store(Some(Arc::new(learnt)));
+            found = true;
+        }
+        found
     }
 
     fn set_of(&self, fingerprint: Fingerprint) -> usize {

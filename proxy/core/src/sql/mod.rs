@@ -14,6 +14,7 @@ pub mod lexer;
 pub mod memo;
 mod query;
 pub mod reach;
+pub mod shown;
 mod tree;
 pub mod verdict;
 
