@@ -11,6 +11,7 @@ use clap::Parser;
 use switchyard::app::{self, ConfigSource};
 use switchyard::logging::Logging;
 use switchyard_config::{Config, Problem, Problems};
+use switchyard_core::sql::{Dialect, Facts, Hint, Memo};
 
 use crate::cli::{Cli, Command};
 
@@ -29,6 +30,10 @@ fn main() -> ExitCode {
     match cli.command {
         Command::Run { config } => run(ConfigSource::new(config)),
         Command::Check { file } => check(&file),
+        Command::Explain { schema_from, statement } => match explain(schema_from.as_deref(), &statement) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => fail(&error),
+        },
     }
 }
 
@@ -48,6 +53,38 @@ fn run(source: ConfigSource) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&error),
     }
+}
+
+fn explain(schema_from: Option<&str>, statement: &str) -> anyhow::Result<()> {
+    let facts = match schema_from {
+        Some(dsn) => {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(async {
+                let (client, connection) = tokio_postgres::connect(dsn, tokio_postgres::NoTls).await?;
+                let connection = tokio::spawn(connection);
+                let facts = switchyard::facts::load(&client, 1).await?;
+                connection.abort();
+                anyhow::Ok(facts)
+            })?
+        }
+        None => Facts::empty(),
+    };
+    let (verdict, ..) = Memo::new(1).verdict(statement.as_bytes(), &facts, Dialect::default());
+    let mut out = std::io::stdout();
+    for line in switchyard_core::session::describe(&verdict) {
+        writeln!(out, "{line}")?;
+    }
+    let hint = match verdict.hint {
+        None => "nothing",
+        Some(Hint::Leader) => "a comment, to leader",
+        Some(Hint::Replica) => "a comment, to replica",
+    };
+    writeln!(
+        out,
+        "Facts: {}\nOverruled by: {hint}",
+        if facts.is_complete() { "as the database's catalogs say" } else { "built-in functions only" }
+    )?;
+    Ok(())
 }
 
 fn check(file: &Path) -> ExitCode {
