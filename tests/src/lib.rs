@@ -30,6 +30,7 @@ pub mod raw;
 pub mod router;
 pub mod story;
 pub mod unruly;
+pub mod watch;
 pub mod wait;
 
 pub use cluster::{Cluster, Member, Options, Role, Synchronous};
