@@ -2,19 +2,21 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::Parser;
 use switchyard_tests::regress::compare::{Comparison, compare};
 use switchyard_tests::regress::run;
 use switchyard_tests::regress::suite::{Suite, cache};
-use switchyard_tests::{Cluster, Options, Router, RouterOptions, machine};
+use switchyard_tests::{Cluster, Options, Router, RouterOptions, Synchronous, eventually, machine};
 
 /// Lines of a diff that are shown; all of it is in a file.
 const DIFF_LINES: usize = 60;
 /// `max_pool_size` of the run through the router; the suite's groups have up to 20 clients.
 const POOL_SIZE: i64 = 5;
+/// Until Patroni has made both replicas synchronous.
+const SYNCHRONOUS: Duration = Duration::from_secs(60);
 
 /// Runs PostgreSQL's regression suite against the leader of a real cluster with two replicas, once direct and once through the router with
 /// splitting and transaction pooling on, and compares the output files. Exit status 1 if any differs.
@@ -27,12 +29,21 @@ struct Arguments {
     /// Make both runs direct: what differs then is no finding.
     #[arg(long)]
     twice_direct: bool,
+    /// Let every commit wait until both replicas show it, and every read go to a replica. So more of the suite's statements are split than
+    /// with a session's own writes to be waited for.
+    #[arg(long)]
+    everywhere: bool,
     /// Server connections for each (node, database, user).
     #[arg(long, value_name = "N", default_value_t = POOL_SIZE)]
     pool_size: i64,
     /// Show all of each diff.
     #[arg(long)]
     whole: bool,
+    /// The router's log filter.
+    #[arg(long, value_name = "FILTER", default_value = "info")]
+    log: String,
+    /// Only these tests, one after the other, instead of the parallel schedule. Most need `test_setup` before them.
+    tests: Vec<String>,
 }
 
 #[tokio::main]
@@ -53,20 +64,20 @@ async fn run(arguments: Arguments) -> anyhow::Result<bool> {
     let suite = tokio::task::spawn_blocking(Suite::get).await??;
     println!("PostgreSQL {}'s regression suite, in {}", suite.version, suite.input.display());
     let base = cache()?.join("regress");
-    let direct = base.join("direct");
+    let direct = base.join(if arguments.tests.is_empty() { "direct" } else { "direct-some" });
     if !(arguments.keep_direct && direct.is_dir()) {
-        one("direct", &suite, &base, &direct, None).await?;
+        one("direct", &arguments, &suite, &base, &direct, false).await?;
     }
     let routed = base.join("routed");
-    let through = (!arguments.twice_direct).then_some(arguments.pool_size);
-    one(if arguments.twice_direct { "direct again" } else { "routed" }, &suite, &base, &routed, through).await?;
+    let name = if arguments.twice_direct { "direct again" } else { "routed" };
+    one(name, &arguments, &suite, &base, &routed, !arguments.twice_direct).await?;
     let comparison = compare(&direct, &routed)?;
     show(&comparison, &base, arguments.whole)?;
     Ok(comparison.differences.is_empty())
 }
 
-/// One run on a cluster of its own. `pool_size`: of the router; direct if there is none. The output files are moved to `results`.
-async fn one(name: &str, suite: &Suite, base: &Path, results: &Path, pool_size: Option<i64>) -> anyhow::Result<()> {
+/// One run on a cluster of its own. The output files are moved to `results`.
+async fn one(name: &str, arguments: &Arguments, suite: &Suite, base: &Path, results: &Path, routed: bool) -> anyhow::Result<()> {
     let begin = Instant::now();
     let options = Options::new()
         .members(3)
@@ -76,13 +87,22 @@ async fn one(name: &str, suite: &Suite, base: &Path, results: &Path, pool_size: 
         .parameter("max_prepared_transactions", 2)
         // Conflicting reads on a replica are canceled, and run again: the router's case.
         .parameter("max_standby_streaming_delay", "1s");
+    let options = match arguments.everywhere {
+        true => options.synchronous(Synchronous::All).parameter("synchronous_commit", "remote_apply"),
+        false => options,
+    };
     let cluster = Cluster::start(options).await?;
-    let router = match pool_size {
-        None => None,
-        Some(size) => {
-            let options = RouterOptions::new().set("pool.max_size", size).set("log.filter", "info");
-            Some(Router::start(&cluster, options).await?)
-        }
+    if arguments.everywhere {
+        let both = "SELECT count(*) = 2 FROM pg_stat_replication WHERE sync_state IN ('sync', 'quorum')";
+        let leader = cluster.leader().await?;
+        eventually(SYNCHRONOUS, "both replicas are synchronous", || async { Ok((leader.ask(both).await? == "t").then_some(())) }).await?;
+    }
+    let router = if routed {
+        let options = RouterOptions::new().set("pool.max_size", arguments.pool_size).set("log.filter", arguments.log.as_str());
+        let options = if arguments.everywhere { options.set("routing.consistency_read_write", "eventual") } else { options };
+        Some(Router::start(&cluster, options).await?)
+    } else {
+        None
     };
     let port = match &router {
         Some(router) => router.rw_port(),
@@ -90,7 +110,7 @@ async fn one(name: &str, suite: &Suite, base: &Path, results: &Path, pool_size: 
     };
     println!("{name}: the cluster is up after {:.0} s", begin.elapsed().as_secs_f64());
     let begin = Instant::now();
-    let ran = run::run(suite, &cluster, port, &base.join("work")).await;
+    let ran = run::run(suite, &cluster, port, &base.join("work"), &arguments.tests).await;
     if let Some(router) = &router {
         std::fs::write(base.join("router.log"), router.log())?;
         match router.get("/metrics").await {

@@ -27,8 +27,8 @@ exec "$@"
 "#;
 
 /// Runs the suite on `port`, as superuser. `output`: a folder, emptied first; the path is the same for all runs that are compared, because it
-/// appears in their output. Gives the folder of the output files.
-pub async fn run(suite: &Suite, cluster: &Cluster, port: u16, output: &Path) -> anyhow::Result<PathBuf> {
+/// appears in their output. `tests`: those only, instead of the parallel schedule. Gives the folder of the output files.
+pub async fn run(suite: &Suite, cluster: &Cluster, port: u16, output: &Path, tests: &[String]) -> anyhow::Result<PathBuf> {
     let machine = Machine::look()?;
     let _ = std::fs::remove_dir_all(output);
     std::fs::create_dir_all(output).with_context(|| format!("create {}", output.display()))?;
@@ -43,14 +43,17 @@ pub async fn run(suite: &Suite, cluster: &Cluster, port: u16, output: &Path) -> 
     let log = std::fs::File::create(output.join("pg_regress.log"))?;
     let path = std::env::join_paths([machine.postgres_bin.as_path(), Path::new("/usr/bin"), Path::new("/bin")])?;
     let mut command = tokio::process::Command::from(machine.account.command(&suite.pg_regress));
+    if tests.is_empty() {
+        command.arg(format!("--schedule={}", suite.input.join("parallel_schedule").display()));
+    }
     let mut child = command
         .arg(format!("--inputdir={}", suite.input.display()))
         .arg(format!("--outputdir={}", output.display()))
         .arg(format!("--dlpath={}", suite.libraries.display()))
-        .arg(format!("--schedule={}", suite.input.join("parallel_schedule").display()))
         .arg(format!("--bindir={}", machine.postgres_bin.display()))
         .arg(format!("--launcher={}", launcher.display()))
         .args(["--host=127.0.0.1", "--user=postgres", &format!("--port={port}")])
+        .args(tests)
         .env_clear()
         .env("PATH", path)
         .env("PGPASSWORD", cluster.superuser_password())
