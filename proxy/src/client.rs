@@ -154,7 +154,7 @@ impl Client {
     }
 
     /// Serves the client until one side is gone.
-    pub(crate) async fn run(mut self) {
+    pub(crate) async fn run(&mut self) {
         self.with_session(|session, env, work, _| session.returned(env, work));
         loop {
             self.satisfy();

@@ -285,7 +285,7 @@ impl Pool {
         }
     }
 
-    fn lease(self: &Arc<Pool>, server: Server) -> Lease {
+    fn lease(self: &Arc<Pool>, server: Box<Server>) -> Lease {
         self.stats.in_use.up();
         self.node_stats.in_use.up();
         Lease { server: Some(server), pool: self.clone() }
@@ -322,11 +322,11 @@ impl Pool {
         self.node_stats.connections.up();
         self.node_stats.connections_total.add(1);
         permit.used();
-        Ok(self.lease(server))
+        Ok(self.lease(Box::new(server)))
     }
 
     /// Closes a connection of this pool, and lets somebody else have its place.
-    fn discard(self: &Arc<Pool>, server: Server) {
+    fn discard(self: &Arc<Pool>, server: Box<Server>) {
         self.forget(&server);
         server.close();
         drop(Permit { pool: Some(self.clone()) });
@@ -362,7 +362,7 @@ impl Pool {
     }
 
     /// A clean connection comes back: the next client in line gets it, or it rests.
-    fn put(self: &Arc<Pool>, mut server: Server) {
+    fn put(self: &Arc<Pool>, mut server: Box<Server>) {
         server.idle_since = Instant::now();
         let mut book = self.book.lock();
         while let Some(turn) = book.waiting.pop_front() {
@@ -482,7 +482,7 @@ impl Drop for Permit {
 #[must_use]
 pub(crate) struct Lease {
     /// `None` only while the lease is being taken apart.
-    server: Option<Server>,
+    server: Option<Box<Server>>,
     pool: Arc<Pool>,
 }
 
@@ -549,7 +549,7 @@ impl Drop for Lease {
 }
 
 impl Pool {
-    fn cancel_and_discard(self: &Arc<Pool>, server: Server) {
+    fn cancel_and_discard(self: &Arc<Pool>, server: Box<Server>) {
         let (Some(pools), Ok(runtime)) = (self.pools.upgrade(), tokio::runtime::Handle::try_current()) else {
             return self.discard(server);
         };

@@ -579,8 +579,9 @@ impl Session {
             return;
         }
         let mut changed = false;
-        for (name, value) in server.params.iter() {
-            let value: &[u8] = match name {
+        for reported in server.params.reported() {
+            let (name, value) = (&*reported.name, &*reported.value);
+            let told: &[u8] = match name {
                 // Drivers choose hosts by it: it tells of the port, not of the server behind it.
                 b"in_hot_standby" => match env.policy.access {
                     Access::ReadWrite => b"off",
@@ -596,9 +597,13 @@ impl Session {
                 _ => value,
             };
             let text = std::str::from_utf8(name).unwrap_or_default();
-            if self.told.value(text) != Some(value) {
-                reply::parameter_status(&mut work.to_client, name, value);
-                self.told.set(name, value);
+            if self.told.value(text) != Some(told) {
+                reply::parameter_status(&mut work.to_client, name, told);
+                if told == value {
+                    self.told.adopt(reported.clone())
+                } else {
+                    self.told.set(name, told)
+                }
                 changed = true;
             }
         }
