@@ -205,6 +205,8 @@ pub struct Work {
     losses: u8,
     /// The next lease is the leader's, whatever the class.
     rerun_on_leader: bool,
+    /// The next lease must be of a connection that nobody has used.
+    fresh: bool,
 }
 
 /// Counts since the driver last took them.
@@ -252,6 +254,7 @@ impl Work {
             && self.excluded.is_empty()
             && self.losses == 0
             && !self.rerun_on_leader
+            && !self.fresh
     }
 }
 
@@ -266,6 +269,17 @@ impl Work {
         self.excluded.clear();
         self.losses = 0;
         self.rerun_on_leader = false;
+        self.fresh = false;
+    }
+
+    /// Whether only a server connection will do that nobody has used.
+    pub fn needs_fresh(&self) -> bool {
+        self.fresh
+    }
+
+    /// Whether the batch that waits has a VACUUM: what that can do depends on who else reads.
+    pub fn vacuums(&self) -> bool {
+        self.batch.executed().any(|verdict| verdict.command == "VACUUM")
     }
 }
 
