@@ -230,7 +230,7 @@ impl Client {
                 return;
             }
         }
-        let fresh = self.work.as_deref().is_some_and(Work::needs_fresh);
+        let fresh = need.role == ServerRole::Leader && self.work.as_deref().is_some_and(Work::needs_fresh);
         let pool = self.pool(&need.node, need.role);
         match pool.acquire(self.slot.id, need.epoch, fresh) {
             Acquired::Now(lease) => self.leased(&need, lease),

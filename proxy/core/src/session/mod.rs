@@ -35,7 +35,7 @@ pub use settings::{How, Params, Settings};
 use crate::causal::Watermark;
 use crate::refusal::{Refusal, Severity};
 use crate::route::{Excluded, Loads, Need, ServerRole, Why};
-use crate::sql::{Effect, TransactionModes, Verdict};
+use crate::sql::{Effect, PinReason, TransactionModes, Verdict};
 use crate::topology::{Member, Topology};
 use crate::wire::reply::TxStatus;
 use crate::wire::{frame, reply, view};
@@ -272,9 +272,11 @@ impl Work {
         self.fresh = false;
     }
 
-    /// Whether only a server connection will do that nobody has used.
+    /// Whether only a server connection will do that nobody has used: a session that watches counters is counted itself, and sees what its own
+    /// statements add to them.
     pub fn needs_fresh(&self) -> bool {
-        self.fresh
+        let watches = Effect::Pin(PinReason::Statistics);
+        self.fresh || self.batch.executed().any(|verdict| verdict.effects.contains(&watches))
     }
 
     /// Whether the batch that waits has a VACUUM: what that can do depends on who else reads.

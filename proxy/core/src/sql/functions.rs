@@ -191,7 +191,8 @@ fn overridden(name: &str) -> Option<Call> {
 /// The functions behind the counters of tables, indexes and functions. A server process keeps its own back for a second, and longer when it is
 /// idle (pgstat.c), so that only a session that stays on one sees them as it would without a router.
 fn counts_own_statements(name: &str) -> bool {
-    const COUNTERS: [&str; 8] = ["numscans", "tuples_", "live_tuples", "dead_tuples", "ins_since_vacuum", "mod_since_analyze", "blocks_", "function_"];
+    const COUNTERS: [&str; 8] =
+        ["numscans", "tuples_", "live_tuples", "dead_tuples", "ins_since_vacuum", "mod_since_analyze", "blocks_", "function_"];
     let Some(counter) = name.strip_prefix("pg_stat_get_") else { return false };
     let counter = counter.strip_prefix("xact_").unwrap_or(counter);
     COUNTERS.iter().any(|prefix| counter.starts_with(prefix))
@@ -202,7 +203,7 @@ pub(super) fn is_statistics(schema: Option<&str>, name: &str) -> bool {
     let kinds = ["_tables", "_indexes", "_sequences", "_functions"];
     matches!(schema, None | Some("pg_catalog"))
         && (name.starts_with("pg_stat_") || name.starts_with("pg_statio_"))
-        && kinds.iter().any(|kind| name.ends_with(kind))
+        && (name == "pg_stat_database" || kinds.iter().any(|kind| name.ends_with(kind)))
 }
 
 /// Whole families that tell about the server: `inet_*`, `txid_*`, `pg_*xact*`, `pg_control_*`, `pg_last_*`, `pg_ls_*`, `pg_stat_*`,
