@@ -34,6 +34,8 @@ fi
 
 missing=()
 have protoc || missing+=(protobuf-compiler)
+# The types that protoc comes with are a package of their own on Debian 13.
+exists /usr/include/google/protobuf/descriptor.proto || exists /usr/local/include/google/protobuf/descriptor.proto || missing+=(libprotobuf-dev)
 have cc || missing+=(gcc libc6-dev)
 exists /etc/ssl/certs/ca-certificates.crt || missing+=(ca-certificates)
 if at_least demo; then

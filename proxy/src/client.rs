@@ -14,6 +14,7 @@ use std::time::{Duration, Instant, SystemTime};
 use switchyard_core::refusal::Refusal;
 use switchyard_core::route::{Need, ServerRole, Why};
 use switchyard_core::session::{CancelKey, Env, Pins, Policy, Session, Settings, TO_CLIENT_MAX, Want, Work};
+use switchyard_health::Health;
 use tokio::io::AsyncWrite;
 use tokio_util::io::poll_read_buf;
 
@@ -235,7 +236,15 @@ impl Client {
         match pool.acquire(self.slot.id, need.epoch, fresh) {
             Acquired::Now(lease) => self.leased(&need, lease),
             Acquired::Later(waiting) => {
-                self.waiting = Some(Box::pin(async move { Waited::Leased(need, waiting.lease().await) }));
+                let health = self.context.health.clone();
+                self.waiting = Some(Box::pin(async move {
+                    tokio::select! {
+                        biased;
+                        lease = waiting.lease() => Waited::Leased(need, lease),
+                        // A server that hangs keeps nobody from the one in its place.
+                        () = outdated(&health, &need) => Waited::TopologyChanged,
+                    }
+                }));
             }
         }
     }
@@ -695,6 +704,26 @@ impl Client {
             reasons,
             since: SystemTime::now(),
         });
+    }
+}
+
+/// Waits until the decision for `need` would be another one: its leader leads no more, its replica is out.
+async fn outdated(health: &Health, need: &Need) {
+    let mut changed = health.changed();
+    loop {
+        {
+            let topology = health.topology.load();
+            let stands = match need.role {
+                ServerRole::Leader => topology.epoch == need.epoch,
+                ServerRole::Replica => topology.member(&need.node).is_some_and(|member| member.out.is_none()),
+            };
+            if !stands {
+                return;
+            }
+        }
+        if changed.changed().await.is_err() {
+            return std::future::pending().await;
+        }
     }
 }
 
