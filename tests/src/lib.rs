@@ -27,6 +27,7 @@ pub mod ports;
 pub mod processes;
 pub mod psql;
 pub mod raw;
+pub mod regress;
 pub mod router;
 pub mod story;
 pub mod unruly;

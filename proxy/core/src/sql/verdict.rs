@@ -114,6 +114,8 @@ pub enum PinReason {
     SetRole,
     SettingOutOfSight,
     BackendPid,
+    /// Has looked at the counters that statements raise: those of its own statements are in its server process first.
+    Statistics,
     Setseed,
     UserCode,
     /// A mode of the configuration: `pool_mode = "session"`.
@@ -135,6 +137,7 @@ impl PinReason {
             PinReason::SetRole => "set_role",
             PinReason::SettingOutOfSight => "setting_out_of_sight",
             PinReason::BackendPid => "backend_pid",
+            PinReason::Statistics => "statistics",
             PinReason::Setseed => "setseed",
             PinReason::UserCode => "user_code",
             PinReason::SessionMode => "session_mode",
