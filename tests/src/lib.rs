@@ -31,8 +31,8 @@ pub mod regress;
 pub mod router;
 pub mod story;
 pub mod unruly;
-pub mod watch;
 pub mod wait;
+pub mod watch;
 
 pub use cluster::{Cluster, Member, Options, Role, Synchronous};
 pub use psql::{Finished, psql};

@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 use tokio_postgres::{Client, NoTls};
 
 pub use client::Style;
-pub use report::{Figures, Fault};
+pub use report::{Fault, Figures};
 pub use svg::draw;
 
 /// What is watched.
@@ -45,9 +45,18 @@ pub struct Event {
 #[derive(Clone, Debug)]
 pub enum What {
     /// A write was acknowledged; by which server.
-    Wrote { number: i64, server: String },
-    Read { server: String },
-    Failed { number: Option<i64>, sqlstate: Option<String>, text: String },
+    Wrote {
+        number: i64,
+        server: String,
+    },
+    Read {
+        server: String,
+    },
+    Failed {
+        number: Option<i64>,
+        sqlstate: Option<String>,
+        text: String,
+    },
     /// The connection had ended, and there is a new one.
     Reconnected,
 }

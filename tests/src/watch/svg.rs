@@ -53,7 +53,12 @@ pub fn draw(figures: &Figures, title: &str, marks: &[(Instant, String)]) -> Stri
     for (place, server) in servers.iter().enumerate() {
         let at = LEFT + place as f64 * 160.0;
         let colour = COLOURS[place % COLOURS.len()];
-        let _ = writeln!(out, "<rect x='{at}' y='34' width='10' height='10' fill='{colour}'/><text x='{}' y='43'>{}</text>", at + 14.0, escape(server));
+        let _ = writeln!(
+            out,
+            "<rect x='{at}' y='34' width='10' height='10' fill='{colour}'/><text x='{}' y='43'>{}</text>",
+            at + 14.0,
+            escape(server)
+        );
     }
     for (band, name) in ["writes", "reads"].into_iter().enumerate() {
         let base = TOP + band as f64 * (HEIGHT + GAP) + HEIGHT;
@@ -90,7 +95,13 @@ pub fn draw(figures: &Figures, title: &str, marks: &[(Instant, String)]) -> Stri
                 escape(sqlstate)
             );
         }
-        let _ = writeln!(out, "<text x='{}' y='{}' text-anchor='end' fill='#d00000'>{} errors</text>", LEFT - 8.0, base + 13.0, errors[band].len());
+        let _ = writeln!(
+            out,
+            "<text x='{}' y='{}' text-anchor='end' fill='#d00000'>{} errors</text>",
+            LEFT - 8.0,
+            base + 13.0,
+            errors[band].len()
+        );
     }
     let bottom = TOP + 2.0 * (HEIGHT + GAP);
     let seconds = span.as_secs_f64();

@@ -2,6 +2,9 @@
 
 use std::sync::Arc;
 
+/// Reasons kept of one verdict; the first ones tell enough.
+pub(super) const REASONS_LIMIT: usize = 16;
+
 /// Where a statement may run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Class {
@@ -179,6 +182,16 @@ pub struct Verdict {
     pub command: &'static str,
     /// A hint in a leading comment: `/* switchyard: leader */` or `/* switchyard: replica */`.
     pub hint: Option<Hint>,
+}
+
+impl Verdict {
+    /// Whether it is a read that goes to the leader only because it asks about the server that runs it.
+    pub fn only_asks_the_server(&self) -> bool {
+        let asks = |reason: &Reason| reason.rule == "server_function";
+        // A full list may leave something out.
+        let all = (1..REASONS_LIMIT).contains(&self.reasons.len()) && self.reasons.iter().all(asks);
+        all && self.kind == Kind::Select && self.statements == 1 && self.effects.iter().all(|effect| *effect == Effect::UsesClock)
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
