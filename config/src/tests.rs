@@ -289,7 +289,7 @@ fn every_default() {
             drain_timeout: Duration::from_secs(25),
         },
         log: Log { filter: "info".into(), format: LogFormat::Text, slow_query: None },
-        workers: std::thread::available_parallelism().map_or(1, usize::from),
+        workers: std::thread::available_parallelism().map_or(1, |cores| cores.get().div_ceil(2)),
     };
     assert_eq!(config, expected);
 }

@@ -16,6 +16,7 @@ use switchyard_core::route::{Need, ServerRole, Why};
 use switchyard_core::session::{CancelKey, Env, Pins, Policy, Session, Settings, TO_CLIENT_MAX, Want, Work};
 use switchyard_core::sql::Verdict;
 use switchyard_core::sql::shown::without_literals;
+use switchyard_health::Health;
 use tokio::io::AsyncWrite;
 use tokio_util::io::poll_read_buf;
 
@@ -24,7 +25,7 @@ use crate::auth::{ConnectError, Identity};
 use crate::clients::Registered;
 use crate::context::Context;
 use crate::decisions::{Decided, Decisions, TEXT_MAX};
-use crate::facts::Database;
+use crate::facts::{Database, Quiet};
 use crate::pool::{Acquired, Key, Lease, LeaseError, Pool};
 use crate::rules::SessionRules;
 use crate::stats::{Pinned, Port};
@@ -93,6 +94,8 @@ pub(crate) struct Client {
     waiting: Option<Pin<Box<dyn Future<Output = Waited> + Send>>>,
     held_since: Option<Instant>,
     pins_shown: Pins,
+    /// While a VACUUM of the client's runs.
+    quiet: Option<Quiet>,
     closing: bool,
 }
 
@@ -117,6 +120,7 @@ struct Refused {
 /// What the session waited for.
 enum Waited {
     Leased(Need, Result<Lease, LeaseError>),
+    Quiet(Need, Quiet),
     TopologyChanged,
     HoldTimedOut,
 }
@@ -167,12 +171,13 @@ impl Client {
             waiting: None,
             held_since: None,
             pins_shown: Pins::default(),
+            quiet: None,
             closing: false,
         }
     }
 
     /// Serves the client until one side is gone.
-    pub(crate) async fn run(mut self) {
+    pub(crate) async fn run(&mut self) {
         self.with_session(|session, env, work, _| session.returned(env, work));
         loop {
             self.satisfy();
@@ -230,15 +235,36 @@ impl Client {
         if self.pins_shown != self.session.pins() {
             self.show_pins();
         }
+        if let Some(lease) = &mut self.lease {
+            if self.session.pins().are_its_own() { lease.pin() } else { lease.unpin() }
+        }
     }
 
     fn ask_for(&mut self, need: Need) {
         self.context.health_demand(&need);
+        let work = self.work.as_deref();
+        if need.role == ServerRole::Leader && self.quiet.is_none() && work.is_some_and(Work::vacuums) {
+            self.quiet = self.database.quiet_now();
+            if self.quiet.is_none() {
+                let quiet = self.database.quiet();
+                self.waiting = Some(Box::pin(async move { Waited::Quiet(need, quiet.await) }));
+                return;
+            }
+        }
+        let fresh = need.role == ServerRole::Leader && self.work.as_deref().is_some_and(Work::needs_fresh);
         let pool = self.pool(&need.node, need.role);
-        match pool.acquire(self.slot.id, need.epoch) {
+        match pool.acquire(self.slot.id, need.epoch, fresh) {
             Acquired::Now(lease) => self.leased(&need, lease),
             Acquired::Later(waiting) => {
-                self.waiting = Some(Box::pin(async move { Waited::Leased(need, waiting.lease().await) }));
+                let health = self.context.health.clone();
+                self.waiting = Some(Box::pin(async move {
+                    tokio::select! {
+                        biased;
+                        lease = waiting.lease() => Waited::Leased(need, lease),
+                        // A server that hangs keeps nobody from the one in its place.
+                        () = outdated(&health, &need) => Waited::TopologyChanged,
+                    }
+                }));
             }
         }
     }
@@ -287,6 +313,7 @@ impl Client {
     }
 
     fn lease_failed(&mut self, need: &Need, error: &LeaseError) {
+        self.quiet = None;
         let node = need.node.to_string();
         match error {
             LeaseError::Timeout(waited) => {
@@ -364,6 +391,7 @@ impl Client {
     }
 
     fn give_back(&mut self) {
+        self.quiet = None;
         let Some(mut lease) = self.lease.take() else { return };
         self.slot.release();
         if let Some(running) = self.running.take() {
@@ -538,6 +566,12 @@ impl Client {
                 self.satisfy();
                 self.take_client_bytes();
             }
+            Event::Waited(Waited::Quiet(need, quiet)) => {
+                self.quiet = Some(quiet);
+                self.ask_for(need);
+                self.satisfy();
+                self.take_client_bytes();
+            }
             Event::Waited(Waited::Leased(need, Err(error))) => {
                 self.lease_failed(&need, &error);
                 self.satisfy();
@@ -558,6 +592,7 @@ impl Client {
                 self.take_client_bytes();
             }
             Event::Canceled => {
+                self.quiet = None;
                 self.waiting = None;
                 self.end_hold();
                 self.with_session(|session, _, work, _| session.denied(work, &Refusal::QueryCanceled));
@@ -627,6 +662,7 @@ impl Client {
     }
 
     fn server_lost(&mut self) {
+        self.quiet = None;
         let Some(mut lease) = self.lease.take() else { return };
         self.slot.release();
         // All that a session waits for with a lease in its hands is that its leader leads.
@@ -719,6 +755,26 @@ impl Client {
             reasons,
             since: SystemTime::now(),
         });
+    }
+}
+
+/// Waits until the decision for `need` would be another one: its leader leads no more, its replica is out.
+async fn outdated(health: &Health, need: &Need) {
+    let mut changed = health.changed();
+    loop {
+        {
+            let topology = health.topology.load();
+            let stands = match need.role {
+                ServerRole::Leader => topology.epoch == need.epoch,
+                ServerRole::Replica => topology.member(&need.node).is_some_and(|member| member.out.is_none()),
+            };
+            if !stands {
+                return;
+            }
+        }
+        if changed.changed().await.is_err() {
+            return std::future::pending().await;
+        }
     }
 }
 

@@ -138,7 +138,8 @@ pub(crate) async fn serve(listener: Listener, entrance: Arc<ArcSwap<Entrance>>, 
 /// One connection, from its first byte to its last.
 async fn welcome(stream: Stream, entrance: Arc<Entrance>, context: Arc<Context>) {
     // Logging in needs far more memory than a session: it is a future of its own, freed before the session begins.
-    if let Some(client) = Box::pin(log_in(stream, entrance, context)).await {
+    if let Some(mut client) = Box::pin(log_in(stream, entrance, context)).await {
+        // By reference: a future that owned the client would hold it twice.
         client.run().await;
     }
 }
@@ -186,6 +187,8 @@ async fn log_in(stream: Stream, entrance: Arc<Entrance>, context: Arc<Context>) 
     context.pools.renew(&identity.database, &identity.user, &identity.credential);
     stats.clients.up();
     stats.clients_total.add(1);
+    // So that the first statement is judged as the thousandth will be.
+    context.verdicts.databases.of(&identity.database).first_facts(deadline).await;
     if startup.replication != Replication::No {
         raw::relay(&context, &startup, &identity, &slot, key, stream).await;
         stats.clients.down();

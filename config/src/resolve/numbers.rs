@@ -69,9 +69,10 @@ const ONE_MS: Duration = Duration::from_millis(1);
 
 impl Resolver {
     pub(super) fn workers(&mut self, given: Option<At<usize>>) -> usize {
-        // Cores that the machine, or the container's CPU limit, grants.
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        self.number("workers", &given, cores, 1..=WORKERS_MAX)
+        // Of the cores that the machine, or the container's CPU limit, grants, the other half is for who is at both ends. Where they share
+        // two cores, one thread serves a single client twice as fast as two that wake each other, and 16 clients as fast.
+        let threads = std::thread::available_parallelism().map_or(1, |cores| cores.get().div_ceil(2));
+        self.number("workers", &given, threads, 1..=WORKERS_MAX)
     }
 
     pub(super) fn pool(&mut self, raw: RawPool) -> Pool {

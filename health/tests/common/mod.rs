@@ -7,6 +7,7 @@ use switchyard_config::*;
 pub(crate) fn config() -> Config {
     let ms = Duration::from_millis;
     Config {
+        rules: Default::default(),
         cluster: Cluster { scope: "main".into(), namespace: "/service".into(), static_members: Vec::new() },
         etcd: Etcd {
             endpoints: vec!["http://127.0.0.1:1".into()],

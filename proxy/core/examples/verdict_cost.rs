@@ -2,6 +2,8 @@
 //!
 //! Times a cached verdict, a first one, and 1 MB statements; prints nanoseconds per verdict, the best of several rounds.
 
+#![allow(clippy::disallowed_methods, reason = "it measures time")]
+
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 

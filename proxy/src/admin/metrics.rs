@@ -179,7 +179,7 @@ fn statements(out: &mut Writer<'_>, snapshot: &Snapshot) -> fmt::Result {
     out.counter("unforeseen", "Statements that a replica refused and the leader ran", snapshot.unforeseen_total)?;
     let unforeseen = snapshot.unforeseen.iter();
     let unforeseen = unforeseen.map(|u| (vec![("fingerprint", u.fingerprint.as_str()), ("statement", u.statement.as_str())], u.times));
-    out.counters("unforeseen_statements", "The same, by statement; the first fifty only", None, unforeseen)?;
+    out.counters("unforeseen_statements", "The same, by statement; the most frequent only", None, unforeseen)?;
     out.gauge("verdict_cache_entries", "Verdicts in the cache", None, snapshot.verdicts.cached as f64)?;
     latency(out, snapshot)
 }

@@ -29,6 +29,8 @@ const CACHE_MAX: usize = 10_000;
 
 /// How long a member that didn't answer is asked last. A member that hangs would otherwise cost each login a whole timeout.
 const AVOID: Duration = Duration::from_secs(5);
+/// How long one is waited for while there are others to ask. As long as a probe has.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What a login needs to know. Ages as soon as it is read: never keep it.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
@@ -163,20 +165,23 @@ impl Asker {
 
     /// Asks one member after the other. `None`: none answers.
     async fn read(&mut self, pairs: &[Pair]) -> Option<Vec<Facts>> {
-        for target in self.candidates() {
+        let candidates = self.candidates();
+        for (index, target) in candidates.iter().cloned().enumerate() {
+            let last = index + 1 == candidates.len();
+            let limit = self.postgres.connect_timeout.min(if last { Duration::MAX } else { PATIENCE });
             if self.kept.as_ref().is_some_and(|kept| kept.target != target || kept.client.is_closed()) {
                 self.kept = None;
             }
             // A kept connection may have died unnoticed: then a fresh one to the same member is tried before the next member.
             let was_kept = self.kept.is_some();
-            match self.ask_member(&target, pairs).await {
-                Some(facts) => return Some(facts),
-                None if was_kept => {
-                    if let Some(facts) = self.ask_member(&target, pairs).await {
+            match self.ask_member(&target, pairs, limit).await {
+                Ok(facts) => return Some(facts),
+                Err(Failure::Broken) if was_kept => {
+                    if let Ok(facts) = self.ask_member(&target, pairs, limit).await {
                         return Some(facts);
                     }
                 }
-                None => {}
+                Err(Failure::Broken | Failure::Silent) => {}
             }
             self.failed.insert(target, Instant::now());
         }
@@ -202,8 +207,7 @@ impl Asker {
         targets
     }
 
-    async fn ask_member(&mut self, target: &Target, pairs: &[Pair]) -> Option<Vec<Facts>> {
-        let limit = self.postgres.connect_timeout;
+    async fn ask_member(&mut self, target: &Target, pairs: &[Pair], limit: Duration) -> Result<Vec<Facts>, Failure> {
         if self.kept.is_none() {
             let connecting = async {
                 let purpose =
@@ -216,24 +220,32 @@ impl Asker {
                 Ok(Ok(kept)) => self.kept = Some(kept),
                 Ok(Err(error)) => {
                     tracing::warn!(host = %target.host, port = target.port, %error, "cannot ask this member about roles");
-                    return None;
+                    return Err(Failure::Broken);
                 }
                 Err(_) => {
                     tracing::warn!(host = %target.host, port = target.port, ?limit, "no answer about roles in time");
-                    return None;
+                    return Err(Failure::Silent);
                 }
             }
         }
-        let kept = self.kept.as_ref()?;
+        let Some(kept) = &self.kept else { return Err(Failure::Broken) };
         match ask_all(kept, pairs, limit).await {
-            Ok(facts) => Some(facts),
+            Ok(facts) => Ok(facts),
             Err(error) => {
                 tracing::warn!(host = %target.host, port = target.port, %error, "a question about roles failed");
                 self.kept = None;
-                None
+                Err(if matches!(error, AskError::Timeout(_)) { Failure::Silent } else { Failure::Broken })
             }
         }
     }
+}
+
+/// Why a member gave no answer.
+enum Failure {
+    /// It refused, or the connection broke: a fresh one may do better.
+    Broken,
+    /// It hangs.
+    Silent,
 }
 
 #[derive(Debug, thiserror::Error)]

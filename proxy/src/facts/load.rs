@@ -336,7 +336,8 @@ async fn types(client: &Client, catalog: &mut Catalog) -> Result<(), tokio_postg
 }
 
 async fn expressions(client: &Client, catalog: &mut Catalog) -> Result<(), tokio_postgres::Error> {
-    let queries: [(String, fn(u32) -> Object); 4] =
+    type Of = fn(u32) -> Object;
+    let queries: [(String, Of); 4] =
         [(views(), Object::Relation), (policies(), Object::Relation), (domains(), Object::Type), (defaults(), Object::Function)];
     for (query, object) in queries {
         each(client, &query, |row| {

@@ -14,8 +14,8 @@ use arc_swap::{ArcSwap, Guard};
 use parking_lot::Mutex;
 use switchyard_config::Config;
 use switchyard_core::sql::Facts;
-use switchyard_core::topology::Topology;
-use tokio::sync::{Notify, Semaphore};
+use switchyard_core::topology::{Member, Topology};
+use tokio::sync::{Notify, OwnedRwLockReadGuard, RwLock, Semaphore, watch};
 use tokio::time::{timeout, timeout_at};
 use tokio_postgres::Client;
 
@@ -36,6 +36,10 @@ const LOOKS_AFTER_DDL: [Duration; 6] = [
     Duration::from_millis(600),
     Duration::from_millis(1000),
 ];
+/// How long a VACUUM waits for a look at the catalogs to end.
+const VACUUM_PATIENCE: Duration = Duration::from_millis(500);
+/// How long a look waits for a VACUUM. Only its beginning matters to it.
+const FACTS_PATIENCE: Duration = Duration::from_secs(1);
 /// Without a verdict, the connection is closed.
 const ASLEEP_AFTER: Duration = Duration::from_secs(10);
 /// Asleep and without clients, the facts are forgotten.
@@ -47,6 +51,10 @@ const LOAD_TIMEOUT: Duration = Duration::from_secs(120);
 /// Between two attempts after a failure, doubling.
 const RETRY_MIN: Duration = Duration::from_millis(250);
 const RETRY_MAX: Duration = Duration::from_secs(30);
+/// For a leader's answer, where a replica could give one.
+const LEADER_PATIENCE: Duration = Duration::from_millis(500);
+/// The longest that the first client of a database waits for its facts.
+const FIRST_WAIT: Duration = Duration::from_secs(1);
 /// Loads under way at once, of all databases.
 const LOADS_AT_ONCE: usize = 2;
 
@@ -83,8 +91,10 @@ impl Databases {
             all: self.clone(),
             facts: ArcSwap::from_pointee(Facts::empty()),
             used: AtomicBool::new(true),
+            tried: watch::Sender::new(false),
             ddl: AtomicU64::new(0),
             wake: Notify::new(),
+            quiet: Arc::default(),
         });
         known.insert(database.name.clone(), database.clone());
         tokio::spawn(Watch::new(database.clone()).run());
@@ -113,10 +123,18 @@ pub(crate) struct Database {
     facts: ArcSwap<Facts>,
     /// A verdict was asked for since the task looked last.
     used: AtomicBool,
+    /// Whether facts have ever been read, or can't be.
+    tried: watch::Sender<bool>,
     /// How often DDL passed.
     ddl: AtomicU64,
     wake: Notify,
+    /// Read while a VACUUM runs, written while the catalogs are read.
+    quiet: Arc<RwLock<()>>,
 }
+
+/// While it is there, the router itself reads nothing in a database.
+#[derive(Debug)]
+pub(crate) struct Quiet(#[expect(dead_code, reason = "its drop is what counts")] Option<OwnedRwLockReadGuard<()>>);
 
 impl Database {
     /// The facts as they are now, for one verdict.
@@ -127,6 +145,27 @@ impl Database {
             self.wake.notify_one();
         }
         self.facts.load()
+    }
+
+    /// Waits until the facts were read for the first time, or can't be, but not for long.
+    pub(crate) async fn first_facts(&self, deadline: tokio::time::Instant) {
+        if self.facts.load().generation() == 0 {
+            let limit = deadline.min(tokio::time::Instant::now() + FIRST_WAIT);
+            // Without facts, what they don't tell is the leader's.
+            let _ = timeout_at(limit, self.tried.subscribe().wait_for(|tried| *tried)).await;
+        }
+    }
+
+    /// The router's own snapshot is gone, and none is taken until this is dropped: with one that is older than what was just committed, a
+    /// VACUUM would find less to do than without a router. Not for ever: neither waits for the other longer than a moment.
+    pub(crate) fn quiet(&self) -> impl Future<Output = Quiet> + Send + use<> {
+        let quiet = self.quiet.clone();
+        async move { Quiet(timeout(VACUUM_PATIENCE, quiet.read_owned()).await.ok()) }
+    }
+
+    /// As [`quiet`](Database::quiet), where nothing is to be waited for.
+    pub(crate) fn quiet_now(&self) -> Option<Quiet> {
+        self.quiet.clone().try_read_owned().ok().map(|guard| Quiet(Some(guard)))
     }
 
     /// DDL was sent, or is about to be: the facts are read anew soon. `doubt`: it may make something that was harmless before reach what a
@@ -150,8 +189,8 @@ impl Database {
 
 #[derive(Debug, thiserror::Error)]
 enum WatchError {
-    #[error("there is no leader to ask")]
-    NoLeader,
+    #[error("there is neither a leader nor a replica to ask")]
+    Nobody,
     #[error(transparent)]
     Connect(#[from] AskError),
     #[error(transparent)]
@@ -164,6 +203,8 @@ enum WatchError {
 struct Watch {
     database: Arc<Database>,
     connection: Option<(Target, Client)>,
+    /// Whether the connection goes to the leader, or to a replica in its place.
+    on_leader: bool,
     /// The facts that were read last, and what the catalogs were then.
     settled: Option<(CatalogFingerprint, Arc<Facts>)>,
     /// DDL that is accounted for, and the next of the looks after it.
@@ -178,6 +219,7 @@ impl Watch {
         Watch {
             database,
             connection: None,
+            on_leader: false,
             settled: None,
             ddl_seen: 0,
             next_look: LOOKS_AFTER_DDL.len(),
@@ -190,10 +232,13 @@ impl Watch {
     async fn run(mut self) {
         loop {
             let begin = Instant::now();
-            let pause = match self.look().await {
+            let looked = self.look().await;
+            self.database.tried.send_if_modified(|tried| !std::mem::replace(tried, true));
+            let pause = match looked {
                 Ok(()) => {
                     self.failures = 0;
-                    LOOK_INTERVAL.max(begin.elapsed() * LOOK_SHARE)
+                    // A replica's word counts while there is none of the leader's.
+                    if self.on_leader { LOOK_INTERVAL.max(begin.elapsed() * LOOK_SHARE) } else { RETRY_MIN }
                 }
                 Err(error) => self.failed(&error),
             };
@@ -211,11 +256,11 @@ impl Watch {
         self.connection = None;
         let database = &*self.database.name;
         match (self.failures, error) {
-            (0, WatchError::NoLeader) => tracing::debug!(database, %error, "catalog facts wait"),
+            (0, WatchError::Nobody) => tracing::debug!(database, %error, "catalog facts wait"),
             (0, _) => tracing::warn!(database, %error, "catalog facts can't be read: what they don't tell runs on the leader"),
             _ => tracing::debug!(database, %error, "catalog facts still can't be read"),
         }
-        if matches!(error, WatchError::NoLeader) {
+        if matches!(error, WatchError::Nobody) {
             return RETRY_MIN;
         }
         self.failures = self.failures.saturating_add(1);
@@ -263,7 +308,13 @@ impl Watch {
     /// Looks whether the catalogs have changed, and loads the facts if so.
     async fn look(&mut self) -> Result<(), WatchError> {
         self.connect().await?;
-        let Some((_, client)) = &self.connection else { return Err(WatchError::NoLeader) };
+        let Some((_, client)) = &self.connection else { return Err(WatchError::Nobody) };
+        let current = self.database.facts.load_full();
+        // A replica may be behind what the leader said: it is asked only for what nobody knows.
+        if !self.on_leader && current.generation() != 0 && !current.is_in_doubt() {
+            return Ok(());
+        }
+        let _turn = timeout(FACTS_PATIENCE, self.database.quiet.write()).await;
         if let Some((known, facts)) = &self.settled {
             let now = within(STATEMENT_TIMEOUT, fingerprint(client)).await?;
             if now == *known {
@@ -297,27 +348,58 @@ impl Watch {
         }
     }
 
-    /// A connection to the leader of this moment. One to a former leader is closed.
+    /// A connection to the leader of this moment, or, while there is none that answers, to a replica: its catalogs are what its readers meet.
     async fn connect(&mut self) -> Result<(), WatchError> {
-        let source = &self.database.all.source;
-        let topology = source.topology.load();
-        let Some((_, leader)) = topology.leader_at(Instant::now()) else {
-            self.connection = None;
-            return Err(WatchError::NoLeader);
-        };
-        let target = Target::new(leader.host.clone(), leader.port);
-        drop(topology);
-        if self.connection.as_ref().is_some_and(|(known, client)| *known == target && !client.is_closed()) {
+        let limit = self.database.all.source.config.load().postgres.connect_timeout;
+        let (leader, replicas) = self.targets();
+        let known = |target: &Target| self.connection.as_ref().is_some_and(|(known, client)| known == target && !client.is_closed());
+        if leader.as_ref().is_some_and(known) {
+            return Ok(());
+        }
+        let mut failure = WatchError::Nobody;
+        if let Some(leader) = leader {
+            let patience = if replicas.is_empty() { limit } else { limit.min(LEADER_PATIENCE) };
+            match self.connect_to(&leader, patience).await {
+                Ok(client) => {
+                    self.connection = Some((leader, client));
+                    self.on_leader = true;
+                    return Ok(());
+                }
+                Err(error) => failure = error,
+            }
+        }
+        self.on_leader = false;
+        if replicas.iter().any(known) {
             return Ok(());
         }
         self.connection = None;
+        for replica in replicas {
+            match self.connect_to(&replica, limit).await {
+                Ok(client) => {
+                    self.connection = Some((replica, client));
+                    return Ok(());
+                }
+                Err(error) => failure = error,
+            }
+        }
+        Err(failure)
+    }
+
+    /// The leader in force, and the replicas in rotation.
+    fn targets(&self) -> (Option<Target>, Vec<Target>) {
+        let topology = self.database.all.source.topology.load();
+        let target = |member: &Member| Target::new(member.host.clone(), member.port);
+        let leader = topology.leader_at(Instant::now()).map(|(_, leader)| target(leader));
+        (leader, topology.replicas().map(|(_, replica)| target(replica)).collect())
+    }
+
+    async fn connect_to(&self, target: &Target, limit: Duration) -> Result<Client, WatchError> {
+        let source = &self.database.all.source;
         let config = source.config.load_full();
-        let limit = config.postgres.connect_timeout;
         let purpose = Purpose { database: &self.database.name, application_name: "switchyard facts", statement_timeout: STATEMENT_TIMEOUT };
         let tls = source.pools.tls.load_full();
-        let client = timeout(limit, connect_as_router(&config.postgres, &target, &tls, purpose)).await;
-        self.connection = Some((target, client.map_err(|_| WatchError::Timeout(limit))??));
-        Ok(())
+        let client = timeout(limit, connect_as_router(&config.postgres, target, &tls, purpose)).await;
+        Ok(client.map_err(|_| WatchError::Timeout(limit))??)
     }
 }
 

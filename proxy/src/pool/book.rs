@@ -21,7 +21,7 @@ pub(super) enum Offer {
 #[derive(Default)]
 pub(super) struct Book {
     /// Last in, first out: the rest grow old and are closed.
-    pub(super) idle: Vec<Server>,
+    pub(super) idle: Vec<Box<Server>>,
     /// Open or being opened, idle ones included.
     pub(super) open: usize,
     pub(super) waiting: VecDeque<oneshot::Sender<Offer>>,
@@ -32,7 +32,7 @@ pub(super) struct Book {
 impl Book {
     /// The idle connection for `client`: its own, else the last returned one that is nobody's, else the one kept longest for somebody
     /// else where `may_steal`. Connections of another epoch, or that have died, are put into `dead`.
-    pub(super) fn take(&mut self, client: u64, epoch: Epoch, may_steal: bool, dead: &mut Vec<Server>) -> Option<Server> {
+    pub(super) fn take(&mut self, client: u64, epoch: Epoch, may_steal: bool, dead: &mut Vec<Box<Server>>) -> Option<Box<Server>> {
         loop {
             let own = self.idle.iter().rposition(|server| server.owner == Some(client));
             let free = || self.idle.iter().rposition(|server| server.owner.is_none());
@@ -48,7 +48,7 @@ impl Book {
     }
 
     /// Idle connections that have come to their end.
-    pub(super) fn expired(&mut self, now: Instant, idle_timeout: Duration, max_lifetime: Duration, keep: usize) -> Vec<Server> {
+    pub(super) fn expired(&mut self, now: Instant, idle_timeout: Duration, max_lifetime: Duration, keep: usize) -> Vec<Box<Server>> {
         let mut expired = Vec::new();
         let mut index = 0;
         while index < self.idle.len() {

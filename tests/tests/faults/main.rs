@@ -38,6 +38,7 @@ async fn faults() -> Result {
     stories.tell("no leader for longer than writes may wait", line::no_leader(&cluster)).await;
     stories.tell("the router is stopped over a switchover", paused::over_a_switchover(&cluster)).await;
     stories.tell("the router wakes to a leader that lost its key", paused::over_a_lost_lease(&cluster)).await;
+    stories.tell("the leader hangs, and wakes up", paused::the_leader(&cluster)).await;
     stories.tell("etcd is away under load", under_load::etcd_away(&cluster, &router)).await;
     stories.tell("a replica that lags gets nothing", rotation::lagging(&cluster)).await;
     stories.tell("a new member comes, and goes again", rotation::new_member(&cluster, &router)).await;

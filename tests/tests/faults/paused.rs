@@ -1,4 +1,4 @@
-//! The router is stopped by SIGSTOP, as a virtual machine may be, and wakes with yesterday's topology.
+//! The router is stopped by SIGSTOP, as a virtual machine may be, and wakes with yesterday's topology; or the leader is.
 
 use anyhow::{Context, ensure};
 use switchyard_tests::cluster::connect;
@@ -109,4 +109,43 @@ pub(crate) async fn over_a_lost_lease(cluster: &Cluster) -> Result {
     ensure!(reached.is_empty(), "reached the old leader: {reached}");
     checked?;
     whole(cluster, &router).await
+}
+
+/// The leader hangs, as on a disk that doesn't answer, and wakes up when another leads.
+pub(crate) async fn the_leader(cluster: &Cluster) -> Result {
+    // Who waits for a connection to it would wait longer than this story may take.
+    let options = RouterOptions::new().set("postgres.connect_timeout", "1min").set("failover.hold_timeout", "1min");
+    let router = Router::start(cluster, options).await?;
+    whole(cluster, &router).await?;
+    let old = cluster.leader().await?;
+    connect(&old.dsn_for("app")).await?.batch_execute("CREATE TABLE hung (what text)").await?;
+    cluster.settled().await?;
+    let dsn = router.rw_dsn("app");
+    let sessions = [Watched::open(&dsn).await?, Watched::open(&dsn).await?, Watched::open(&dsn).await?];
+    sessions[0].run("INSERT INTO hung VALUES ('before')").await?;
+    old.pause()?;
+    // One is sent on the connection that is there, the others wait for connections of their own.
+    let writes = sessions.each_ref().map(|session| session.start("INSERT INTO hung VALUES ('after')"));
+    let reader = Watched::open(&router.ro_dsn("app")).await?;
+    reader.run("SELECT count(*) FROM hung").await?;
+    cluster.expire_leader().await?;
+    let mut written = 0;
+    for write in writes {
+        match write.outcome().await?.0 {
+            None => written += 1,
+            Some(error) => ensure!(error.code().is_some_and(|code| code.code() == "08007"), "{error:?}"),
+        }
+    }
+    ensure!(written == 2, "{written} were written");
+    let new = cluster.new_leader(&old).await?;
+    old.resume()?;
+    for session in &sessions {
+        session.run("INSERT INTO hung VALUES ('again')").await?;
+    }
+    whole(cluster, &router).await?;
+    let counted = new
+        .ask("SELECT string_agg(what || ' ' || count, ', ' ORDER BY what) FROM (SELECT what, count(*) FROM hung GROUP BY 1) AS all_of_it")
+        .await?;
+    ensure!(counted == "after 2, again 3, before 1", "{counted}");
+    Ok(())
 }

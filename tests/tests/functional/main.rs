@@ -9,6 +9,7 @@ mod causal;
 mod config;
 mod load;
 mod login;
+mod overruling;
 mod page;
 mod protocol;
 mod routing;

@@ -34,7 +34,7 @@ pub(crate) async fn cancels(yard: &Yard) -> Result {
     }
     for round in 0..500 {
         let secret = dice.bytes(4);
-        let guess = if round % 2 == 0 { pid } else { dice.next() as i32 };
+        let guess = if round % 2 == 0 { pid } else { dice.roll() as i32 };
         ask(ports[round % 2], guess, &secret).await?;
     }
     let (answer, _) = runs.answer().await?;

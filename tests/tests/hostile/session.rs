@@ -234,11 +234,11 @@ fn bent(dice: &mut Dice) -> Vec<u8> {
     for _ in 0..1 + dice.below(6) {
         let at = dice.below(bytes.len());
         match dice.below(3) {
-            0 => bytes[at] = dice.next() as u8,
+            0 => bytes[at] = dice.roll() as u8,
             1 => {
                 bytes.remove(at);
             }
-            _ => bytes.insert(at, dice.next() as u8),
+            _ => bytes.insert(at, dice.roll() as u8),
         }
     }
     bytes

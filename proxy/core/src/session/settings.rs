@@ -7,6 +7,9 @@ use xxhash_rust::xxh3::Xxh3;
 use crate::route::ServerRole;
 use crate::wire::reply;
 
+/// A setting that isn't the servers': name and value.
+pub(super) type Taken = (Arc<str>, Box<[u8]>);
+
 /// How a setting is brought to a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum How {
@@ -60,7 +63,7 @@ impl Settings {
     }
 
     /// Without those whose names are `taken`, and these with their values.
-    pub(super) fn without(mut self, taken: impl Fn(&str) -> bool) -> (Settings, Vec<(Arc<str>, Box<[u8]>)>) {
+    pub(super) fn without(mut self, taken: impl Fn(&str) -> bool) -> (Settings, Vec<Taken>) {
         let mut out = Vec::new();
         self.entries.retain(|entry| match &entry.how {
             How::Value(value) | How::Statement(value) if taken(&entry.name) => {
@@ -170,28 +173,44 @@ fn quote_name(out: &mut Vec<u8>, name: &str) {
     }
 }
 
-/// A reported parameter: name and value.
-type Reported = (Box<[u8]>, Box<[u8]>);
+/// A reported parameter.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Reported {
+    pub(super) name: Box<[u8]>,
+    pub(super) value: Box<[u8]>,
+}
 
 /// What a server reports of its parameters (ParameterStatus), or what a client was told. Cheap to share.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Params(Arc<Vec<Reported>>);
+pub struct Params(Arc<Vec<Arc<Reported>>>);
 
 impl Params {
     pub fn value(&self, name: &str) -> Option<&[u8]> {
-        self.0.iter().find(|(known, _)| known.eq_ignore_ascii_case(name.as_bytes())).map(|(_, value)| &**value)
+        self.0.iter().find(|known| known.name.eq_ignore_ascii_case(name.as_bytes())).map(|known| &*known.value)
     }
 
     pub fn set(&mut self, name: &[u8], value: &[u8]) {
-        match self.0.iter().position(|(known, _)| **known == *name) {
-            Some(index) if *self.0[index].1 == *value => {}
-            Some(index) => Arc::make_mut(&mut self.0)[index].1 = value.into(),
-            None => Arc::make_mut(&mut self.0).push((name.into(), value.into())),
+        if self.0.iter().any(|known| *known.name == *name && *known.value == *value) {
+            return;
+        }
+        self.adopt(Arc::new(Reported { name: name.into(), value: value.into() }));
+    }
+
+    /// Takes over what another reports, without a copy: a thousand clients are told the same.
+    pub(super) fn adopt(&mut self, reported: Arc<Reported>) {
+        let all = Arc::make_mut(&mut self.0);
+        match all.iter_mut().find(|known| known.name == reported.name) {
+            Some(known) => *known = reported,
+            None => all.push(reported),
         }
     }
 
+    pub(super) fn reported(&self) -> &[Arc<Reported>] {
+        &self.0
+    }
+
     pub fn iter(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
-        self.0.iter().map(|(name, value)| (&**name, &**value))
+        self.0.iter().map(|known| (&*known.name, &*known.value))
     }
 
     pub fn same(&self, other: &Params) -> bool {

@@ -87,7 +87,7 @@ impl Memo {
         let tag = judged.fingerprint.0 as u64;
         let mut found = false;
         for slot in self.ways(self.set_of(judged.fingerprint)) {
-            let Some(entry) = slot.entry.load_full().filter(|entry| slot.tag.load(Ordering::Relaxed) == tag) else { continue };
+            let Some(entry) = slot.entry.load_full().filter(|_| slot.tag.load(Ordering::Relaxed) == tag) else { continue };
             if entry.fingerprint != judged.fingerprint || entry.verdict.class == Class::Write {
                 continue;
             }
