@@ -55,7 +55,15 @@ async fn the_page_shows_the_numbers() {
     while server.json().await["traffic"]["reads_per_second"].is_null() {
         assert!(Instant::now() < deadline, "no rates");
     }
-    let dom = dom(format!("http://{}/stats", server.address), LOADED).await;
+    // On a busy machine the browser may end before its stream of events has begun: then again.
+    let url = format!("http://{}/stats", server.address);
+    let mut dom = self::dom(url.clone(), LOADED).await;
+    for _ in 0..4 {
+        if text(&dom, &["id=\"connection\""]) == "live" {
+            break;
+        }
+        dom = self::dom(url.clone(), LOADED).await;
+    }
     let member = |name: &str, field: &str| {
         let marks = ["<td", &format!("data-member=\"{name}\""), &format!("data-field=\"{field}\"")];
         text(&dom, &marks).to_owned()

@@ -14,7 +14,7 @@ pub fn without_literals(sql: &[u8], standard_conforming_strings: bool, max_bytes
         match token.kind {
             // What can't be scanned may be a literal that doesn't end.
             TokenKind::String | TokenKind::BitString | TokenKind::Number | TokenKind::Invalid => shown.push('?'),
-            _ => shown.push_str(&String::from_utf8_lossy(&sql[token.start..token.end.min(token.start + max_bytes)])),
+            _ => shown.push_str(&String::from_utf8_lossy(&sql[token.start..token.end.min(token.start + max_bytes + 4)])),
         }
         if shown.len() > max_bytes {
             let cut = (0..=max_bytes).rev().find(|at| shown.is_char_boundary(*at)).unwrap_or(0);
@@ -32,12 +32,12 @@ mod tests {
 
     #[test]
     fn shows_no_literal() {
-        let shown = |sql: &str| without_literals(sql.as_bytes(), true, 40);
+        let shown = |sql: &str| without_literals(sql.as_bytes(), true, 60);
         assert_eq!(
             shown("select *\n from t -- secret\n where a='secret'and b = $$x$$ or c=12"),
             "select * from t where a=?and b = ? or c=?"
         );
         assert_eq!(shown("select 'secret"), "select ?");
-        assert_eq!(shown(&"é".repeat(100)), format!("{}...", "é".repeat(20)));
+        assert_eq!(shown(&"é".repeat(100)), format!("{}...", "é".repeat(30)));
     }
 }
