@@ -21,7 +21,7 @@ use crate::topology::{ClusterState, Epoch, Leader, Member, Out, Probed, Role, Sa
 const NODES: usize = 4;
 const SESSIONS: usize = 3;
 /// Turns of one schedule.
-const TURNS: usize = 160;
+const TURNS: usize = 200;
 /// Samples that the ring keeps: few, so that they run out.
 const SAMPLES_MAX: usize = 8;
 /// Schedules of a normal run; `SWITCHYARD_SCHEDULES` sets another number.
@@ -150,6 +150,9 @@ struct World {
     epoch_began: Instant,
     now: u64,
     dice: Dice,
+    /// How rare writes are, and how rarely sessions speak: drawn for each schedule.
+    calm: u64,
+    pause: u64,
     nodes: Vec<Node>,
     names: Arc<[Arc<str>]>,
     /// `None`: down, nobody is promoted yet.
@@ -189,11 +192,15 @@ impl World {
             loss_heard_at: None,
         };
         let session = |_| Session { watermark: Watermark::default(), seen: None, statement: None };
+        let mut dice = Dice::new(seed);
+        let (calm, pause) = (1 + dice.under(16), 2 + dice.under(6));
         let mut world = World {
             broken,
             epoch_began,
             now: 0,
-            dice: Dice::new(seed),
+            dice,
+            calm,
+            pause,
             nodes: (0..NODES).map(node).collect(),
             names: names.clone(),
             leader: Some(0),
@@ -269,7 +276,7 @@ impl World {
                     node.flushed = node.shows.lsn;
                 }
                 // Other clients write, too.
-                if self.dice.one_in(4) {
+                if self.dice.one_in(4 * self.calm) {
                     node.shows.lsn += 1 + self.dice.under(5);
                 }
                 node.reopens_at = node.flushed;
@@ -505,7 +512,7 @@ impl World {
 
     fn speaks(&mut self, index: usize) -> Result<(), String> {
         let Some(mut statement) = self.sessions[index].statement.take() else {
-            if self.dice.one_in(2) {
+            if self.dice.one_in(self.pause) {
                 self.asks(index);
             }
             return Ok(());
@@ -547,7 +554,7 @@ impl World {
     /// A session sends a write to the leader, or a read to where the router says.
     fn asks(&mut self, index: usize) {
         let now = self.at(self.now);
-        let writes = self.dice.one_in(3);
+        let writes = self.dice.one_in(2 + self.calm);
         let random = self.dice.next();
         let excluded = Vec::new();
         let session = &mut self.sessions[index];
