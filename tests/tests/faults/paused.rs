@@ -143,7 +143,9 @@ pub(crate) async fn the_leader(cluster: &Cluster) -> Result {
         session.run("INSERT INTO hung VALUES ('again')").await?;
     }
     whole(cluster, &router).await?;
-    let counted = new.ask("SELECT string_agg(what || ' ' || count, ', ' ORDER BY what) FROM (SELECT what, count(*) FROM hung GROUP BY 1) AS all_of_it").await?;
+    let counted = new
+        .ask("SELECT string_agg(what || ' ' || count, ', ' ORDER BY what) FROM (SELECT what, count(*) FROM hung GROUP BY 1) AS all_of_it")
+        .await?;
     ensure!(counted == "after 2, again 3, before 1", "{counted}");
     Ok(())
 }
