@@ -1,7 +1,7 @@
 # What people do with Switchyard. Each target installs what it needs and this machine lacks (scripts/install.sh), and says what it does.
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test unit integration bench lint
+.PHONY: help build demo test unit integration regress bench lint
 
 # rustup's cargo, where the shell doesn't know it.
 export PATH := $(PATH):$(HOME)/.cargo/bin
@@ -34,6 +34,11 @@ unit: ## run the tests that need no cluster
 # One program after the other, and its tests one after the other: each starts clusters of its own, and timings count.
 integration: ## run the tests against real clusters (after a build)
 	cargo test --locked -p switchyard-tests -- --test-threads=1 --nocapture
+
+regress: ## run PostgreSQL's regression suite direct and through the router, and compare the outputs: about 5 minutes
+	@scripts/install.sh regress
+	cargo build --locked --bin switchyard --bin regress
+	@exec "$${CARGO_TARGET_DIR:-target}/debug/regress"
 
 bench: ## measure against PgBouncer, HAProxy and a direct connection, in one table: 15 minutes, or 3 with QUICK=1
 	@scripts/install.sh bench

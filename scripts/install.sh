@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Installs what the demo, the tests or the benchmark need and this machine lacks, and nothing else. Debian 12 and 13.
 #
-#   scripts/install.sh [build|demo|test|bench]
+#   scripts/install.sh [build|demo|test|regress|bench]
 #
 #   build   protoc and a C linker, which some crates are built with
 #   demo    and PostgreSQL, etcd, and Patroni in a virtual environment of its own
 #   test    and Chromium, in which the stats page is opened
+#   regress what the demo needs, and what fetches and compiles PostgreSQL's regression suite
 #   bench   and HAProxy and PgBouncer, to be measured against
 #
 # Debian's packages need root: an ordinary user is asked by sudo, once, and only if something is missing. Patroni comes from PyPI into
@@ -15,13 +16,13 @@ set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 goal=${1:-demo}
-case $goal in build | demo | test | bench) ;; *)
-    echo "usage: scripts/install.sh [build|demo|test|bench]" >&2
+case $goal in build | demo | test | regress | bench) ;; *)
+    echo "usage: scripts/install.sh [build|demo|test|regress|bench]" >&2
     exit 64
     ;;
 esac
 at_least() { # whether the goal includes the one named
-    case "$1:$goal" in build:* | demo:demo | demo:test | demo:bench | test:test | bench:bench) return 0 ;; *) return 1 ;; esac
+    case "$1:$goal" in build:* | demo:demo | demo:test | demo:regress | demo:bench | test:test | regress:regress | bench:bench) return 0 ;; *) return 1 ;; esac
 }
 have() { command -v "$1" >/dev/null 2>&1 || [ -x "/usr/sbin/$1" ]; }
 exists() { [ -e "$1" ]; } # exists GLOB...: whether the first match is there
@@ -48,6 +49,14 @@ if at_least demo; then
 fi
 if at_least test; then
     have chromium || missing+=(chromium)
+fi
+if at_least regress; then
+    have curl || missing+=(curl)
+    have xz || missing+=(xz-utils)
+    have bzip2 || missing+=(bzip2)
+    have diff || missing+=(diffutils)
+    major=$(ls /usr/lib/postgresql 2>/dev/null | sort -n | tail -1)
+    exists /usr/include/postgresql/*/server/postgres.h || missing+=("postgresql-server-dev-${major:-all}")
 fi
 if at_least bench; then
     have haproxy || missing+=(haproxy)

@@ -22,7 +22,7 @@ use crate::auth::backend::AuthError;
 use crate::auth::{ConnectError, Identity};
 use crate::clients::Registered;
 use crate::context::Context;
-use crate::facts::Database;
+use crate::facts::{Database, Quiet};
 use crate::pool::{Acquired, Key, Lease, LeaseError, Pool};
 use crate::stats::{Pinned, Port};
 use crate::stream::Stream;
@@ -88,6 +88,8 @@ pub(crate) struct Client {
     waiting: Option<Pin<Box<dyn Future<Output = Waited> + Send>>>,
     held_since: Option<Instant>,
     pins_shown: Pins,
+    /// While a VACUUM of the client's runs.
+    quiet: Option<Quiet>,
     closing: bool,
 }
 
@@ -102,6 +104,7 @@ struct Running {
 /// What the session waited for.
 enum Waited {
     Leased(Need, Result<Lease, LeaseError>),
+    Quiet(Need, Quiet),
     TopologyChanged,
     HoldTimedOut,
 }
@@ -150,6 +153,7 @@ impl Client {
             waiting: None,
             held_since: None,
             pins_shown: Pins::default(),
+            quiet: None,
             closing: false,
         }
     }
@@ -211,12 +215,25 @@ impl Client {
         if self.pins_shown != self.session.pins() {
             self.show_pins();
         }
+        if let Some(lease) = &mut self.lease {
+            if self.session.pins().are_its_own() { lease.pin() } else { lease.unpin() }
+        }
     }
 
     fn ask_for(&mut self, need: Need) {
         self.context.health_demand(&need);
+        let work = self.work.as_deref();
+        if need.role == ServerRole::Leader && self.quiet.is_none() && work.is_some_and(Work::vacuums) {
+            self.quiet = self.database.quiet_now();
+            if self.quiet.is_none() {
+                let quiet = self.database.quiet();
+                self.waiting = Some(Box::pin(async move { Waited::Quiet(need, quiet.await) }));
+                return;
+            }
+        }
+        let fresh = need.role == ServerRole::Leader && self.work.as_deref().is_some_and(Work::needs_fresh);
         let pool = self.pool(&need.node, need.role);
-        match pool.acquire(self.slot.id, need.epoch) {
+        match pool.acquire(self.slot.id, need.epoch, fresh) {
             Acquired::Now(lease) => self.leased(&need, lease),
             Acquired::Later(waiting) => {
                 let health = self.context.health.clone();
@@ -274,6 +291,7 @@ impl Client {
     }
 
     fn lease_failed(&mut self, need: &Need, error: &LeaseError) {
+        self.quiet = None;
         let node = need.node.to_string();
         match error {
             LeaseError::Timeout(waited) => {
@@ -351,6 +369,7 @@ impl Client {
     }
 
     fn give_back(&mut self) {
+        self.quiet = None;
         let Some(mut lease) = self.lease.take() else { return };
         self.slot.release();
         if let Some(running) = self.running.take() {
@@ -521,6 +540,12 @@ impl Client {
                 self.satisfy();
                 self.take_client_bytes();
             }
+            Event::Waited(Waited::Quiet(need, quiet)) => {
+                self.quiet = Some(quiet);
+                self.ask_for(need);
+                self.satisfy();
+                self.take_client_bytes();
+            }
             Event::Waited(Waited::Leased(need, Err(error))) => {
                 self.lease_failed(&need, &error);
                 self.satisfy();
@@ -541,6 +566,7 @@ impl Client {
                 self.take_client_bytes();
             }
             Event::Canceled => {
+                self.quiet = None;
                 self.waiting = None;
                 self.end_hold();
                 self.with_session(|session, _, work, _| session.denied(work, &Refusal::QueryCanceled));
@@ -610,6 +636,7 @@ impl Client {
     }
 
     fn server_lost(&mut self) {
+        self.quiet = None;
         let Some(mut lease) = self.lease.take() else { return };
         self.slot.release();
         // All that a session waits for with a lease in its hands is that its leader leads.

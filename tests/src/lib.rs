@@ -27,10 +27,12 @@ pub mod ports;
 pub mod processes;
 pub mod psql;
 pub mod raw;
+pub mod regress;
 pub mod router;
 pub mod story;
 pub mod unruly;
 pub mod wait;
+pub mod watch;
 
 pub use cluster::{Cluster, Member, Options, Role, Synchronous};
 pub use psql::{Finished, psql};

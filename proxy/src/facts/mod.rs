@@ -8,4 +8,4 @@ mod load;
 mod watch;
 
 pub use load::{CatalogFingerprint, LoadError, fingerprint, load, load_with_fingerprint};
-pub(crate) use watch::{Database, Databases, Source};
+pub(crate) use watch::{Database, Databases, Quiet, Source};

@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use switchyard_config::Config;
 use switchyard_core::sql::Facts;
 use switchyard_core::topology::{Member, Topology};
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::sync::{Notify, OwnedRwLockReadGuard, RwLock, Semaphore, watch};
 use tokio::time::{timeout, timeout_at};
 use tokio_postgres::Client;
 
@@ -36,6 +36,10 @@ const LOOKS_AFTER_DDL: [Duration; 6] = [
     Duration::from_millis(600),
     Duration::from_millis(1000),
 ];
+/// How long a VACUUM waits for a look at the catalogs to end.
+const VACUUM_PATIENCE: Duration = Duration::from_millis(500);
+/// How long a look waits for a VACUUM. Only its beginning matters to it.
+const FACTS_PATIENCE: Duration = Duration::from_secs(1);
 /// Without a verdict, the connection is closed.
 const ASLEEP_AFTER: Duration = Duration::from_secs(10);
 /// Asleep and without clients, the facts are forgotten.
@@ -90,6 +94,7 @@ impl Databases {
             tried: watch::Sender::new(false),
             ddl: AtomicU64::new(0),
             wake: Notify::new(),
+            quiet: Arc::default(),
         });
         known.insert(database.name.clone(), database.clone());
         tokio::spawn(Watch::new(database.clone()).run());
@@ -123,7 +128,13 @@ pub(crate) struct Database {
     /// How often DDL passed.
     ddl: AtomicU64,
     wake: Notify,
+    /// Read while a VACUUM runs, written while the catalogs are read.
+    quiet: Arc<RwLock<()>>,
 }
+
+/// While it is there, the router itself reads nothing in a database.
+#[derive(Debug)]
+pub(crate) struct Quiet(#[expect(dead_code, reason = "its drop is what counts")] Option<OwnedRwLockReadGuard<()>>);
 
 impl Database {
     /// The facts as they are now, for one verdict.
@@ -143,6 +154,18 @@ impl Database {
             // Without facts, what they don't tell is the leader's.
             let _ = timeout_at(limit, self.tried.subscribe().wait_for(|tried| *tried)).await;
         }
+    }
+
+    /// The router's own snapshot is gone, and none is taken until this is dropped: with one that is older than what was just committed, a
+    /// VACUUM would find less to do than without a router. Not for ever: neither waits for the other longer than a moment.
+    pub(crate) fn quiet(&self) -> impl Future<Output = Quiet> + Send + use<> {
+        let quiet = self.quiet.clone();
+        async move { Quiet(timeout(VACUUM_PATIENCE, quiet.read_owned()).await.ok()) }
+    }
+
+    /// As [`quiet`](Database::quiet), where nothing is to be waited for.
+    pub(crate) fn quiet_now(&self) -> Option<Quiet> {
+        self.quiet.clone().try_read_owned().ok().map(|guard| Quiet(Some(guard)))
     }
 
     /// DDL was sent, or is about to be: the facts are read anew soon. `doubt`: it may make something that was harmless before reach what a
@@ -291,6 +314,7 @@ impl Watch {
         if !self.on_leader && current.generation() != 0 && !current.is_in_doubt() {
             return Ok(());
         }
+        let _turn = timeout(FACTS_PATIENCE, self.database.quiet.write()).await;
         if let Some((known, facts)) = &self.settled {
             let now = within(STATEMENT_TIMEOUT, fingerprint(client)).await?;
             if now == *known {

@@ -171,6 +171,8 @@ pub(crate) enum Acquired {
 pub(crate) struct Waiting {
     pool: Arc<Pool>,
     epoch: Epoch,
+    /// Only one that nobody has used will do.
+    fresh: bool,
     offer: Expected,
 }
 
@@ -197,7 +199,7 @@ impl Waiting {
                     Ok(Ok(Offer::Lease(mut lease))) => {
                         let server = lease.server();
                         let current = server.state.role == ServerRole::Replica || server.state.epoch == self.epoch;
-                        if current && server.is_alive() {
+                        if current && server.is_alive() && (!self.fresh || server.state.fresh) {
                             return Ok(lease);
                         }
                         // Its place in the pool is free for a new connection.
@@ -231,20 +233,25 @@ impl Drop for Counted {
 }
 
 impl Pool {
-    /// A connection for `client`: an idle one at once, else the right to open one, else a place in the waiting line.
-    pub(crate) fn acquire(self: &Arc<Pool>, client: u64, epoch: Epoch) -> Acquired {
+    /// A connection for `client`: an idle one at once, else the right to open one, else a place in the waiting line. `fresh`: one that nobody has
+    /// used, be it in the place of one that is closed for it.
+    pub(crate) fn acquire(self: &Arc<Pool>, client: u64, epoch: Epoch, fresh: bool) -> Acquired {
         let Some(pools) = self.pools.upgrade() else { return self.never() };
         let config = pools.config.load();
         let mut dead = Vec::new();
         let mut book = self.book.lock();
         let room = book.open < config.pool.max_size;
         let found = book.take(client, epoch, !room, &mut dead);
-        let later = |offer| Acquired::Later(Waiting { pool: self.clone(), epoch, offer });
+        let later = |offer| Acquired::Later(Waiting { pool: self.clone(), epoch, fresh, offer });
+        let taken = |server| {
+            self.stats_idle(1);
+            let lease = self.lease(server);
+            if fresh { later(Expected::Permit(lease.into_permit())) } else { Acquired::Now(lease) }
+        };
         let acquired = match found {
             Some(server) => {
                 drop(book);
-                self.stats_idle(1);
-                Acquired::Now(self.lease(server))
+                taken(server)
             }
             None => {
                 let may_open = book.open - dead.len() < config.pool.max_size;
@@ -254,8 +261,7 @@ impl Pool {
                     later(Expected::Permit(Permit { pool: Some(self.clone()) }))
                 } else if let Some(server) = book.take(client, epoch, true, &mut dead) {
                     drop(book);
-                    self.stats_idle(1);
-                    Acquired::Now(self.lease(server))
+                    taken(server)
                 } else {
                     let (sender, receiver) = oneshot::channel();
                     book.waiting.push_back(sender);
@@ -276,7 +282,7 @@ impl Pool {
 
     fn never(self: &Arc<Pool>) -> Acquired {
         let (_, receiver) = oneshot::channel();
-        Acquired::Later(Waiting { pool: self.clone(), epoch: Epoch(0), offer: Expected::Turn(receiver) })
+        Acquired::Later(Waiting { pool: self.clone(), epoch: Epoch(0), fresh: false, offer: Expected::Turn(receiver) })
     }
 
     fn stats_idle(&self, taken: usize) {
@@ -288,7 +294,7 @@ impl Pool {
     fn lease(self: &Arc<Pool>, server: Box<Server>) -> Lease {
         self.stats.in_use.up();
         self.node_stats.in_use.up();
-        Lease { server: Some(server), pool: self.clone() }
+        Lease { server: Some(server), pool: self.clone(), pinned: false }
     }
 
     async fn open(self: Arc<Pool>, permit: Permit, pools: &Pools, epoch: Epoch) -> Result<Lease, LeaseError> {
@@ -364,7 +370,14 @@ impl Pool {
     /// A clean connection comes back: the next client in line gets it, or it rests.
     fn put(self: &Arc<Pool>, mut server: Box<Server>) {
         server.idle_since = Instant::now();
+        server.state.fresh = false;
+        let max_size = self.pools.upgrade().map_or(0, |pools| pools.config.load().pool.max_size);
         let mut book = self.book.lock();
+        if book.open > max_size {
+            // Others took its place while a session kept it for itself.
+            drop(book);
+            return self.discard(server);
+        }
         while let Some(turn) = book.waiting.pop_front() {
             if turn.is_closed() {
                 continue;
@@ -484,6 +497,8 @@ pub(crate) struct Lease {
     /// `None` only while the lease is being taken apart.
     server: Option<Box<Server>>,
     pool: Arc<Pool>,
+    /// Not counted by the pool, only by the node.
+    pinned: bool,
 }
 
 impl Lease {
@@ -497,6 +512,22 @@ impl Lease {
 
     pub(crate) fn node_stats(&self) -> &Arc<NodeStats> {
         &self.pool.node_stats
+    }
+
+    /// A session keeps the connection for itself: its place in the pool is free for others, so that pinned sessions can't starve those that they
+    /// wait for. The node's cap goes on counting it.
+    pub(crate) fn pin(&mut self) {
+        if !std::mem::replace(&mut self.pinned, true) {
+            self.pool.book.lock().open -= 1;
+            self.pool.place_freed();
+        }
+    }
+
+    /// The pool counts it again, if need be beyond its maximum.
+    pub(crate) fn unpin(&mut self) {
+        if std::mem::take(&mut self.pinned) {
+            self.pool.book.lock().open += 1;
+        }
     }
 
     /// Gives a connection back. One with a transaction still open is rolled back first, one that owes something or is tainted is closed.
@@ -523,7 +554,8 @@ impl Lease {
         pool.put(server);
     }
 
-    fn unlease(&self) {
+    fn unlease(&mut self) {
+        self.unpin();
         self.pool.stats.in_use.down();
         self.pool.node_stats.in_use.down();
     }

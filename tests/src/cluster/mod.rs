@@ -244,6 +244,7 @@ impl Cluster {
                 "dcs": {
                     "synchronous_mode": options.synchronous != Synchronous::Off,
                     "synchronous_mode_strict": options.synchronous == Synchronous::Strict,
+                    "synchronous_node_count": if options.synchronous == Synchronous::All { options.members.max(2) - 1 } else { 1 },
                     "postgresql": { "parameters": parameters },
                 },
                 "initdb": [{ "encoding": "UTF8" }, { "locale": "C.UTF-8" }, "data-checksums", "no-sync"],

@@ -29,6 +29,8 @@ pub enum Synchronous {
     On,
     /// One standby, or no write at all.
     Strict,
+    /// Every replica that is there.
+    All,
 }
 
 impl Default for Options {

@@ -51,6 +51,9 @@ pub(crate) async fn no_replica(cluster: &Cluster, router: &Router) -> Result {
     for session in [&before, &after] {
         let count: i64 = session.client.query_one("SELECT count(*) FROM fallen", &[]).await?.get(0);
         ensure!(count == 0, "{count}");
+        for sql in ["SELECT inet_server_port()", "SELECT current_setting('port'), now()"] {
+            session.run(sql).await?;
+        }
         for sql in REFUSED {
             let sqlstate = session.fails(sql).await?;
             ensure!(sqlstate == "25006", "{sql}: {sqlstate}");

@@ -224,3 +224,63 @@ async fn a_full_pool_is_waited_for_and_not_for_ever() -> Result {
     })
     .await
 }
+
+/// A session that keeps its connection leaves its place in the pool to others: it may be the one that they wait for, or that waits for them.
+#[tokio::test]
+async fn pinned_sessions_starve_nobody() -> Result {
+    tell(async |yard| {
+        // Other routers' connections of the same user.
+        let theirs = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'app'";
+        let before: usize = yard.leader.ask(theirs).await?.parse()?;
+        let router = yard.other_router(RouterOptions::new().set("pool.max_size", 1).set("pool.wait_timeout", "2s")).await?;
+        let clients = try_join_all((0..4).map(|_| router.rw("app"))).await?;
+        for (me, client) in clients.iter().enumerate() {
+            client.batch_execute(&format!("CREATE TEMP TABLE starving AS SELECT {me} AS me")).await.context("a pinned session")?;
+        }
+        let other = router.rw("app").await?;
+        other.simple_query("SELECT pg_is_in_recovery()").await.context("one that isn't pinned")?;
+        for (me, client) in clients.iter().enumerate() {
+            ensure!(value(client, "SELECT me FROM starving").await? == me.to_string());
+        }
+        // With its state gone, a session is one of many again.
+        clients[0].batch_execute("DISCARD TEMP").await?;
+        clients[0].simple_query("SELECT pg_is_in_recovery()").await?;
+        drop(clients);
+        eventually(SOON, "the pool is at its size again", || async {
+            let open: usize = yard.leader.ask(theirs).await?.parse()?;
+            Ok((open <= before + 1).then_some(()))
+        })
+        .await?;
+        other.simple_query("SELECT pg_is_in_recovery()").await?;
+        Ok(())
+    })
+    .await
+}
+
+/// What a session's own statements add to the counters is there when it looks: they are kept back by the server process that ran them.
+#[tokio::test]
+async fn counters_are_the_sessions_own() -> Result {
+    tell(async |yard| {
+        yard.prepare("CREATE TABLE sharing_counted (id int); GRANT ALL ON sharing_counted TO app").await?;
+        let router = small(yard, 2).await?;
+        let stories = (0..4).map(|_| {
+            let router = &router;
+            async move {
+                let client = router.rw("app").await?;
+                let mine = "SELECT pg_stat_get_xact_tuples_inserted('sharing_counted'::regclass)";
+                value(&client, mine).await?;
+                for _ in 0..ROUNDS {
+                    client.batch_execute("INSERT INTO sharing_counted VALUES (1)").await?;
+                }
+                client.batch_execute("SELECT pg_stat_force_next_flush()").await?;
+                let inserted: usize =
+                    value(&client, "SELECT n_tup_ins FROM pg_stat_user_tables WHERE relname = 'sharing_counted'").await?.parse()?;
+                ensure!(inserted >= ROUNDS, "{inserted} of its own {ROUNDS}");
+                anyhow::Ok(())
+            }
+        });
+        try_join_all(stories).await?;
+        Ok(())
+    })
+    .await
+}

@@ -70,7 +70,7 @@ impl Session {
     }
 
     /// What the router refuses while the leader serves the read-only port: `default_transaction_read_only` alone stops neither
-    /// VACUUM nor NOTIFY, and `set_config` turns it off. Only what is judged a read runs.
+    /// VACUUM nor NOTIFY, and `set_config` turns it off. Only what is judged a read runs, or would be but for a question about the server.
     pub(super) fn refused(&self, env: &Env<'_>, item: &Item) -> Option<Refusal> {
         if self.lost == Some(Lost::StoodIn)
             && let Item::Query(verdict) = item
@@ -93,7 +93,7 @@ impl Session {
         let controls = verdict.effects.iter().any(|effect| {
             matches!(effect, Effect::Begin(_) | Effect::Commit { .. } | Effect::Rollback { .. } | Effect::SetTransaction { .. })
         });
-        if verdict.class > Class::Read || (controls && verdict.statements > 1) {
+        if (verdict.class > Class::Read && !verdict.only_asks_the_server()) || (controls && verdict.statements > 1) {
             return refused(verdict.command);
         }
         // Session state that would make a write possible later.

@@ -50,6 +50,10 @@ impl Session {
                 Effect::Set { name, .. } | Effect::Reset { name } if name.starts_with("transaction_") => {}
                 Effect::Set { name, to_default: true, .. } | Effect::Reset { name } => work.changes.push(Change::Reset(name.clone())),
                 Effect::Set { name, .. } => {
+                    if work.fresh {
+                        // Another server wouldn't take it.
+                        self.pins.add(PinReason::SettingOutOfSight);
+                    }
                     // A text that does more than this one SET can't be replayed: others, or a SELECT with `set_config` in it.
                     let alone = verdict.statements == 1 && verdict.kind == Kind::Utility;
                     let text = text.filter(|text| alone && text.is_ascii() && text.len() <= REPLAYED_MAX);

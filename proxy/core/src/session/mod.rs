@@ -35,7 +35,7 @@ pub use settings::{How, Params, Settings};
 use crate::causal::Watermark;
 use crate::refusal::{Refusal, Severity};
 use crate::route::{Excluded, Loads, Need, ServerRole, Why};
-use crate::sql::{Effect, TransactionModes, Verdict};
+use crate::sql::{Effect, PinReason, TransactionModes, Verdict};
 use crate::topology::{Member, Topology};
 use crate::wire::reply::TxStatus;
 use crate::wire::{frame, reply, view};
@@ -205,6 +205,8 @@ pub struct Work {
     losses: u8,
     /// The next lease is the leader's, whatever the class.
     rerun_on_leader: bool,
+    /// The next lease must be of a connection that nobody has used.
+    fresh: bool,
 }
 
 /// Counts since the driver last took them.
@@ -252,6 +254,7 @@ impl Work {
             && self.excluded.is_empty()
             && self.losses == 0
             && !self.rerun_on_leader
+            && !self.fresh
     }
 }
 
@@ -266,6 +269,19 @@ impl Work {
         self.excluded.clear();
         self.losses = 0;
         self.rerun_on_leader = false;
+        self.fresh = false;
+    }
+
+    /// Whether only a server connection will do that nobody has used: a session that watches counters is counted itself, and sees what its own
+    /// statements add to them.
+    pub fn needs_fresh(&self) -> bool {
+        let watches = Effect::Pin(PinReason::Statistics);
+        self.fresh || self.batch.executed().any(|verdict| verdict.effects.contains(&watches))
+    }
+
+    /// Whether the batch that waits has a VACUUM: what that can do depends on who else reads.
+    pub fn vacuums(&self) -> bool {
+        self.batch.executed().any(|verdict| verdict.command == "VACUUM")
     }
 }
 

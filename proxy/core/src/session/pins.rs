@@ -6,7 +6,7 @@ use crate::sql::PinReason;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Pins(u32);
 
-const ALL: [PinReason; 14] = [
+const ALL: [PinReason; 15] = [
     PinReason::TempTable,
     PinReason::Listen,
     PinReason::AdvisoryLock,
@@ -17,6 +17,7 @@ const ALL: [PinReason; 14] = [
     PinReason::SetRole,
     PinReason::SettingOutOfSight,
     PinReason::BackendPid,
+    PinReason::Statistics,
     PinReason::Setseed,
     PinReason::UserCode,
     PinReason::SessionMode,
@@ -40,6 +41,11 @@ impl Pins {
         self.0 & bit(reason) != 0
     }
 
+    /// Whether there is a reason that lies in what the session did, not in the configuration.
+    pub fn are_its_own(self) -> bool {
+        self.0 & !bit(PinReason::SessionMode) != 0
+    }
+
     pub fn iter(self) -> impl Iterator<Item = PinReason> {
         ALL.into_iter().filter(move |reason| self.has(*reason))
     }
@@ -56,6 +62,7 @@ impl Pins {
             PinReason::SetRole,
             PinReason::SettingOutOfSight,
             PinReason::BackendPid,
+            PinReason::Statistics,
         ] {
             self.remove(reason);
         }

@@ -1,5 +1,6 @@
 //! What the server owes, and what becomes of each of its messages: forwarded, swallowed, or kept back.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::batch::{End, Statement};
@@ -8,7 +9,7 @@ use super::server::StatementId;
 use super::{Access, Env, Garbled, Lost, Phase, Segment, ServerState, Session, Want, Work};
 use crate::refusal::Refusal;
 use crate::route::ServerRole;
-use crate::sql::Verdict;
+use crate::sql::{Effect, Verdict};
 use crate::wire::frame::{self, HEADER};
 use crate::wire::reply::{self, TxStatus};
 use crate::wire::view;
@@ -102,6 +103,9 @@ const WHOLE_MAX: usize = 32 * 1024;
 
 /// The messages that are always taken as a whole may have this size, in bytes: a command's tag, a parameter's value, a notification.
 const MESSAGE_FROM_SERVER_MAX: usize = 1024 * 1024;
+
+/// SQLSTATE 42602, invalid_name.
+const INVALID_NAME: [u8; 5] = *b"42602";
 
 /// SQLSTATE 57014, query_canceled.
 const QUERY_CANCELED: &[u8] = b"57014";
@@ -381,7 +385,7 @@ impl Session {
         // After an error in a simple query or a function call its ReadyForQuery follows.
         let extended = !matches!(work.owed.front(), None | Some(Owed::Query(..) | Owed::FunctionCall | Owed::Sync(_)));
         if let Some(attempt) = &mut work.attempt
-            && (attempt.failed.is_some() || runs_again(env, &self.phase, &sqlstate))
+            && (attempt.failed.is_some() || runs_again(env, &self.phase, &sqlstate) || others_left_it(env, &work.owed, server, &sqlstate))
         {
             if attempt.failed.replace(sqlstate).is_none() {
                 work.tally.reruns.push(sqlstate);
@@ -684,7 +688,11 @@ impl Session {
         work.begin_failed = false;
         work.changes.clear();
         self.undo = None;
-        work.excluded.push(server.node.clone());
+        if attempt.failed == Some(INVALID_NAME) && server.role == ServerRole::Leader {
+            work.fresh = true;
+        } else {
+            work.excluded.push(server.node.clone());
+        }
         work.rerun_on_leader = env.policy.access == Access::ReadWrite;
         self.put_begin_back(attempt.begin);
         self.want = Some(Want::Return);
@@ -702,6 +710,22 @@ fn runs_again(env: &Env<'_>, phase: &Phase, sqlstate: &[u8; 5]) -> bool {
             matches!(sqlstate, b"40001" | b"40P01") && elsewhere
         }
     }
+}
+
+/// Whether an error may be of somebody else's making: a library that another session has loaded owns the prefix of a parameter's name
+/// (`MarkGUCPrefixReserved`), which a connection of the client's own would take. A server that nobody has used tells.
+fn others_left_it(env: &Env<'_>, owed: &VecDeque<Owed>, server: &ServerState, sqlstate: &[u8; 5]) -> bool {
+    let verdict = match owed.front() {
+        Some(Owed::Query(verdict, _)) => verdict,
+        Some(Owed::Execute(Some(statement))) => &statement.verdict,
+        _ => return false,
+    };
+    let dotted = |effect: &Effect| matches!(effect, Effect::Set { name, local: false, .. } if name.contains('.'));
+    *sqlstate == INVALID_NAME
+        && !server.fresh
+        && server.role == ServerRole::Leader
+        && env.policy.access == Access::ReadWrite
+        && verdict.effects.iter().any(dotted)
 }
 
 /// Messages that can't go on in parts, because what they say changes something.

@@ -25,6 +25,8 @@ pub struct ServerState {
     pub ready: bool,
     /// State that no session may inherit: it is discarded before the next lease, or the connection is closed.
     pub tainted: bool,
+    /// Nobody has used it before the session that holds it.
+    pub fresh: bool,
     prepared: Prepared,
     /// The content of the server's unnamed statement.
     pub(super) unnamed: Option<StatementId>,
@@ -44,6 +46,7 @@ impl ServerState {
             settings: Arc::default(),
             ready: true,
             tainted: false,
+            fresh: true,
             prepared: Prepared { uses: FxHashMap::default(), clock: 0, max: max_prepared.max(1) },
             unnamed: None,
         }

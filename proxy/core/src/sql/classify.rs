@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::catalog::Facts;
 use super::fingerprint::leading_hint;
 use super::lexer::{Lexer, Name, Token, TokenKind};
-use super::verdict::{Class, Effect, Kind, PinReason, Reason, Verdict};
+use super::verdict::{Class, Effect, Kind, PinReason, REASONS_LIMIT, Reason, Verdict};
 use super::{control, query};
 
 /// What decides how a session's text is read.
@@ -32,9 +32,6 @@ impl Dialect {
         self.client_encoding_is_ascii_safe || sql.is_ascii()
     }
 }
-
-/// Reasons kept of one verdict; the first ones tell enough.
-const REASONS_LIMIT: usize = 16;
 
 /// Judges a simple query string (one statement or several) or the text of a Parse.
 pub fn classify(sql: &[u8], facts: &Facts, dialect: Dialect) -> Verdict {

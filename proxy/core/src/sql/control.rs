@@ -476,7 +476,15 @@ fn create(judge: &mut Judge<'_>, words: Words<'_>) -> Described {
     if temporary || (0..words.len().min(16)).any(|at| words.is(at, "pg_temp")) {
         judge.pin(PinReason::TempTable);
     }
-    ddl(judge, created(words))
+    let command = created(words);
+    let described = ddl(judge, command);
+    // These run a query, whose calls may change the session.
+    if matches!(command, "CREATE TABLE AS" | "CREATE MATERIALIZED VIEW")
+        && let Some(at) = query_behind_as(words, 1)
+    {
+        query::effects(judge, words.from(at));
+    }
+    described
 }
 
 /// What CREATE creates: the first word that says so, behind OR REPLACE, UNIQUE, TEMPORARY and so on.
@@ -521,15 +529,22 @@ fn created(words: Words<'_>) -> &'static str {
 
 /// Whether a CREATE TABLE takes its rows from a query: `AS` outside parentheses (GENERATED ... AS stands within them).
 fn created_as(words: Words<'_>, at: usize) -> bool {
+    query_behind_as(words, at).is_some()
+}
+
+/// The place behind the first `AS` outside parentheses.
+fn query_behind_as(words: Words<'_>, from: usize) -> Option<usize> {
     let mut depth = 0usize;
-    (at..words.len()).any(|at| {
+    let found = (from..words.len()).find(|at| {
+        let at = *at;
         match words.kind(at) {
             Some(TokenKind::OpenParen) => depth += 1,
             Some(TokenKind::CloseParen) => depth = depth.saturating_sub(1),
             _ => {}
         }
         depth == 0 && words.is(at, "as")
-    })
+    });
+    found.map(|at| at + 1)
 }
 
 static CREATED: [(&str, &str); 30] = [

@@ -121,7 +121,8 @@ pub fn summarize(sql: &[u8], dialect: Dialect) -> Summary {
     });
     let mut begins_statement = true;
     for token in Lexer::new(sql, dialect.standard_conforming_strings) {
-        cacheable &= !(begins_statement && is_set(token, sql)) && !names_set_config(token, sql) && token.kind != TokenKind::Invalid;
+        let sets = (begins_statement && is_set(token, sql)) || names_set_config(token, sql);
+        cacheable &= !sets && token.kind != TokenKind::Invalid;
         begins_statement = token.kind == TokenKind::Semicolon;
         match token.kind {
             TokenKind::Word => sink.text(b'w', sql, token, true),

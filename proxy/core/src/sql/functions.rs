@@ -64,6 +64,8 @@ const IN_DOUBT: &str = "facts_in_doubt";
 
 /// Tells about this server, or reads differently on a standby.
 const SERVER: Call = write("server_function");
+/// Tells of counters that the session's own statements raise.
+const STATISTICS: Call = pins("server_function", None, PinReason::Statistics);
 /// Runs text that is built at run time, or reads relations that the statement doesn't name.
 const RUNS_TEXT: Call = write("runs_text");
 
@@ -180,8 +182,28 @@ fn overridden(name: &str) -> Option<Call> {
         | "pg_collation_actual_version"
         | "pg_database_collation_actual_version"
         | "pg_get_loaded_modules" => SERVER,
+        "pg_stat_force_next_flush" | "pg_stat_have_stats" | "pg_stat_get_snapshot_timestamp" => STATISTICS,
+        _ if counts_own_statements(name) => STATISTICS,
         _ => return server_family(name),
     })
+}
+
+/// The functions behind the counters of tables, indexes and functions. A server process keeps its own back for a second, and longer when it is
+/// idle (pgstat.c), so that only a session that stays on one sees them as it would without a router.
+fn counts_own_statements(name: &str) -> bool {
+    const COUNTERS: [&str; 8] =
+        ["numscans", "tuples_", "live_tuples", "dead_tuples", "ins_since_vacuum", "mod_since_analyze", "blocks_", "function_"];
+    let Some(counter) = name.strip_prefix("pg_stat_get_") else { return false };
+    let counter = counter.strip_prefix("xact_").unwrap_or(counter);
+    COUNTERS.iter().any(|prefix| counter.starts_with(prefix))
+}
+
+/// Whether a relation's rows are counters that the session's own statements raise.
+pub(super) fn is_statistics(schema: Option<&str>, name: &str) -> bool {
+    let kinds = ["_tables", "_indexes", "_sequences", "_functions"];
+    matches!(schema, None | Some("pg_catalog"))
+        && (name.starts_with("pg_stat_") || name.starts_with("pg_statio_"))
+        && (name == "pg_stat_database" || kinds.iter().any(|kind| name.ends_with(kind)))
 }
 
 /// Whole families that tell about the server: `inet_*`, `txid_*`, `pg_*xact*`, `pg_control_*`, `pg_last_*`, `pg_ls_*`, `pg_stat_*`,

@@ -2,6 +2,9 @@
 
 use std::sync::Arc;
 
+/// Reasons kept of one verdict; the first ones tell enough.
+pub(super) const REASONS_LIMIT: usize = 16;
+
 /// Where a statement may run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Class {
@@ -114,6 +117,8 @@ pub enum PinReason {
     SetRole,
     SettingOutOfSight,
     BackendPid,
+    /// Has looked at the counters that statements raise: those of its own statements are in its server process first.
+    Statistics,
     Setseed,
     UserCode,
     /// A mode of the configuration: `pool_mode = "session"`.
@@ -135,6 +140,7 @@ impl PinReason {
             PinReason::SetRole => "set_role",
             PinReason::SettingOutOfSight => "setting_out_of_sight",
             PinReason::BackendPid => "backend_pid",
+            PinReason::Statistics => "statistics",
             PinReason::Setseed => "setseed",
             PinReason::UserCode => "user_code",
             PinReason::SessionMode => "session_mode",
@@ -176,6 +182,16 @@ pub struct Verdict {
     pub command: &'static str,
     /// A hint in a leading comment: `/* switchyard: leader */` or `/* switchyard: replica */`.
     pub hint: Option<Hint>,
+}
+
+impl Verdict {
+    /// Whether it is a read that goes to the leader only because it asks about the server that runs it.
+    pub fn only_asks_the_server(&self) -> bool {
+        let asks = |reason: &Reason| reason.rule == "server_function";
+        // A full list may leave something out.
+        let all = (1..REASONS_LIMIT).contains(&self.reasons.len()) && self.reasons.iter().all(asks);
+        all && self.kind == Kind::Select && self.statements == 1 && self.effects.iter().all(|effect| *effect == Effect::UsesClock)
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -186,10 +186,8 @@ impl Server {
             return self.done(out);
         }
         for statement in statements {
-            if statement.starts_with("select") || statement.starts_with("show") {
-                if self.block != Block::Failed {
-                    out.extend(text::server("T"));
-                }
+            if (statement.starts_with("select") || statement.starts_with("show")) && self.block != Block::Failed {
+                out.extend(text::server("T"));
             }
             if let Err(code) = self.run(statement, false, out) {
                 self.fails(code, false, out);

@@ -110,7 +110,8 @@ impl Story {
             "return" => {
                 assert_eq!(self.session.take_want(Some(&self.work)), Some(Want::Return), "{line}");
                 if let Some(key) = self.held.take() {
-                    let server = &self.servers[&key];
+                    let server = self.servers.get_mut(&key).expect("held");
+                    server.fresh = false;
                     assert!(server.ready || server.tainted, "given back, and owes: {line}");
                     if server.tainted || server.tx != TxStatus::Idle {
                         self.servers.remove(&key);
@@ -178,6 +179,9 @@ impl Story {
     fn lease(&mut self, line: &str, rest: &str) {
         let words: Vec<&str> = rest.split_whitespace().collect();
         let Some(Want::Lease(need)) = self.session.take_want(Some(&self.work)) else { panic!("no lease is wanted at «{line}»") };
+        if self.work.needs_fresh() {
+            self.servers.remove(&(need.node.to_string(), need.role));
+        }
         let role = if words[1] == "leader" { ServerRole::Leader } else { ServerRole::Replica };
         // Either replica is as good.
         let replica = |name: &str| name.starts_with('r');

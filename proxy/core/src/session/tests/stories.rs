@@ -1336,3 +1336,34 @@ mod read_only_port {
         assert_eq!(story.session.status(), TxStatus::Idle);
     }
 }
+
+/// A library that another session has loaded owns `plpgsql.`: a SET that a connection of one's own would take.
+mod a_name_that_is_somebody_elses {
+    use super::*;
+
+    const REFUSED: &str = "C> Q set plpgsql.x = 1
+        lease l leader
+        S> Q set plpgsql.x = 1
+        S< E 42602 invalid configuration parameter name / Z I
+        return
+        lease l leader
+        S> Q set plpgsql.x = 1\n";
+
+    #[test]
+    fn is_asked_of_a_connection_that_nobody_has_used() {
+        let mut story = Story::on(Access::ReadWrite);
+        story.tell(&[REFUSED, "S< C SET / Z I\n C< C SET / Z I"].concat());
+        // No other connection may take it.
+        assert!(story.session.pins().has(PinReason::SettingOutOfSight));
+        assert!(!story.work.needs_fresh());
+        story.tell("C> Q select 1\n S> Q select 1\n S< T / C SELECT 0 / Z I\n C< T / C SELECT 0 / Z I");
+    }
+
+    #[test]
+    fn is_an_error_there_too_where_it_is_the_servers_own() {
+        let mut story = Story::on(Access::ReadWrite);
+        let again = "S< E 42602 invalid configuration parameter name / Z I\n C< E 42602 / Z I\n return";
+        story.tell(&[REFUSED, again].concat());
+        assert!(story.session.pins().is_empty());
+    }
+}

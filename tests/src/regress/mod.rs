@@ -1,0 +1,8 @@
+//! PostgreSQL's own regression suite, as the judge of "nobody can tell that the router is there".
+//!
+//! [`suite`] gets it, [`run`] runs it once, against whatever listens on a port. What is compared are the output files of two runs, not
+//! the suite's expected ones: those differ from any output where psql's minor version isn't the suite's.
+
+pub mod compare;
+pub mod run;
+pub mod suite;
