@@ -32,10 +32,12 @@ const HISTORY_BYTES_MAX: i64 = 1024 * 1024;
 const SHORT_PAGE_HEADER: u64 = 24;
 const LONG_PAGE_HEADER: u64 = 40;
 
-/// Asked once for each connection: none of it changes while the postmaster lives.
+/// Asked once for each connection: none of it changes while the connection lives. A standby of which a backend crashes ends all connections
+/// and opens anew at its minimum recovery point, under the same postmaster: its startup process tells since when it replays.
 const ONCE: &str = "\
 SELECT (SELECT system_identifier FROM pg_catalog.pg_control_system()),
-       extract(epoch FROM pg_catalog.pg_postmaster_start_time())::float8,
+       extract(epoch FROM greatest(pg_catalog.pg_postmaster_start_time(),
+                                   (SELECT max(backend_start) FROM pg_catalog.pg_stat_activity WHERE backend_type = 'startup')))::float8,
        pg_catalog.current_setting('server_version_num')::int4,
        pg_catalog.current_setting('wal_block_size')::int8,
        pg_catalog.pg_size_bytes(pg_catalog.current_setting('wal_segment_size'))";

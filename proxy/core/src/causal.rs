@@ -10,7 +10,10 @@
 //!   replay position passes them.
 //! - Hence a replica whose sample is at or above `needed`, on the leader's timeline, shows everything that the session has seen.
 //! - A replica that showed something goes on showing it, so staying there needs no check, as long as it hasn't restarted (a
-//!   standby killed and started again opens at its minimum recovery point, which may lie before what it showed).
+//!   standby killed and started again opens at its minimum recovery point, which may lie before what it showed; so does one that
+//!   lost a backend to a crash, though its postmaster lives on).
+//!
+//! `causal_model.rs` plays this against random schedules of a simulated cluster, and shows that each rule is needed.
 //!
 //! No question is ever put to a server on behalf of a statement: where no sample proves a replica, the leader serves the read.
 

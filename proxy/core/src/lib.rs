@@ -6,6 +6,8 @@
 #![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests read the clock that they hand in"))]
 
 pub mod causal;
+#[cfg(test)]
+mod causal_model;
 pub mod lsn;
 pub mod refusal;
 pub mod route;

@@ -71,6 +71,7 @@ pub struct Probed {
     /// `None` while it can't be told (a standby without WAL receiver).
     pub timeline: Option<Timeline>,
     pub round_trip: Duration,
+    /// Since when the server runs, a standby since it last began to replay (also after the crash of a backend, which the postmaster survives).
     pub started_at_unix_seconds: f64,
     /// `server_version_num`, for example 150018.
     pub version_num: u32,
