@@ -27,6 +27,16 @@ pub enum Style {
     PreparedTransaction,
 }
 
+impl Style {
+    pub fn in_transaction(self) -> bool {
+        matches!(self, Style::Transaction | Style::PreparedTransaction)
+    }
+
+    pub fn prepared(self) -> bool {
+        matches!(self, Style::Prepared | Style::PreparedTransaction)
+    }
+}
+
 pub const STYLES: [Style; 4] = [Style::Simple, Style::Prepared, Style::Transaction, Style::PreparedTransaction];
 
 /// A write that was acknowledged.
@@ -228,8 +238,7 @@ impl Session {
                 }
                 Err(error) => {
                     self.report.write_failures.push(self.failure(&error));
-                    let in_transaction = matches!(style, Style::Transaction | Style::PreparedTransaction);
-                    let end = if in_transaction { self.client.batch_execute("ROLLBACK").await } else { Ok(()) };
+                    let end = if style.in_transaction() { self.client.batch_execute("ROLLBACK").await } else { Ok(()) };
                     if end.is_err() || self.client.is_closed() {
                         self.report.ended.push(format!("{}: {error:?}; then {end:?}", self.name));
                         break;

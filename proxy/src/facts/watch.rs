@@ -308,12 +308,8 @@ impl Watch {
     /// Looks whether the catalogs have changed, and loads the facts if so.
     async fn look(&mut self) -> Result<(), WatchError> {
         self.connect().await?;
-        let Some((_, client)) = &self.connection else { return Err(WatchError::Nobody) };
-        let current = self.database.facts.load_full();
-        // A replica may be behind what the leader said: it is asked only for what nobody knows.
-        if !self.on_leader && current.generation() != 0 && !current.is_in_doubt() {
-            return Ok(());
-        }
+        // Without a leader, and with nothing to ask a replica.
+        let Some((_, client)) = &self.connection else { return Ok(()) };
         let _turn = timeout(FACTS_PATIENCE, self.database.quiet.write()).await;
         if let Some((known, facts)) = &self.settled {
             let now = within(STATEMENT_TIMEOUT, fingerprint(client)).await?;
@@ -349,6 +345,7 @@ impl Watch {
     }
 
     /// A connection to the leader of this moment, or, while there is none that answers, to a replica: its catalogs are what its readers meet.
+    /// None where there is no leader and nothing to ask a replica.
     async fn connect(&mut self) -> Result<(), WatchError> {
         let limit = self.database.all.source.config.load().postgres.connect_timeout;
         let (leader, replicas) = self.targets();
@@ -369,6 +366,12 @@ impl Watch {
             }
         }
         self.on_leader = false;
+        let facts = self.database.facts.load_full();
+        // A replica may be behind what the leader said: it is asked only for what nobody knows.
+        if !replicas.is_empty() && facts.generation() != 0 && !facts.is_in_doubt() {
+            self.connection = None;
+            return Ok(());
+        }
         if replicas.iter().any(known) {
             return Ok(());
         }

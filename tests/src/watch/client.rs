@@ -5,40 +5,22 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio_postgres::{Client, SimpleQueryMessage, Statement};
 
-use super::{Event, What, connect};
+use super::{Event, What};
+use crate::cluster::connect;
+use crate::load::{Style, sqlstate};
 
 /// Between two attempts to connect.
 const RECONNECT: Duration = Duration::from_millis(50);
 /// An answer that takes longer counts as none.
 const ANSWER: Duration = Duration::from_secs(120);
 
-/// How a client talks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Style {
-    Simple,
-    Prepared,
-    /// BEGIN, a statement and COMMIT, each by itself.
-    Transaction,
-    PreparedTransaction,
-}
-
-impl Style {
-    /// Three of four are autocommit.
-    pub fn of(client: usize) -> Style {
-        match client % 8 {
-            0 | 2 | 4 => Style::Simple,
-            1 | 3 | 5 => Style::Prepared,
-            6 => Style::Transaction,
-            _ => Style::PreparedTransaction,
-        }
-    }
-
-    fn in_transaction(self) -> bool {
-        matches!(self, Style::Transaction | Style::PreparedTransaction)
-    }
-
-    fn prepared(self) -> bool {
-        matches!(self, Style::Prepared | Style::PreparedTransaction)
+/// Three of four are autocommit.
+pub(super) fn style_of(client: usize) -> Style {
+    match client % 8 {
+        0 | 2 | 4 => Style::Simple,
+        1 | 3 | 5 => Style::Prepared,
+        6 => Style::Transaction,
+        _ => Style::PreparedTransaction,
     }
 }
 
@@ -89,7 +71,8 @@ impl Task {
                         connection = Some(Connection { client, statement: None });
                     }
                     Err(error) => {
-                        self.note(Instant::now(), failed(None, Some(&error)));
+                        let sqlstate = error.downcast_ref().and_then(sqlstate);
+                        self.note(Instant::now(), What::Failed { number: None, sqlstate, text: format!("{error:#}") });
                         tokio::time::sleep(RECONNECT).await;
                     }
                 }
@@ -171,5 +154,5 @@ fn failed(number: Option<i64>, error: Option<&tokio_postgres::Error>) -> What {
         None => format!("no answer within {ANSWER:?}"),
         Some(error) => error.as_db_error().map_or_else(|| error.to_string(), |error| error.message().to_owned()),
     };
-    What::Failed { number, sqlstate: error.and_then(|error| Some(error.code()?.code().to_owned())), text }
+    What::Failed { number, sqlstate: error.and_then(sqlstate), text }
 }

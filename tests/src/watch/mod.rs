@@ -13,9 +13,9 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio_postgres::{Client, NoTls};
 
-pub use client::Style;
+use crate::cluster::connect;
+
 pub use report::{Fault, Figures};
 pub use svg::draw;
 
@@ -94,12 +94,12 @@ impl Watch {
         let mut clients = JoinSet::new();
         for id in 0..plan.writers {
             let task = client::Task::new(id, plan.write.clone(), table.clone(), plan.pace, stopped.clone());
-            clients.spawn(task.write(Style::of(id)));
+            clients.spawn(task.write(client::style_of(id)));
         }
         for id in 0..plan.readers {
             let Some(dsn) = plan.read.get(id % plan.read.len().max(1)) else { break };
             let task = client::Task::new(plan.writers + id, dsn.clone(), table.clone(), plan.pace, stopped.clone());
-            clients.spawn(task.read(Style::of(id)));
+            clients.spawn(task.read(client::style_of(id)));
         }
         Ok(Watch { plan, table, began: Instant::now(), stop, clients })
     }
@@ -125,13 +125,4 @@ impl Watch {
         }
         Ok(Figures::new(self.plan.writers, self.began, ended, events, &there))
     }
-}
-
-async fn connect(dsn: &str) -> Result<Client, tokio_postgres::Error> {
-    let (client, connection) = tokio_postgres::connect(dsn, NoTls).await?;
-    tokio::spawn(async move {
-        // Its client tells of the end, too.
-        let _ = connection.await;
-    });
-    Ok(client)
 }
