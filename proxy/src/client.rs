@@ -206,6 +206,7 @@ impl Client {
             loads: &self.context.loads,
             judge: &self.context.verdicts.of(&self.database, &self.rules, application),
             policy: &self.policy,
+            voices: &self.context.pools.processes,
             random: next_random(&mut self.random),
         };
         let work = self.work.get_or_insert_with(spare_work);
@@ -681,6 +682,7 @@ impl Client {
             loads: &self.context.loads,
             judge: &self.context.verdicts.of(&self.database, &self.rules, None),
             policy: &self.policy,
+            voices: &self.context.pools.processes,
             random: next_random(&mut self.random),
         };
         let work = self.work.get_or_insert_with(spare_work);

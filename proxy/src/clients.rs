@@ -37,6 +37,7 @@ impl Slot {
     }
 
     pub(crate) fn hold(&self, handle: &Arc<Handle>) {
+        handle.used_by(self.key.pid);
         *self.running.lock() = Some(handle.clone());
         // A cancel that came before there was anything to cancel is void.
         self.flags.fetch_and(!CANCELED, Ordering::Relaxed);

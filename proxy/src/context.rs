@@ -6,7 +6,7 @@ use arc_swap::ArcSwap;
 use rustc_hash::FxHashMap;
 use switchyard_config::Config;
 use switchyard_core::route::Loads;
-use switchyard_core::session::Judge;
+use switchyard_core::session::{Judge, StatementId};
 use switchyard_core::sql::{Dialect, Effect, Facts, Memo, PinReason, Verdict};
 use switchyard_core::topology::Member;
 use switchyard_health::Health;
@@ -74,6 +74,18 @@ impl Judge for DatabaseVerdicts<'_> {
     fn grounds(&self) -> Vec<String> {
         let facts = self.database.facts();
         vec![format!("Facts: {}", describe(&facts))]
+    }
+
+    fn shape(&self) -> u64 {
+        self.database.shape()
+    }
+
+    fn outdate(&self, statement: StatementId) {
+        self.database.outdate(statement);
+    }
+
+    fn is_outdated(&self, statement: StatementId) -> bool {
+        self.database.is_outdated(statement)
     }
 }
 

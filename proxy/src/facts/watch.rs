@@ -5,7 +5,7 @@
 //! nobody asks about for [`ASLEEP_AFTER`] costs no connection, so that it can be dropped; its facts are in doubt then until the next look, and
 //! forgotten [`FORGOTTEN_AFTER`] later if no client is left.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use arc_swap::{ArcSwap, Guard};
 use parking_lot::Mutex;
 use switchyard_config::Config;
+use switchyard_core::session::StatementId;
 use switchyard_core::sql::Facts;
 use switchyard_core::topology::{Member, Topology};
 use tokio::sync::{Notify, OwnedRwLockReadGuard, RwLock, Semaphore, watch};
@@ -55,6 +56,8 @@ const RETRY_MAX: Duration = Duration::from_secs(30);
 const LEADER_PATIENCE: Duration = Duration::from_millis(500);
 /// The longest that the first client of a database waits for its facts.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
+/// Prepared statements of a database that are known to be outdated: beyond, all are forgotten, and found out again.
+const OUTDATED_MAX: usize = 4_096;
 /// Loads under way at once, of all databases.
 const LOADS_AT_ONCE: usize = 2;
 
@@ -93,6 +96,8 @@ impl Databases {
             used: AtomicBool::new(true),
             tried: watch::Sender::new(false),
             ddl: AtomicU64::new(0),
+            shape: AtomicU64::new(0),
+            outdated: ArcSwap::default(),
             wake: Notify::new(),
             quiet: Arc::default(),
         });
@@ -127,6 +132,10 @@ pub(crate) struct Database {
     tried: watch::Sender<bool>,
     /// How often DDL passed.
     ddl: AtomicU64,
+    /// How often DDL passed that may change what statements give.
+    shape: AtomicU64,
+    /// The statements of which servers have said so.
+    outdated: ArcSwap<HashSet<StatementId>>,
     wake: Notify,
     /// Read while a VACUUM runs, written while the catalogs are read.
     quiet: Arc<RwLock<()>>,
@@ -173,9 +182,28 @@ impl Database {
     pub(crate) fn ddl_passed(&self, doubt: bool) {
         self.ddl.fetch_add(1, Ordering::SeqCst);
         if doubt {
+            self.shape.fetch_add(1, Ordering::SeqCst);
             self.doubt();
         }
         self.wake.notify_one();
+    }
+
+    /// How often DDL passed that may change what statements give.
+    pub(crate) fn shape(&self) -> u64 {
+        self.shape.load(Ordering::SeqCst)
+    }
+
+    /// A server has said that a statement no longer gives what it gave when it was prepared.
+    pub(crate) fn outdate(&self, statement: StatementId) {
+        self.outdated.rcu(|known| {
+            let mut known = if known.len() < OUTDATED_MAX { HashSet::clone(known) } else { HashSet::new() };
+            known.insert(statement);
+            known
+        });
+    }
+
+    pub(crate) fn is_outdated(&self, statement: StatementId) -> bool {
+        self.outdated.load().contains(&statement)
     }
 
     fn doubt(&self) {

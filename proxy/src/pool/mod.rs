@@ -22,7 +22,7 @@ use tokio::sync::oneshot;
 
 use self::book::{Book, Offer};
 use crate::auth::{ConnectError, Credential, Login, Target};
-use crate::server::Server;
+use crate::server::{Processes, Server};
 use crate::stats::{NodeStats, PoolName, PoolStats, Stats};
 use crate::tls::Connector;
 
@@ -52,6 +52,7 @@ pub(crate) enum LeaseError {
 pub(crate) struct Pools {
     pools: RwLock<FxHashMap<Key, Arc<Pool>>>,
     nodes: RwLock<FxHashMap<Arc<str>, Arc<Node>>>,
+    pub(crate) processes: Processes,
     pub(crate) config: Arc<ArcSwap<Config>>,
     topology: Arc<ArcSwap<Topology>>,
     pub(crate) tls: ArcSwap<Connector>,
@@ -87,7 +88,16 @@ pub(crate) struct Pool {
 
 impl Pools {
     pub(crate) fn new(config: Arc<ArcSwap<Config>>, topology: Arc<ArcSwap<Topology>>, tls: Connector, stats: Arc<Stats>) -> Arc<Pools> {
-        Arc::new(Pools { pools: RwLock::default(), nodes: RwLock::default(), config, topology, tls: ArcSwap::from_pointee(tls), stats })
+        let processes = Processes::default();
+        Arc::new(Pools {
+            pools: RwLock::default(),
+            nodes: RwLock::default(),
+            processes,
+            config,
+            topology,
+            tls: ArcSwap::from_pointee(tls),
+            stats,
+        })
     }
 
     /// The pool of `key`, made where there is none.
@@ -323,6 +333,9 @@ impl Pool {
             let mut reported = self.reported.lock();
             server.state.params.share(&reported);
             *reported = server.state.params.clone();
+        }
+        if self.key.role == ServerRole::Leader {
+            pools.processes.add(&server.handle);
         }
         self.book.lock().handles.insert(server.id, server.handle.clone());
         self.node_stats.connections.up();

@@ -77,6 +77,7 @@ impl Session {
                     work.changes.clear();
                     work.changes.push(Change::ResetAll);
                     self.statements.clear();
+                    self.sql_prepared.clear();
                     self.unnamed = None;
                     self.portals.clear();
                     self.pins.discard();
@@ -85,15 +86,26 @@ impl Session {
                 }
                 Effect::DiscardTemp => self.pins.remove(PinReason::TempTable),
                 Effect::DiscardSequences => self.sequence_advanced = false,
-                Effect::Prepare { .. } => self.pins.add(PinReason::SqlPrepare),
+                Effect::Prepare { name } => {
+                    self.sql_prepared.add(name);
+                    self.pins.add(PinReason::SqlPrepare);
+                }
                 Effect::Execute { .. } => {}
                 Effect::Deallocate { name } => {
                     self.statements.remove(name.as_bytes());
+                    if self.statements.is_empty() {
+                        self.pins.remove(PinReason::PreparedNames);
+                    }
+                    if self.sql_prepared.remove(name) {
+                        self.pins.remove(PinReason::SqlPrepare);
+                    }
                 }
                 Effect::DeallocateAll => {
                     server.forget_prepared();
                     self.statements.clear();
+                    self.sql_prepared.clear();
                     self.pins.remove(PinReason::SqlPrepare);
+                    self.pins.remove(PinReason::PreparedNames);
                 }
                 Effect::Listen => self.pins.add(PinReason::Listen),
                 Effect::UnlistenAll => self.pins.remove(PinReason::Listen),
@@ -127,11 +139,15 @@ impl Session {
             {
                 self.pins.add(*reason);
             }
-            // Some statements of the string may have been committed by one of its own COMMITs.
-            if verdict.statements > 1
-                && (changes_settings(effect) || matches!(effect, Effect::Prepare { .. }))
-                && verdict.effects.iter().any(bounds_transaction)
+            if let Effect::Prepare { name } = effect
+                && verdict.statements > 1
             {
+                // It may have been the one before the statement that failed: no rollback undoes it.
+                self.sql_prepared.add(name);
+                self.pins.add(PinReason::SqlPrepare);
+            }
+            // Some statements of the string may have been committed by one of its own COMMITs.
+            if verdict.statements > 1 && changes_settings(effect) && verdict.effects.iter().any(bounds_transaction) {
                 self.pins.add(PinReason::SettingOutOfSight);
             }
         }

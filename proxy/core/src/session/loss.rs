@@ -33,6 +33,8 @@ impl Session {
         let segment = std::mem::take(&mut work.segment);
         self.local_hash = 0;
         let waiting = std::mem::take(&mut work.after_bring);
+        work.checked = false;
+        work.misshapen.clear();
         work.prelude_failed = None;
         work.segment_failed = false;
         work.last_words = None;

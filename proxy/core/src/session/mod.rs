@@ -33,6 +33,7 @@ use own::Own;
 use replies::Owed;
 
 pub use explain::describe;
+use pins::Names;
 pub use pins::Pins;
 pub use server::{ServerState, StatementId};
 pub use settings::{How, Params, Settings};
@@ -81,6 +82,24 @@ pub trait Judge {
     fn grounds(&self) -> Vec<String> {
         Vec::new()
     }
+
+    /// How often DDL has passed that may change what statements give: what is prepared on both sides of it isn't the same.
+    fn shape(&self) -> u64 {
+        0
+    }
+
+    /// A server has said that this statement no longer gives what it gave when it was prepared.
+    fn outdate(&self, _: StatementId) {}
+
+    fn is_outdated(&self, _: StatementId) -> bool {
+        false
+    }
+}
+
+/// Knows sessions by the server connections that they use.
+pub trait Voices {
+    /// The process id that the session was told which used the leader's process `pid` last; `None` where nobody did.
+    fn told(&self, pid: i32) -> Option<i32>;
 }
 
 /// The world, as it is while one input is handled.
@@ -91,6 +110,7 @@ pub struct Env<'a> {
     pub loads: &'a dyn Loads,
     pub judge: &'a dyn Judge,
     pub policy: &'a Policy,
+    pub voices: &'a dyn Voices,
     /// Any number, new for each input.
     pub random: u64,
 }
@@ -183,8 +203,12 @@ pub struct Work {
     server_swallowing: bool,
     /// The server waits for COPY data.
     copy_in: bool,
-    /// The batch waits for the settings to be accepted.
+    /// The batch waits for the settings to be accepted, or for a look at the statements that it uses.
     after_bring: bool,
+    /// What the batch that waits uses has been looked at: see [`Session::check_shapes`].
+    checked: bool,
+    /// What that look has found to give something else than the client was told.
+    misshapen: Vec<StatementId>,
     /// A settings replay or a held BEGIN failed.
     prelude_failed: Option<Vec<u8>>,
     /// An ErrorResponse came for the current segment.
@@ -341,6 +365,8 @@ pub struct Session {
     statements: FxHashMap<Box<[u8]>, Arc<Statement>>,
     unnamed: Option<Arc<Statement>>,
     portals: FxHashMap<Box<[u8]>, Arc<Statement>>,
+    /// What SQL has prepared on the server that the session is pinned to.
+    sql_prepared: Names,
     pins: Pins,
     /// Advanced a sequence, or may have: `currval` is worth keeping its server connection near.
     sequence_advanced: bool,
@@ -396,6 +422,7 @@ impl Session {
             statements: FxHashMap::default(),
             unnamed: None,
             portals: FxHashMap::default(),
+            sql_prepared: Names::default(),
             pins: Pins::default(),
             sequence_advanced: false,
             watermark: Watermark::default(),
@@ -614,7 +641,7 @@ impl Session {
             }
             b'D' => match view::target(body)? {
                 (b'S', name) => Item::DescribeStatement { statement: self.statement(name), unnamed: name.is_empty() },
-                _ => Item::DescribePortal,
+                (_, name) => Item::DescribePortal(self.portals.get(name).cloned()),
             },
             b'E' => Item::Execute(self.portals.get(view::execute(body)?).cloned()),
             b'C' => match view::target(body)? {
@@ -760,7 +787,7 @@ impl Session {
                 Item::Query(_)
                 | Item::Bind { .. }
                 | Item::DescribeStatement { .. }
-                | Item::DescribePortal
+                | Item::DescribePortal(_)
                 | Item::Execute(_)
                 | Item::ClosePortal
                 | Item::FunctionCall

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::batch::{End, Statement};
 use super::dispatch::sets;
-use super::server::StatementId;
+use super::server::{StatementId, server_name};
 use super::{Access, Env, Garbled, Lost, Phase, Segment, ServerState, Session, Want, Work};
 use crate::refusal::Refusal;
 use crate::route::ServerRole;
@@ -37,9 +37,16 @@ pub(super) enum Owed {
         prepares: Option<Prepares>,
         id: Option<StatementId>,
     },
-    Bind,
+    /// BindComplete. With what the server calls the statement, where that is shared.
+    Bind(Option<StatementId>),
     /// (ParameterDescription and) RowDescription or NoData.
-    Describe,
+    Describe {
+        /// As for Bind.
+        id: Option<StatementId>,
+        statement: Option<Arc<Statement>>,
+        /// The router's own look: is it still what the client was told?
+        check: bool,
+    },
     /// CommandComplete, EmptyQueryResponse or PortalSuspended.
     Execute(Option<Arc<Statement>>),
     /// CloseComplete. `evicted`: what the server no longer has then; `closed`: what the client's name meant.
@@ -68,6 +75,8 @@ pub(super) enum Sync {
     ForFlush,
     /// Ours, behind something of our own.
     Ours,
+    /// Ours, behind a look at statements that the batch which waits uses.
+    Check,
 }
 
 impl Owed {
@@ -84,7 +93,8 @@ impl Owed {
                 | Owed::Prelude
                 | Owed::Parse { swallow: true, .. }
                 | Owed::Close { swallow: true, .. }
-                | Owed::Sync(Sync::ForFlush | Sync::Ours)
+                | Owed::Describe { check: true, .. }
+                | Owed::Sync(Sync::ForFlush | Sync::Ours | Sync::Check)
         )
     }
 }
@@ -103,6 +113,9 @@ const WHOLE_MAX: usize = 32 * 1024;
 
 /// The messages that are always taken as a whole may have this size, in bytes: a command's tag, a parameter's value, a notification.
 const MESSAGE_FROM_SERVER_MAX: usize = 1024 * 1024;
+
+/// Where PostgreSQL finds that a prepared statement's result type has changed (plancache.c). Its SQLSTATE, 0A000, says many things.
+const RESULT_TYPE_CHANGED: &[u8] = b"RevalidateCachedQuery";
 
 /// SQLSTATE 42602, invalid_name.
 const INVALID_NAME: [u8; 5] = *b"42602";
@@ -246,7 +259,17 @@ impl Session {
             }
             b'A' => {
                 self.showed(env);
-                Fate::Forward
+                let (pid, rest) = body.split_first_chunk::<4>().ok_or(Garbled)?;
+                match env.voices.told(i32::from_be_bytes(*pid)) {
+                    // Who notified is told as that client knows itself: some look whether it was them.
+                    Some(told) => {
+                        let mut message = Vec::with_capacity(message.len());
+                        reply::message(&mut message, b'A', &[&told.to_be_bytes(), rest]);
+                        self.forward(work, &message);
+                        Fate::Swallow
+                    }
+                    None => Fate::Forward,
+                }
             }
             b'N' => match work.owed.front() {
                 Some(owed) if !owed.is_clients() => Fate::Swallow,
@@ -260,7 +283,7 @@ impl Session {
             },
             b'E' => self.error(env, work, server, body, message),
             b'Z' => return self.ready(env, work, server, body),
-            b'1' | b'2' | b'3' | b'n' | b'T' | b't' => self.progress(work, tag),
+            b'1' | b'2' | b'3' | b'n' | b'T' | b't' => self.progress(work, tag, body),
             b'C' | b'I' | b's' => self.complete(env, work, server, tag, body),
             _ if work.runs_again() => Fate::Swallow,
             // Of something of ours: nothing that is the client's comes before its ReadyForQuery.
@@ -298,17 +321,23 @@ impl Session {
     }
 
     /// A message of the extended protocol that pays a part of what is owed.
-    fn progress(&mut self, work: &mut Work, tag: u8) -> Fate {
+    fn progress(&mut self, work: &mut Work, tag: u8, body: &[u8]) -> Fate {
         let pays = match work.owed.front() {
             Some(Owed::Parse { .. }) => tag == b'1',
-            Some(Owed::Bind) => tag == b'2',
+            Some(Owed::Bind(_)) => tag == b'2',
             Some(Owed::Close { .. }) => tag == b'3',
-            Some(Owed::Describe) => matches!(tag, b'T' | b'n'),
+            Some(Owed::Describe { .. }) => matches!(tag, b'T' | b'n'),
             _ => false,
         };
         let swallow = work.runs_again() || work.owed.front().is_some_and(|owed| !owed.is_clients());
         if pays {
-            work.owed.pop_front();
+            if let Some(Owed::Describe { id, statement: Some(statement), check }) = work.owed.pop_front()
+                && let Some(described) = view::row_shape(tag, body)
+                && statement.described.get_or_init(|| described) != &described
+                && check
+            {
+                work.misshapen.extend(id);
+            }
             work.alone &= !work.owed.is_empty();
         }
         if swallow { Fate::Swallow } else { Fate::Forward }
@@ -358,12 +387,22 @@ impl Session {
         }
         work.copy_in = false;
         work.segment_failed = true;
+        if let Some(Owed::Bind(Some(id)) | Owed::Describe { id: Some(id), .. }) = work.owed.front()
+            && fault.routine == RESULT_TYPE_CHANGED
+        {
+            env.judge.outdate(*id);
+        }
         match work.owed.front() {
             Some(Owed::Bring) => {
                 work.prelude_failed = Some(message.to_vec());
                 return Fate::Swallow;
             }
             Some(Owed::Prelude) => return Fate::Swallow,
+            Some(Owed::Parse { .. } | Owed::Describe { .. }) if checks(&work.owed) => {
+                // What can't be prepared any more fails again where the client's own messages need it.
+                self.drop_to_sync(work, server, false);
+                return Fate::Swallow;
+            }
             Some(Owed::Parse { swallow: true, prepares: None, id: None }) if matches!(work.owed.get(1), Some(Owed::Sync(Sync::Ours))) => {
                 // A stand-in that the server wouldn't take: the statement that it is for tells.
                 work.owed.pop_front();
@@ -437,8 +476,8 @@ impl Session {
                 | Owed::Query(..)
                 | Owed::FunctionCall
                 | Owed::Refused { .. }
-                | Owed::Bind
-                | Owed::Describe
+                | Owed::Bind(_)
+                | Owed::Describe { .. }
                 | Owed::Execute(_)
                 | Owed::Close { .. }
                 | Owed::Sync(_) => {}
@@ -500,6 +539,17 @@ impl Session {
                 }
                 self.segment_done(env, work, server, status);
             }
+            Some(Owed::Sync(Sync::Check)) => {
+                work.segment_failed = false;
+                work.after_bring = false;
+                for id in work.misshapen.drain(..) {
+                    env.judge.outdate(id);
+                    server.prepared().remove(id);
+                    reply::close_statement(&mut work.to_server, &server_name(id));
+                    work.owed.push_back(Owed::Close { swallow: true, evicted: None, closed: None });
+                }
+                self.send_batch(env, work, server);
+            }
             Some(Owed::Sync(Sync::Ours)) => {
                 work.segment_failed = false;
                 if !work.runs_again() {
@@ -513,8 +563,8 @@ impl Session {
                 | Owed::Begin
                 | Owed::Refused { .. }
                 | Owed::Parse { .. }
-                | Owed::Bind
-                | Owed::Describe
+                | Owed::Bind(_)
+                | Owed::Describe { .. }
                 | Owed::Execute(_)
                 | Owed::Close { .. },
             )
@@ -697,6 +747,11 @@ impl Session {
         self.put_begin_back(attempt.begin);
         self.want = Some(Want::Return);
     }
+}
+
+/// Whether what is owed next is a look of the router's own at statements.
+fn checks(owed: &VecDeque<Owed>) -> bool {
+    matches!(owed.iter().find(|owed| owed.ends_segment()), Some(Owed::Sync(Sync::Check)))
 }
 
 /// Whether an error from the server that is held is answered by running the batch again: on the read/write port any of a replica's but a

@@ -116,6 +116,11 @@ impl Prepared {
         self.uses.insert(id, self.clock);
     }
 
+    /// All of them, which are to be closed.
+    pub(super) fn take(&mut self) -> Vec<StatementId> {
+        self.uses.drain().map(|(id, _)| id).collect()
+    }
+
     #[cfg(test)]
     pub(super) fn ids(&self) -> impl Iterator<Item = StatementId> {
         self.uses.keys().copied()

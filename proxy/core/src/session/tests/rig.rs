@@ -1,9 +1,12 @@
 //! A cluster of a leader and replicas that exists in a topology snapshot only, and the judge that the router uses.
 
+use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::super::{Access, Env, Judge, Policy};
+use rustc_hash::FxHashSet;
+
+use super::super::{Access, Env, Judge, Policy, StatementId, Voices};
 use crate::lsn::{Lsn, Timeline};
 use crate::route::Loads;
 use crate::sql::{Dialect, Facts, Verdict, classify};
@@ -13,6 +16,7 @@ pub(super) struct Rig {
     pub(super) now: Instant,
     pub(super) topology: Topology,
     pub(super) policy: Policy,
+    pub(super) judge: Real,
     pub(super) random: u64,
 }
 
@@ -23,10 +27,35 @@ impl Loads for Even {
     }
 }
 
-struct Real;
+struct Two;
+impl Voices for Two {
+    fn told(&self, pid: i32) -> Option<i32> {
+        (pid == 2).then_some(22)
+    }
+}
+
+/// The router's own judge, without facts.
+#[derive(Default)]
+pub(super) struct Real {
+    pub(super) shape: Cell<u64>,
+    outdated: RefCell<FxHashSet<StatementId>>,
+}
+
 impl Judge for Real {
     fn verdict(&self, sql: &[u8], standard_conforming_strings: bool, client_encoding_is_ascii_safe: bool) -> Arc<Verdict> {
         Arc::new(classify(sql, &Facts::empty(), Dialect { standard_conforming_strings, client_encoding_is_ascii_safe }))
+    }
+
+    fn shape(&self) -> u64 {
+        self.shape.get()
+    }
+
+    fn outdate(&self, statement: StatementId) {
+        self.outdated.borrow_mut().insert(statement);
+    }
+
+    fn is_outdated(&self, statement: StatementId) -> bool {
+        self.outdated.borrow().contains(&statement)
     }
 }
 
@@ -53,6 +82,7 @@ impl Rig {
                 max_statements: 100,
                 zone: None,
             },
+            judge: Real::default(),
             random: 0,
         };
         rig.cluster(Some(("l", 1)), &["r1", "r2"]);
@@ -127,6 +157,6 @@ impl Rig {
     pub(super) fn env(&mut self) -> Env<'_> {
         self.random = self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         let (now, random) = (self.now, self.random >> 33);
-        Env { now, topology: &self.topology, loads: &Even, judge: &Real, policy: &self.policy, random }
+        Env { now, topology: &self.topology, loads: &Even, judge: &self.judge, policy: &self.policy, voices: &Two, random }
     }
 }
