@@ -118,7 +118,8 @@ fn ddl(verdict: &Verdict) -> Ddl {
         return Ddl::Changes;
     }
     // Seen by their own session only, which stays on its server.
-    if verdict.effects.contains(&Effect::Pin(PinReason::TempTable)) {
+    let temporary = |effect: &Effect| matches!(effect, Effect::Pin(PinReason::TempTable) | Effect::TempTable { .. });
+    if verdict.effects.iter().any(temporary) {
         return Ddl::None;
     }
     match verdict.command {

@@ -17,6 +17,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Notify;
 
 use crate::auth::{self, Connected, Target};
+use crate::clients::Slot;
 use crate::stream::Stream;
 use crate::tls::Connector;
 
@@ -36,8 +37,8 @@ pub(crate) struct Server {
     pub(crate) handle: Arc<Handle>,
     pub(crate) opened_at: Instant,
     pub(crate) idle_since: Instant,
-    /// The client whose sequences it advanced; it gets this one back where it can.
-    pub(crate) owner: Option<u64>,
+    /// The client whose sequences it advanced, or that was told its process id; it gets this one back where it can.
+    pub(crate) owner: Option<Weak<Slot>>,
 }
 
 /// What others hold of a server connection.
@@ -72,6 +73,11 @@ impl Handle {
     pub(crate) fn poll_killed(&self, cx: &mut Context<'_>) -> Poll<()> {
         self.waker.register(cx.waker());
         if self.is_killed() { Poll::Ready(()) } else { Poll::Pending }
+    }
+
+    /// Of the server process.
+    pub(crate) fn pid(&self) -> i32 {
+        self.pid
     }
 
     /// A client that was told this process id uses it from now on.

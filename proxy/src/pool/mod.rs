@@ -22,6 +22,7 @@ use tokio::sync::oneshot;
 
 use self::book::{Book, Offer};
 use crate::auth::{ConnectError, Credential, Login, Target};
+use crate::clients::Slot;
 use crate::server::{Processes, Server};
 use crate::stats::{NodeStats, PoolName, PoolStats, Stats};
 use crate::tls::Connector;
@@ -245,7 +246,7 @@ impl Drop for Counted {
 impl Pool {
     /// A connection for `client`: an idle one at once, else the right to open one, else a place in the waiting line. `fresh`: one that nobody has
     /// used, be it in the place of one that is closed for it.
-    pub(crate) fn acquire(self: &Arc<Pool>, client: u64, epoch: Epoch, fresh: bool) -> Acquired {
+    pub(crate) fn acquire(self: &Arc<Pool>, client: &Weak<Slot>, epoch: Epoch, fresh: bool) -> Acquired {
         let Some(pools) = self.pools.upgrade() else { return self.never() };
         let config = pools.config.load();
         let mut dead = Vec::new();

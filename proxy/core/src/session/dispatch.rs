@@ -40,11 +40,12 @@ impl Session {
 
     /// Sends the batch to the server that is held.
     pub(super) fn dispatch(&mut self, env: &Env<'_>, work: &mut Work, server: &mut ServerState) {
+        let may_be_refused = server.settings.may_be_refused(&self.settings, server.accepted(), server.role);
         if work.owed.is_empty()
             && work.segment == Segment::Closed
             && server.tx == TxStatus::Idle
             && self.bring(work, server)
-            && !self.settings_proven
+            && (!self.settings_proven || may_be_refused)
         {
             // A value that no server has accepted yet may fail: then the batch must not have been sent.
             work.after_bring = true;

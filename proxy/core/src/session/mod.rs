@@ -13,6 +13,7 @@ mod decide;
 mod dispatch;
 mod effects;
 mod explain;
+mod held;
 mod loss;
 mod own;
 mod pins;
@@ -29,11 +30,11 @@ use rustc_hash::FxHashMap;
 
 use batch::{Batch, End, Item, Statement};
 use explain::Answer;
+use held::{Held, Names};
 use own::Own;
 use replies::Owed;
 
 pub use explain::describe;
-use pins::Names;
 pub use pins::Pins;
 pub use server::{ServerState, StatementId};
 pub use settings::{How, Params, Settings};
@@ -367,6 +368,7 @@ pub struct Session {
     portals: FxHashMap<Box<[u8]>, Arc<Statement>>,
     /// What SQL has prepared on the server that the session is pinned to.
     sql_prepared: Names,
+    held: Held,
     pins: Pins,
     /// Advanced a sequence, or may have: `currval` is worth keeping its server connection near.
     sequence_advanced: bool,
@@ -423,6 +425,7 @@ impl Session {
             unnamed: None,
             portals: FxHashMap::default(),
             sql_prepared: Names::default(),
+            held: Held::default(),
             pins: Pins::default(),
             sequence_advanced: false,
             watermark: Watermark::default(),
@@ -461,6 +464,18 @@ impl Session {
     /// Whether its server connection is worth keeping for it, though it isn't pinned.
     pub fn has_affinity(&self) -> bool {
         self.sequence_advanced
+    }
+
+    /// The client hasn't been told its key yet.
+    pub fn is_starting(&self) -> bool {
+        self.starting.is_some()
+    }
+
+    /// The process id to tell in BackendKeyData, instead of the one that the session was made with.
+    pub fn tell_pid(&mut self, pid: i32) {
+        if let Some(key) = &mut self.starting {
+            key.pid = pid;
+        }
     }
 
     /// Nothing is under way: a shutdown may end the session here.

@@ -1,9 +1,5 @@
 //! Why a session keeps its server connection.
 
-use std::sync::Arc;
-
-use rustc_hash::FxHashSet;
-
 use crate::sql::PinReason;
 
 /// A set of [`PinReason`]s.
@@ -72,40 +68,6 @@ impl Pins {
         ] {
             self.remove(reason);
         }
-    }
-}
-
-/// Names of what pins a session, such as channels: when the last one is gone, so is the reason.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Names {
-    known: FxHashSet<Arc<str>>,
-    /// There were more than are kept: which are left isn't known any more.
-    too_many: bool,
-}
-
-/// Names of one kind that are kept for one session. The server keeps all, but a session with that many isn't worth more memory.
-const NAMES_MAX: usize = 256;
-
-impl Names {
-    pub(super) fn add(&mut self, name: &Arc<str>) {
-        if self.known.len() < NAMES_MAX || self.known.contains(name) {
-            self.known.insert(name.clone());
-        } else {
-            self.too_many = true;
-        }
-    }
-
-    /// True if none is left, which isn't known of names that nobody has added.
-    pub(super) fn remove(&mut self, name: &str) -> bool {
-        self.known.remove(name) && self.known.is_empty() && !self.too_many
-    }
-
-    pub(super) fn contains(&self, name: &[u8]) -> bool {
-        std::str::from_utf8(name).is_ok_and(|name| self.known.contains(name))
-    }
-
-    pub(super) fn clear(&mut self) {
-        *self = Names::default();
     }
 }
 

@@ -9,7 +9,7 @@ use super::server::{StatementId, server_name};
 use super::{Access, Env, Garbled, Lost, Phase, Segment, ServerState, Session, Want, Work};
 use crate::refusal::Refusal;
 use crate::route::ServerRole;
-use crate::sql::{Effect, Verdict};
+use crate::sql::{Effect, PinReason, Verdict};
 use crate::wire::frame::{self, HEADER};
 use crate::wire::reply::{self, TxStatus};
 use crate::wire::view;
@@ -593,6 +593,9 @@ impl Session {
                 self.want = Some(Want::Return);
                 return;
             }
+            if waited && self.starting.is_none() && view::fault(&error[HEADER..]).sqlstate == INVALID_NAME {
+                return self.setting_refused(env, work, server, &error);
+            }
             // Without its settings a session can't go on: the next statement could run as somebody else.
             make_fatal(&mut error);
             work.to_client.append(&mut error);
@@ -601,6 +604,13 @@ impl Session {
         }
         work.segment_failed = false;
         server.settings = self.settings.clone();
+        for name in self.settings.dotted() {
+            server.accepts(name);
+        }
+        if work.fresh && server.fresh && waited {
+            // Another server wouldn't take them.
+            self.pins.add(PinReason::SettingOutOfSight);
+        }
         self.settings_proven = true;
         if self.starting.is_some() {
             self.start(env, work, server);
@@ -611,6 +621,33 @@ impl Session {
             reply::ready_for_query(&mut work.to_client, status);
             self.return_if_done(env, work);
         }
+    }
+
+    /// A library that another session has loaded owns the prefix of one of the session's parameters. Nothing of the batch was sent: a server
+    /// that nobody has used is asked, as for the SET itself; if that refuses it as well, the batch gets the server's error, and the session
+    /// goes on.
+    fn setting_refused(&mut self, env: &Env<'_>, work: &mut Work, server: &ServerState, error: &[u8]) {
+        if !server.fresh && server.role == ServerRole::Leader && env.policy.access == Access::ReadWrite {
+            work.fresh = true;
+            work.rerun_on_leader = true;
+            self.want = Some(Want::Return);
+            return;
+        }
+        if self.begin.take().is_some() {
+            self.lost = Some(Lost::Told);
+            self.status = TxStatus::Failed;
+        }
+        let ends = work.batch.end == End::Ready;
+        work.to_client.extend_from_slice(error);
+        work.tally.errors += 1;
+        self.abandon_batch(work);
+        if ends {
+            reply::ready_for_query(&mut work.to_client, self.status);
+        } else {
+            self.skipping = true;
+        }
+        work.forget_attempts();
+        self.want = Some(Want::Return);
     }
 
     /// The startup settings are in place: tells the client what the server reports, its key, and that it may begin.

@@ -88,9 +88,31 @@ pub enum Effect {
         name: Arc<str>,
     },
     DeallocateAll,
-    Listen,
+    /// Comes with [`PinReason::Listen`].
+    Listen {
+        channel: Arc<str>,
+    },
     UnlistenAll,
-    Unlisten,
+    Unlisten {
+        channel: Arc<str>,
+    },
+    /// `DECLARE name CURSOR WITH HOLD`; comes with [`PinReason::WithHoldCursor`].
+    HoldCursor {
+        name: Arc<str>,
+    },
+    /// CLOSE; `None` for all of them.
+    CloseCursor {
+        name: Option<Arc<str>>,
+    },
+    /// `CREATE TEMP TABLE name`; comes with [`PinReason::TempTable`] where the table outlives its transaction.
+    TempTable {
+        name: Arc<str>,
+        on_commit_drop: bool,
+    },
+    /// DROP TABLE of a name that may be a temporary table's.
+    DropTable {
+        name: Arc<str>,
+    },
     /// DDL passed by: catalog facts may have changed.
     Ddl,
     /// Creates state that lives in the server's session: the reason as a stable word, such as `temp_table`, `advisory_lock`, `with_hold_cursor`.

@@ -1671,4 +1671,165 @@ mod a_name_that_is_somebody_elses {
         story.tell(&[REFUSED, again].concat());
         assert!(story.session.pins().is_empty());
     }
+
+    const CARRIED: &str = "C> Q set plpgsql.x = 1
+        lease l leader
+        S> Q set plpgsql.x = 1
+        S< C SET / Z I
+        C< C SET / Z I
+        return
+        cluster l 2:
+        C> Q insert into t select
+        lease l leader
+        S> Q set plpgsql.x = 1;\n";
+
+    #[test]
+    fn that_is_carried_is_waited_for_once_on_each_server() {
+        Story::run(
+            &[
+                CARRIED,
+                "S< C SET / Z I
+                 S> Q insert into t select
+                 S< C INSERT 0 1 / Z I
+                 C< C INSERT 0 1 / Z I
+                 return",
+            ]
+            .concat(),
+        );
+    }
+
+    #[test]
+    fn that_is_carried_and_refused_is_asked_of_a_connection_that_nobody_has_used() {
+        let mut story = Story::on(Access::ReadWrite);
+        // The new leader's connection has been somebody else's.
+        story.tell(CARRIED);
+        story.used();
+        story.tell(
+            "S< E 42602 invalid configuration parameter name / Z I
+             return
+             lease l leader
+             S> Q set plpgsql.x = 1;
+             S< C SET / Z I
+             S> Q insert into t select
+             S< C INSERT 0 1 / Z I
+             C< C INSERT 0 1 / Z I",
+        );
+        assert!(story.session.pins().has(PinReason::SettingOutOfSight));
+    }
+
+    #[test]
+    fn that_is_carried_and_refused_everywhere_is_an_error_and_the_session_goes_on() {
+        Story::run(
+            &[
+                CARRIED,
+                "S< E 42602 invalid configuration parameter name / Z I
+                 C< E 42602 / Z I
+                 return
+                 C> Q reset plpgsql.x
+                 lease l leader
+                 S> Q set plpgsql.x = 1;
+                 S< E 42602 invalid configuration parameter name / Z I
+                 C< E 42602 / Z I
+                 return",
+            ]
+            .concat(),
+        );
+    }
+}
+
+mod unpinning {
+    use super::*;
+
+    /// Statements on the connection that is pinned, each answered by its tag.
+    fn go(story: &mut Story, lines: &[(&str, &str)]) {
+        for (sql, tag) in lines {
+            story.tell(&format!("C> Q {sql}\n S> Q {sql}\n S< {tag}\n C< {}", tag.replace(" text", "")));
+        }
+    }
+
+    fn begin(sql: &str) -> Story {
+        let mut story = Story::on(Access::ReadWrite);
+        story.tell(&format!("C> Q {sql}\n lease l leader\n S> Q {sql}\n S< C OK / Z I\n C< C OK / Z I"));
+        story
+    }
+
+    fn stays(first: &str, lines: &[(&str, &str)]) {
+        let mut story = begin(first);
+        go(&mut story, lines);
+        assert!(!story.session.pins().is_empty(), "{first}, {lines:?}: isn't pinned any more");
+    }
+
+    const OK: &str = "C OK / Z I\n return";
+    const PINNED: &str = "C OK / Z I";
+    const OPEN: &str = "C OK / Z T";
+
+    fn last(sql: &str) -> (&str, &str) {
+        (sql, PINNED)
+    }
+
+    /// As `go`, but the last one gives the connection back.
+    fn returns(first: &str, lines: &[(&str, &str)], end: &str) {
+        let mut story = begin(first);
+        go(&mut story, lines);
+        story.tell(&format!("C> Q {end}\n S> Q {end}\n S< C OK / Z I\n C< {OK}"));
+    }
+
+    #[test]
+    fn by_the_last_channel() {
+        returns("listen a", &[last("listen \"B\""), last("unlisten a"), last("unlisten c")], "unlisten \"B\"");
+        returns("listen a", &[("begin", OPEN), ("unlisten *", OPEN)], "commit");
+        stays("listen a", &[("begin", OPEN), ("unlisten a", OPEN), ("rollback", "C ROLLBACK / Z I")]);
+        stays("listen a", &[("begin", OPEN), ("unlisten *", OPEN), ("listen a", OPEN), ("commit", PINNED)]);
+        stays("listen a", &[("begin", OPEN), ("savepoint s", OPEN), ("unlisten a", OPEN), ("rollback to s", OPEN), ("commit", PINNED)]);
+        stays("listen a", &[("unlisten a", "E 08000 text / Z I")]);
+    }
+
+    #[test]
+    fn by_the_last_held_cursor() {
+        returns("declare a cursor with hold for select 1", &[last("declare b cursor with hold for select 1"), last("close a")], "close b");
+        returns("declare a cursor with hold for select 1", &[last("fetch a")], "close all");
+        stays("declare a cursor with hold for select 1", &[last("close b")]);
+    }
+
+    #[test]
+    fn by_the_last_temporary_table() {
+        returns(
+            "create temp table a (x int)",
+            &[last("insert into a values (1)"), last("create temp table if not exists b as select 1"), last("drop table a, c")],
+            "drop table if exists pg_temp.b cascade",
+        );
+        returns("create temp table a (x int)", &[], "discard temp");
+        stays("create temp table a (x int)", &[last("drop table public.a")]);
+        stays("create temp table a (x int)", &[last("alter table a rename to b"), last("drop table a")]);
+        stays("create temp table a (x int)", &[last("create temp view v as select 1"), last("drop table a")]);
+        stays("create temp table a (x int)", &[("begin", OPEN), ("drop table a", OPEN), ("rollback", "C ROLLBACK / Z I")]);
+        stays("create temp table a (x int)", &[("begin", OPEN), ("discard temp", OPEN), ("rollback", "C ROLLBACK / Z I")]);
+    }
+
+    #[test]
+    fn a_table_that_goes_with_its_transaction_pins_nothing() {
+        Story::run(
+            "C> Q begin
+             C< C BEGIN / Z T
+             C> Q create temp table a (x int) on commit drop
+             lease l leader
+             S> P - begin / B - - / E - / Q create temp table a (x int) on commit drop
+             S< 1 / 2 / C BEGIN / C CREATE TABLE / Z T
+             C< C CREATE TABLE / Z T
+             C> Q commit
+             S> Q commit
+             S< C COMMIT / Z I
+             C< C COMMIT / Z I
+             return",
+        );
+    }
+
+    #[test]
+    fn by_its_own_role() {
+        returns("set role a", &[last("select 1")], "reset role");
+        returns("set role a", &[], "set role none");
+        returns("set session authorization a", &[last("set role b"), last("reset role")], "reset session authorization");
+        stays("set role a", &[("begin", OPEN), ("reset role", OPEN), ("rollback", "C ROLLBACK / Z I")]);
+        stays("set role a", &[last("reset all")]);
+    }
 }
