@@ -23,6 +23,7 @@ pub mod home;
 pub mod http;
 pub mod load;
 pub mod machine;
+pub mod mix;
 pub mod ports;
 pub mod processes;
 pub mod psql;
