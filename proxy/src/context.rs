@@ -71,6 +71,10 @@ impl Judge for DatabaseVerdicts<'_> {
         self.rules.apply(verdict, sql, self.application.as_deref())
     }
 
+    fn bad_value(&self) -> Option<&'static str> {
+        self.database.facts().bad_value()
+    }
+
     fn grounds(&self) -> Vec<String> {
         let facts = self.database.facts();
         vec![format!("Facts: {}", describe(&facts))]

@@ -28,6 +28,10 @@ impl Judge for Real {
     fn verdict(&self, sql: &[u8], standard_conforming_strings: bool, client_encoding_is_ascii_safe: bool) -> Arc<Verdict> {
         Arc::new(classify(sql, &Facts::empty(), Dialect { standard_conforming_strings, client_encoding_is_ascii_safe }))
     }
+
+    fn bad_value(&self) -> Option<&'static str> {
+        Some("volatile")
+    }
 }
 
 /// The virtual clock's zero: only differences count.
