@@ -25,6 +25,33 @@ struct Arguments {
     tests: Vec<String>,
 }
 
+/// What runs in a READ ONLY transaction, and is the leader's all the same: each kind, and the classifier's rules that tell it.
+const BY_DESIGN: [(&str, &[&str]); 5] = [
+    ("they call a volatile function of the database's own, and volatility is its owner's word that it may write", &["volatile"]),
+    (
+        "they tell about the server itself, or would tell something else on a standby",
+        &["server_function", "server_relation", "show", "sequence", "server_file"],
+    ),
+    ("they are EXPLAIN of a write or of a lock on rows", &["data_change", "ddl", "locking_clause"]),
+    ("they are CALL or DO", &["code"]),
+    (
+        "they make, use or end what lives in one session, or take locks, or act on the server",
+        &[
+            "cursor",
+            "large_object",
+            "advisory_lock",
+            "set_constraints",
+            "lock",
+            "load",
+            "notify",
+            "set_config",
+            "maintenance",
+            "checkpoint",
+            "function",
+        ],
+    ),
+];
+
 #[tokio::main]
 async fn main() -> ExitCode {
     match run(Arguments::parse()).await {
@@ -85,6 +112,19 @@ fn report(version: &str, tally: &Tally, samples: usize) -> String {
         text += &format!("- {count}: {why}\n");
     }
     text += &format!("\nOf {ran} that ran, {ran_read} were judged reads: {}. Of {writes} writes, {missed} were.\n", share(ran_read, ran));
+    let mut rest = tally.clone();
+    rest.groups.retain(|group, _| group.server == Server::Ran && !group.read);
+    text += &format!("\nOf the {} that ran and are the leader's, some are so by design:\n\n", ran - ran_read);
+    let mut by_design = 0;
+    for (why, rules) in BY_DESIGN {
+        let is_it = |group: &Group| group.rules.split(", ").any(|rule| rules.contains(&rule));
+        let count = rest.count(is_it);
+        rest.groups.retain(|group, _| !is_it(group));
+        by_design += count;
+        text += &format!("- {count}: {why}\n");
+    }
+    let others = ran - by_design;
+    text += &format!("\nOf the {others} others, {ran_read} were judged reads: {}.\n", share(ran_read, others));
     for (title, server, read) in [
         ("Writes that were judged reads", Server::Writes, true),
         ("Judged reads, though no standby could run them", Server::RanOnPrimaryOnly, true),
