@@ -1,7 +1,7 @@
 # What people do with Switchyard. Each target installs what it needs and this machine lacks (scripts/install.sh), and says what it does.
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test unit integration regress mix bench lint
+.PHONY: help build demo test unit integration regress mix verdicts bench bench-verdicts fuzz lint
 
 # rustup's cargo, where the shell doesn't know it.
 export PATH := $(PATH):$(HOME)/.cargo/bin
@@ -12,7 +12,7 @@ unit integration: export RUST_BACKTRACE := 0
 help: ## show this
 	@echo 'Switchyard: a PostgreSQL router for Patroni clusters'
 	@echo
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 build: ## build the router (target/release/switchyard)
 	@scripts/install.sh build
@@ -45,10 +45,23 @@ mix: ## two thousand clients on twenty server connections for five minutes, ever
 	cargo build --locked --bin switchyard --bin mix
 	@exec "$${CARGO_TARGET_DIR:-target}/debug/mix" $(if $(SECONDS),--seconds $(SECONDS)) $(if $(CLIENTS),--clients $(CLIENTS))
 
+verdicts: ## judge every statement of PostgreSQL's regression suite, and ask a server the same: about 5 minutes
+	@scripts/install.sh regress
+	cargo build --locked --bin verdicts
+	@exec "$${CARGO_TARGET_DIR:-target}/debug/verdicts"
+
 bench: ## measure against PgBouncer, HAProxy and a direct connection, in one table: 15 minutes, or 3 with QUICK=1
 	@scripts/install.sh bench
 	cargo build --locked --release --bin switchyard --bin bench
 	@exec "$${CARGO_TARGET_DIR:-target}/release/bench" $(if $(QUICK),--quick)
+
+bench-verdicts: ## measure what a verdict costs, in time and memory: a minute
+	@scripts/install.sh build
+	cargo build --locked --release --bin verdict_cost
+	@exec "$${CARGO_TARGET_DIR:-target}/release/verdict_cost"
+
+fuzz: ## fuzz lexer and classifier for SECONDS=60 (wants a nightly compiler and cargo-fuzz)
+	cd proxy/core && cargo +nightly fuzz run statements -- -max_total_time=$(or $(SECONDS),60) -timeout=5
 
 lint: ## check format and lints, and dependencies if cargo-deny is installed
 	cargo fmt --all --check

@@ -47,11 +47,11 @@ Exit codes: 0 if the configuration is good, 64 if not.")]
     },
     /// Say what the router would make of a statement, and why
     #[command(after_help = "\
-Without --schema-from nothing is known of a database's own functions and views. For the candidates and the choice as a running router sees
-them, ask it: psql -p 15000 -c 'EXPLAIN (ROUTE) SELECT ...'.
+Without --schema-from nothing is known of a database's own functions and views. Given a running router's port instead of a server's, it says what
+EXPLAIN (ROUTE) says there: the candidates with their lag and cost, and the choice.
 Exit codes: 0, or 1 if the schema can't be read.")]
     Explain {
-        /// Read functions, views and policies from this database, without TLS, such as "host=10.0.0.1 dbname=app user=postgres"
+        /// Read functions, views and policies from this database, or ask this router; without TLS, such as "host=10.0.0.1 dbname=app user=postgres"
         #[arg(long, value_name = "DSN")]
         schema_from: Option<String>,
         /// The statement

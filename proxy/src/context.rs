@@ -63,12 +63,21 @@ impl Judge for DatabaseVerdicts<'_> {
         let dialect = Dialect { standard_conforming_strings, client_encoding_is_ascii_safe: ascii_safe };
         let (verdict, _, hit) = self.verdicts.memo.verdict(sql, &self.database.facts(), dialect);
         if hit { &self.verdicts.stats.verdict_hits } else { &self.verdicts.stats.verdict_misses }.add(1);
+        for effect in &verdict.effects {
+            if let Effect::AloneIn { database } = effect {
+                self.verdicts.databases.leave(database);
+            }
+        }
         match ddl(&verdict) {
             Ddl::None => {}
             Ddl::Adds => self.database.ddl_passed(false),
             Ddl::Changes => self.database.ddl_passed(true),
         }
         self.rules.apply(verdict, sql, self.application.as_deref())
+    }
+
+    fn bad_value(&self) -> Option<&'static str> {
+        self.database.facts().bad_value()
     }
 
     fn grounds(&self) -> Vec<String> {

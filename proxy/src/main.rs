@@ -12,6 +12,7 @@ use switchyard::app::{self, ConfigSource};
 use switchyard::logging::Logging;
 use switchyard_config::{Config, Problem, Problems};
 use switchyard_core::sql::{Dialect, Facts, Hint, Memo};
+use tokio_postgres::SimpleQueryMessage;
 
 use crate::cli::{Cli, Command};
 
@@ -59,13 +60,13 @@ fn explain(schema_from: Option<&str>, statement: &str) -> anyhow::Result<()> {
     let facts = match schema_from {
         Some(dsn) => {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            runtime.block_on(async {
-                let (client, connection) = tokio_postgres::connect(dsn, tokio_postgres::NoTls).await?;
-                let connection = tokio::spawn(connection);
-                let facts = switchyard::facts::load(&client, 1).await?;
-                connection.abort();
-                anyhow::Ok(facts)
-            })?
+            match runtime.block_on(ask(dsn, statement))? {
+                Asked::Server(facts) => facts,
+                Asked::Router(lines) => {
+                    let mut out = std::io::stdout();
+                    return Ok(lines.iter().try_for_each(|line| writeln!(out, "{line}"))?);
+                }
+            }
         }
         None => Facts::empty(),
     };
@@ -85,6 +86,32 @@ fn explain(schema_from: Option<&str>, statement: &str) -> anyhow::Result<()> {
         if facts.is_complete() { "as the database's catalogs say" } else { "built-in functions only" }
     )?;
     Ok(())
+}
+
+/// What is behind a connection string, and what it says.
+enum Asked {
+    /// A server: its catalogs.
+    Server(Facts),
+    /// A router: its own explanation, with candidates and choice.
+    Router(Vec<String>),
+}
+
+async fn ask(dsn: &str, statement: &str) -> anyhow::Result<Asked> {
+    let (client, connection) = tokio_postgres::connect(dsn, tokio_postgres::NoTls).await?;
+    let connection = tokio::spawn(connection);
+    // A parameter that only a router has.
+    let asked = if client.simple_query("SHOW switchyard.route").await.is_ok() {
+        let answer = client.simple_query(&format!("EXPLAIN (ROUTE) {statement}")).await?;
+        let lines = answer.iter().filter_map(|message| match message {
+            SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+            _ => None,
+        });
+        Asked::Router(lines.collect())
+    } else {
+        Asked::Server(switchyard::facts::load(&client, 1).await?)
+    };
+    connection.abort();
+    Ok(asked)
 }
 
 fn check(file: &Path) -> ExitCode {

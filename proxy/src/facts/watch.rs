@@ -99,11 +99,22 @@ impl Databases {
             shape: AtomicU64::new(0),
             outdated: ArcSwap::default(),
             wake: Notify::new(),
+            left: AtomicBool::new(false),
             quiet: Arc::default(),
         });
         known.insert(database.name.clone(), database.clone());
         tokio::spawn(Watch::new(database.clone()).run());
         database
+    }
+
+    /// Somebody is about to drop, move or copy the database, which PostgreSQL does only while nobody is connected to it: the router's own
+    /// connections that nobody uses are closed. PostgreSQL waits for that (`CountOtherDBBackends`).
+    pub(crate) fn leave(&self, name: &str) {
+        self.source.pools.leave(name);
+        if let Some(database) = self.known.lock().get(name) {
+            database.left.store(true, Ordering::SeqCst);
+            database.wake.notify_one();
+        }
     }
 
     fn next_generation(&self) -> u64 {
@@ -137,6 +148,8 @@ pub(crate) struct Database {
     /// The statements of which servers have said so.
     outdated: ArcSwap<HashSet<StatementId>>,
     wake: Notify,
+    /// The task is to close its connection.
+    left: AtomicBool,
     /// Read while a VACUUM runs, written while the catalogs are read.
     quiet: Arc<RwLock<()>>,
 }
@@ -271,10 +284,11 @@ impl Watch {
                 Err(error) => self.failed(&error),
             };
             self.pause(pause).await;
+            let left = self.database.left.swap(false, Ordering::SeqCst);
             if self.database.used.swap(false, Ordering::Relaxed) {
                 self.last_used = Instant::now();
             }
-            if self.last_used.elapsed() >= ASLEEP_AFTER && !self.asleep().await {
+            if (left || self.last_used.elapsed() >= ASLEEP_AFTER) && !self.asleep().await {
                 return;
             }
         }
@@ -309,6 +323,7 @@ impl Watch {
             let pause = after_ddl.map_or(regular, |after_ddl| regular.min(*after_ddl));
             match timeout_at(begin + pause, self.database.wake.notified()).await {
                 // DDL, or only somebody's first verdict for a while.
+                Ok(()) if self.database.left.load(Ordering::SeqCst) => return,
                 Ok(()) => {}
                 Err(_) => {
                     self.next_look += usize::from(after_ddl.is_some());

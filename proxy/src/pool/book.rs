@@ -25,6 +25,8 @@ pub(super) struct Book {
     pub(super) idle: Vec<Box<Server>>,
     /// Open or being opened, idle ones included.
     pub(super) open: usize,
+    /// Until then, no connection is kept idle.
+    pub(super) leaving_until: Option<Instant>,
     pub(super) waiting: VecDeque<oneshot::Sender<Offer>>,
     /// Every open connection's handle.
     pub(super) handles: FxHashMap<u64, Arc<Handle>>,

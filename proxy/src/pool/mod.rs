@@ -27,6 +27,10 @@ use crate::server::{Processes, Server};
 use crate::stats::{NodeStats, PoolName, PoolStats, Stats};
 use crate::tls::Connector;
 
+/// How long a database is left alone for a statement that wants it for itself: PostgreSQL waits that long for others to go
+/// (`CountOtherDBBackends`).
+const LEAVING: Duration = Duration::from_secs(5);
+
 /// Which pool.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Key {
@@ -131,6 +135,21 @@ impl Pools {
         for (key, pool) in self.pools.read().iter() {
             if *key.database == *database && *key.user == *user {
                 pool.credential.store(credential.clone());
+            }
+        }
+    }
+
+    /// Closes what is idle in a database, and for a while what comes back from it, on every node.
+    pub(crate) fn leave(&self, database: &str) {
+        for pool in self.all().into_iter().filter(|pool| *pool.key.database == *database) {
+            let idle = {
+                let mut book = pool.book.lock();
+                book.leaving_until = Some(Instant::now() + LEAVING);
+                std::mem::take(&mut book.idle)
+            };
+            pool.stats_idle(idle.len());
+            for server in idle {
+                pool.discard(server);
             }
         }
     }
@@ -365,7 +384,11 @@ impl Pool {
         for server in expired {
             self.discard(server);
         }
-        let missing = config.pool.min_size.saturating_sub(self.book.lock().open);
+        let missing = {
+            let book = self.book.lock();
+            let leaving = book.leaving_until.is_some_and(|until| now < until);
+            if leaving { 0 } else { config.pool.min_size.saturating_sub(book.open) }
+        };
         for _ in 0..missing {
             if !self.node.take_slot(config.pool.max_per_node) {
                 break;
@@ -387,8 +410,9 @@ impl Pool {
         server.state.fresh = false;
         let max_size = self.pools.upgrade().map_or(0, |pools| pools.config.load().pool.max_size);
         let mut book = self.book.lock();
-        if book.open > max_size {
-            // Others took its place while a session kept it for itself.
+        let leaving = book.leaving_until.is_some_and(|until| server.idle_since < until);
+        if leaving || book.open > max_size {
+            // The database is to be left alone, or others took its place while a session kept it for itself.
             drop(book);
             return self.discard(server);
         }

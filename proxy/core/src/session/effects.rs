@@ -128,6 +128,7 @@ impl Session {
                 | Effect::CloseCursor { .. }
                 | Effect::TempTable { .. }
                 | Effect::DropTable { .. }
+                | Effect::AloneIn { .. }
                 | Effect::DiscardTemp
                 | Effect::Ddl
                 | Effect::MayCommit

@@ -79,6 +79,11 @@ pub trait Judge {
     /// `standard_conforming_strings`, and whether the client's encoding never has an ASCII byte within a character.
     fn verdict(&self, sql: &[u8], standard_conforming_strings: bool, ascii_safe: bool) -> Arc<Verdict>;
 
+    /// See [`Facts::bad_value`](crate::sql::Facts::bad_value).
+    fn bad_value(&self) -> Option<&'static str> {
+        None
+    }
+
     /// What its verdicts rest on, in lines for EXPLAIN (ROUTE).
     fn grounds(&self) -> Vec<String> {
         Vec::new()

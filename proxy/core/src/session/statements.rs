@@ -9,12 +9,27 @@ use super::batch::{Item, Statement};
 use super::server::StatementId;
 use super::{Env, Session, Work};
 use crate::refusal::Refusal;
-use crate::sql::{Effect, Verdict};
+use crate::sql::reach::FIRST_NORMAL_OID;
+use crate::sql::{Class, Effect, Reason, Verdict};
 use crate::wire::view;
 
 impl Session {
     pub(super) fn verdict(&self, env: &Env<'_>, sql: &[u8]) -> Arc<Verdict> {
         env.judge.verdict(sql, self.standard_conforming_strings, self.ascii_safe)
+    }
+
+    fn verdict_of(&self, env: &Env<'_>, parse: &view::Parse<'_>) -> Arc<Verdict> {
+        let verdict = self.verdict(env, parse.text);
+        if verdict.class < Class::Write
+            && parse.parameter_types().any(|oid| oid >= FIRST_NORMAL_OID)
+            && let Some(rule) = env.judge.bad_value()
+        {
+            let mut verdict = Verdict::clone(&verdict);
+            verdict.class = Class::Write;
+            verdict.reasons.push(Reason { rule, piece: "a parameter's type".into() });
+            return Arc::new(verdict);
+        }
+        verdict
     }
 
     pub(super) fn statement(&self, name: &[u8]) -> Option<Arc<Statement>> {
@@ -96,7 +111,7 @@ impl Session {
     }
 
     fn new_statement(&self, env: &Env<'_>, id: StatementId, seed: u64, parse: &view::Parse<'_>) -> Arc<Statement> {
-        let (verdict, shape) = (self.verdict(env, parse.text), env.judge.shape());
+        let (verdict, shape) = (self.verdict_of(env, parse), env.judge.shape());
         Arc::new(Statement { id, seed, tail: parse.tail.into(), verdict, shape, described: OnceLock::new() })
     }
 

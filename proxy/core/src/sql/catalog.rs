@@ -49,6 +49,7 @@ struct Known {
     operators: FxHashMap<Box<str>, (Class, &'static str)>,
     bad_key_word_operator: Option<&'static str>,
     types: FxHashMap<Box<str>, &'static str>,
+    bad_value: Option<&'static str>,
 }
 
 /// Operators that the grammar puts for key words (`gram.y`: LIKE, ILIKE, SIMILAR TO, BETWEEN, IN, CASE, NULLIF, IS DISTINCT FROM, USING).
@@ -102,10 +103,15 @@ impl Facts {
         self.known.operators.get(symbol).copied()
     }
 
-    /// Why an operator that a key word stands for (LIKE, IN, BETWEEN, CASE, USING, DISTINCT...) can't run on a replica. Which operands it has
-    /// isn't known here, so one such operator makes every query suspect.
+    /// Why an operator that a key word stands for (LIKE, IN, BETWEEN, CASE, USING, DISTINCT...) can't run on a replica. Those that need a value of
+    /// some own type at hand count with what has such values; one of any other kind makes every query suspect.
     pub fn bad_key_word_operator(&self) -> Option<&'static str> {
         self.known.bad_key_word_operator
+    }
+
+    /// Why values of some own type may bring what can't run on a replica: where a parameter's type is told by its OID, it may be that one.
+    pub fn bad_value(&self) -> Option<&'static str> {
+        self.known.bad_value
     }
 
     /// Why a type's casts or constraints can't run on a replica.
@@ -147,6 +153,12 @@ impl FactsBuilder {
         if class != Class::Read && KEY_WORD_OPERATORS.contains(&symbol) {
             self.known.bad_key_word_operator = Some(rule);
         }
+        self
+    }
+
+    /// Values of some own type may bring what can't run on a replica.
+    pub fn bad_value(mut self, rule: &'static str) -> FactsBuilder {
+        self.known.bad_value = Some(rule);
         self
     }
 

@@ -76,9 +76,13 @@ pub(super) fn judge(judge: &mut Judge<'_>, words: Words<'_>) -> Described {
         "explain" => explain(judge, words),
         "truncate" => data(judge, words, Kind::Utility, "TRUNCATE TABLE"),
         "create" => create(judge, words),
-        "alter" => ddl(judge, alter_or_drop(words, &ALTERED)),
+        "alter" => {
+            alone(judge, words);
+            ddl(judge, alter_or_drop(words, &ALTERED))
+        }
         "drop" if words.is(1, "owned") => ddl(judge, "DROP OWNED"),
         "drop" => {
+            alone(judge, words);
             dropped_tables(judge, words);
             ddl(judge, alter_or_drop(words, &DROPPED))
         }
@@ -495,6 +499,7 @@ fn create(judge: &mut Judge<'_>, words: Words<'_>) -> Described {
             None => judge.pin(PinReason::TempTable),
         }
     }
+    alone(judge, words);
     let described = ddl(judge, command);
     // These run a query, whose calls may change the session.
     if matches!(command, "CREATE TABLE AS" | "CREATE MATERIALIZED VIEW")
@@ -540,6 +545,24 @@ fn dropped_tables(judge: &mut Judge<'_>, words: Words<'_>) {
         }
         at = end + 1;
     }
+}
+
+/// The database that the statement wants for itself.
+fn alone(judge: &mut Judge<'_>, words: Words<'_>) {
+    if !words.is(1, "database") {
+        return;
+    }
+    let moves = |at: usize| (words.is(at, "rename") && words.is(at + 1, "to")) || (words.is(at, "set") && words.is(at + 1, "tablespace"));
+    let database = match words.word(0).as_str() {
+        "drop" => name_at(words, if words.is(2, "if") { 4 } else { 2 }),
+        "alter" if moves(3) => name_at(words, 2),
+        "create" => match (3..words.len()).find(|at| words.is(*at, "template")) {
+            Some(at) => name_at(words, if words.kind(at + 1) == Some(TokenKind::Operator) { at + 2 } else { at + 1 }),
+            None => "template1".into(),
+        },
+        _ => return,
+    };
+    judge.effect(Effect::AloneIn { database });
 }
 
 /// What CREATE creates: the first word that says so, behind OR REPLACE, UNIQUE, TEMPORARY and so on.

@@ -67,6 +67,10 @@ pub enum Object {
     Operator(u32),
     /// `pg_type`
     Type(u32),
+    /// A value of a type (`pg_type`) at hand: what a statement may then use without naming it, as with [`Object::KeyWords`].
+    Value(u32),
+    /// The operators behind key words that are for such values.
+    Operators(u32),
     /// What every statement may use without naming it: operators behind key words, implicit casts, comparisons for sorting.
     KeyWords,
 }
@@ -158,6 +162,7 @@ fn inherits(object: Object) -> Rule {
         Object::Relation(_) => "view",
         Object::Operator(_) => "operator",
         Object::Type(_) => "type",
+        Object::Value(_) | Object::Operators(_) => "operator_of_type",
         Object::KeyWords => "key_word_operator",
     }
 }
@@ -174,7 +179,7 @@ impl Catalog {
 
     fn node(&mut self, object: Object) -> u32 {
         let nodes = &mut self.nodes;
-        let described = matches!(object, Object::Type(_) | Object::KeyWords);
+        let described = matches!(object, Object::Type(_) | Object::Value(_) | Object::Operators(_) | Object::KeyWords);
         *self.objects.entry(object).or_insert_with(|| Catalog::new_node(nodes, described, inherits(object)))
     }
 
@@ -308,12 +313,18 @@ impl Catalog {
         self.relations.push((node, name.into(), RelationFact { schema: schema.into(), class: Class::Read, rule: kind }));
     }
 
-    /// An operator by its symbol. Those of PostgreSQL itself are given too: expressions name them by OID.
-    pub fn operator(&mut self, oid: u32, symbol: &str, function: u32) {
+    /// An operator by its symbol. Those of PostgreSQL itself are given too: expressions name them by OID. `of`: a type of which a value must be
+    /// at hand for this operator to be meant by its symbol, if it is one that key words stand for.
+    pub fn operator(&mut self, oid: u32, symbol: &str, function: u32, of: Option<u32>) {
         let node = self.describe(Object::Operator(oid));
         self.made_of(Object::Operator(oid), function);
         if oid < FIRST_NORMAL_OID {
             return;
+        }
+        if let Some(of) = of.filter(|_| KEY_WORD_OPERATORS.contains(&symbol)) {
+            self.reaches(Object::Value(of), Object::Operators(of));
+            self.reaches(Object::Operators(of), Object::Operator(oid));
+            return self.reaches(Object::Operator(oid), Object::Value(of));
         }
         let of_symbol = Catalog::name_node(&mut self.nodes, &mut self.symbols, symbol);
         self.edges.push((node, of_symbol));
@@ -324,9 +335,28 @@ impl Catalog {
         self.operators.push((node, symbol.into()));
     }
 
+    /// A cast that PostgreSQL uses unasked. `source` and `target`: types that people made of which no value comes about otherwise; `function`: 0 if
+    /// none is called. From a built-in type it is used where something is there that wants the target: a function's parameter, which counts as
+    /// having such values, or an operator behind a key word.
+    pub fn implicit_cast(&mut self, source: Option<u32>, target: Option<u32>, function: u32) {
+        let caller = match (source, target) {
+            (Some(of), _) | (None, Some(of)) => Object::Value(of),
+            (None, None) => Object::KeyWords,
+        };
+        if function >= FIRST_NORMAL_OID {
+            self.made_of(caller, function);
+        }
+        match (source, target) {
+            (Some(source), Some(target)) => self.reaches(Object::Value(source), Object::Value(target)),
+            (None, Some(target)) => self.reaches(Object::KeyWords, Object::Operators(target)),
+            (_, None) => {}
+        }
+    }
+
     /// A type by its name; what it is made of is told with [`Catalog::reaches`].
     pub fn type_name(&mut self, oid: u32, name: &str) {
         let node = self.node(Object::Type(oid));
+        self.reaches(Object::Type(oid), Object::Value(oid));
         for name in std::iter::once(name).chain(spellings(name).iter().copied()) {
             let named = Catalog::name_node(&mut self.nodes, &mut self.named, name);
             self.edges.push((node, named));
@@ -428,8 +458,8 @@ impl Catalog {
         }
         for (node, name, mut fact) in self.relations {
             if let Some(rule) = bad(node) {
-                // A table that reaches something does so by its policies or children.
-                let rule = if rule == "view" && fact.rule != "view" { "policy_or_child" } else { rule };
+                // A table that reaches something does so by its policies, its children or its columns' types.
+                let rule = if rule == "view" && fact.rule != "view" { "policy_child_or_type" } else { rule };
                 (fact.class, fact.rule) = (Class::Write, rule);
             }
             facts = facts.relation(&name, fact);
@@ -444,6 +474,10 @@ impl Catalog {
             if let Some(rule) = bad(node) {
                 facts = facts.bad_type(&name, rule);
             }
+        }
+        let values = self.objects.iter().filter(|(object, _)| matches!(object, Object::Value(_)));
+        if let Some(rule) = values.filter_map(|(_, node)| bad(*node)).min() {
+            facts = facts.bad_value(rule);
         }
         if let Some(rule) = self.objects.get(&Object::KeyWords).and_then(|node| bad(*node)) {
             facts = facts.bad_key_word_operator(rule);

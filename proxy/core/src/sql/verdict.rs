@@ -109,6 +109,11 @@ pub enum Effect {
         name: Arc<str>,
         on_commit_drop: bool,
     },
+    /// PostgreSQL does it only while nobody else is connected to this database: DROP DATABASE, ALTER DATABASE ... RENAME or SET TABLESPACE,
+    /// CREATE DATABASE with it as the template.
+    AloneIn {
+        database: Arc<str>,
+    },
     /// DROP TABLE of a name that may be a temporary table's.
     DropTable {
         name: Arc<str>,

@@ -57,6 +57,10 @@ impl Judge for Real {
     fn is_outdated(&self, statement: StatementId) -> bool {
         self.outdated.borrow().contains(&statement)
     }
+
+    fn bad_value(&self) -> Option<&'static str> {
+        Some("volatile")
+    }
 }
 
 /// The virtual clock's zero: only differences count.

@@ -1096,6 +1096,22 @@ mod flush {
     }
 
     #[test]
+    fn a_parameter_of_an_own_type_may_bring_its_operators() {
+        let read = |oid: &str, lease: &str| {
+            Story::run(&format!(
+                "C> P - select $1 = $1 {{{oid}}} / D S - / S
+                 lease {lease}
+                 S> P - select $1 = $1 / D S - / S
+                 S< 1 / t / T / Z I
+                 C< 1 / t / T / Z I
+                 return"
+            ));
+        };
+        read("23", "r replica");
+        read("50000", "l leader");
+    }
+
+    #[test]
     fn an_error_in_them_is_the_clients_to_sync() {
         Story::run(
             "C> P - insert into nosuch values (1) / H

@@ -79,6 +79,7 @@ fn effects_are_told() {
     };
     let set = |name: &str, local, to_default| Set { name: name.into(), local, to_default };
     let temp = |name: &str, on_commit_drop| TempTable { name: name.into(), on_commit_drop };
+    let alone = |database: &str| AloneIn { database: database.into() };
     let dropped = |name: &str| DropTable { name: name.into() };
     for (sql, effects) in [
         ("BEGIN", vec![Begin(Default::default())]),
@@ -111,6 +112,11 @@ fn effects_are_told() {
         ("CREATE TEMP VIEW a AS SELECT 1", vec![Pin(PinReason::TempTable), Ddl]),
         ("DROP TABLE IF EXISTS a, b.c, pg_temp.d CASCADE", vec![dropped("a"), dropped("d"), Ddl]),
         ("DROP VIEW a", vec![Ddl]),
+        ("DROP DATABASE IF EXISTS a", vec![alone("a"), Ddl]),
+        ("ALTER DATABASE a RENAME TO b; ALTER DATABASE \"B\" SET TABLESPACE c", vec![alone("a"), Ddl, alone("B")]),
+        ("ALTER DATABASE a SET work_mem = '1MB'", vec![Ddl]),
+        ("CREATE DATABASE a WITH OWNER b TEMPLATE = c; CREATE DATABASE d TEMPLATE e", vec![alone("c"), Ddl, alone("e")]),
+        ("CREATE DATABASE a", vec![alone("template1"), Ddl]),
         ("CLOSE a; CLOSE ALL", vec![CloseCursor { name: Some("a".into()) }, CloseCursor { name: None }]),
         ("SET ROLE NONE", vec![set("role", false, true)]),
         ("CREATE TABLE a (b) AS SELECT pg_advisory_lock(1)", vec![Ddl, Pin(PinReason::AdvisoryLock)]),
