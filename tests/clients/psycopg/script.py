@@ -1,5 +1,6 @@
 """psycopg 3: what an application does with it. Everything that it prints is compared."""
 
+import logging
 import sys
 import threading
 import time
@@ -14,6 +15,8 @@ from psycopg.types.json import Jsonb
 from psycopg.types.range import Range
 
 DSN = sys.argv[1]
+# How far a pipeline was when it ended is a matter of time.
+logging.getLogger("psycopg").setLevel(logging.ERROR)
 
 
 def show(what, *values):

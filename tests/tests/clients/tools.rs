@@ -40,6 +40,8 @@ const OBJECTS: &str = r#"
 "#;
 
 const ORIGIN: &str = "clients_origin";
+/// One that the router has no connections to, of which a CREATE DATABASE that is made elsewhere would know.
+const UPKEEP: &str = "clients_upkeep";
 const COPY: &str = "clients_copy";
 
 /// Runs one to its end, which must be a good one. Its output.
@@ -57,15 +59,15 @@ fn without_keys(dump: &str) -> String {
         .collect()
 }
 
-async fn objects(yard: &Yard) -> Result {
-    yard.new_database(ORIGIN).await?;
-    let client = switchyard_tests::cluster::connect(&yard.dsn(Way::Direct, "postgres", ORIGIN).await?).await?;
+async fn objects(yard: &Yard, database: &str) -> Result {
+    yard.new_database(database).await?;
+    let client = switchyard_tests::cluster::connect(&yard.dsn(Way::Direct, "postgres", database).await?).await?;
     client.batch_execute(OBJECTS).await?;
     yard.cluster.settled().await
 }
 
 pub(crate) async fn dump_and_restore(yard: &Yard) -> Result {
-    objects(yard).await?;
+    objects(yard, ORIGIN).await?;
     let direct = yard.dsn(Way::Direct, "postgres", ORIGIN).await?;
     let routed = yard.dsn(Way::Routed, "postgres", ORIGIN).await?;
     let scratch = yard.scratch()?;
@@ -107,10 +109,10 @@ pub(crate) async fn dump_and_restore(yard: &Yard) -> Result {
 
 /// `createdb`, `vacuumdb` and the like: the same output, and the same end.
 pub(crate) async fn maintenance(yard: &Yard) -> Result {
-    objects(yard).await?;
+    objects(yard, UPKEEP).await?;
     let mut printed = Vec::new();
     for way in WAYS {
-        let dsn = yard.dsn(way, "postgres", ORIGIN).await?;
+        let dsn = yard.dsn(way, "postgres", UPKEEP).await?;
         let first = yard.dsn(way, "postgres", "postgres").await?;
         let made = yard.dsn(way, "postgres", "clients_made").await?;
         let maintenance = format!("--maintenance-db={first}");
@@ -128,7 +130,7 @@ pub(crate) async fn maintenance(yard: &Yard) -> Result {
             ("reindexdb", vec!["-d", &dsn]),
             ("reindexdb", vec!["--concurrently", "-t", "shop.customer", "-d", &dsn]),
             ("clusterdb", vec!["-d", &dsn]),
-            ("createdb", vec![&maintenance, "-T", ORIGIN, "clients_made"]),
+            ("createdb", vec![&maintenance, "-T", UPKEEP, "clients_made"]),
             ("createdb", vec![&maintenance, "clients_made"]),
             // Its connections are kept for a while.
             ("vacuumdb", vec!["-z", "-d", &made]),

@@ -296,10 +296,9 @@ impl Session {
             return None;
         }
         if unnamed {
-            let open = unnamed_is_open(work);
-            if server.unnamed != Some(statement.id) || open {
+            if server.unnamed != Some(statement.id) {
                 let id = self.id_there(statement);
-                if server.unnamed != Some(id) || open {
+                if server.unnamed != Some(id) {
                     work.prepares = true;
                     server.unnamed = Some(id);
                     reply::parse(&mut work.to_server, b"", &statement.tail);
@@ -506,20 +505,6 @@ fn stand_in_for(name: &[u8], work: &mut Work) {
 /// Text that no server accepts: the error behind which a refusal of ours stands, so that the server itself skips to Sync and fails
 /// the transaction.
 const REFUSED: &[u8] = b"refused by switchyard\0";
-
-/// Whether a Parse of the unnamed statement is still owed, in a segment before this one: it may be skipped after an error, and then
-/// the server has another session's.
-fn unnamed_is_open(work: &Work) -> bool {
-    let mut behind_sync = false;
-    for owed in work.owed.iter().rev() {
-        match owed {
-            Owed::Sync(_) => behind_sync = true,
-            Owed::Parse { id: None, .. } => return behind_sync,
-            _ => {}
-        }
-    }
-    false
-}
 
 fn send_refused(item: &Item, refusal: Refusal, work: &mut Work, server: &mut ServerState) {
     work.tally.queries += 1;

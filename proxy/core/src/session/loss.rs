@@ -3,7 +3,7 @@
 //! Nothing was shown of a read: it runs again elsewhere. Something that may have taken effect: 08007. Surely rolled back: 40001. State that
 //! can't be rebuilt: FATAL. An idle session: nothing.
 
-use super::batch::ends_transaction;
+use super::batch::{End, ends_transaction};
 use super::replies::{Owed, Prepares, Sync};
 use super::{Env, Lost, Phase, Segment, ServerState, Session, Work};
 use crate::refusal::Refusal;
@@ -74,9 +74,14 @@ impl Session {
             return self.decide(env, work);
         }
         if work.attempt.take().is_some() {
-            // A statement under which servers die isn't tried on all of them.
-            work.kept_back.clear();
-            work.batch.clear();
+            // A statement under which servers die isn't tried on all of them. Of its answer, what was kept back is gone, too.
+            let end = match work.batch.end {
+                End::Ready => Owed::Sync(Sync::Clients),
+                End::Open | End::Flush | End::Overflow => Owed::Bind(None),
+            };
+            self.abandon_batch(work);
+            work.owed.clear();
+            work.owed.push_back(end);
         }
         if waiting {
             // The batch was still waiting for the settings: never sent.
@@ -140,7 +145,10 @@ impl Session {
                 });
                 if may_have_ended && self.status == TxStatus::InTransaction {
                     self.status = TxStatus::Idle;
-                    self.answer_owed(work, &Refusal::OutcomeUnknown { node });
+                    // What stood in for a transaction that was lost has nothing to commit.
+                    let gone = self.lost.take().is_some();
+                    let refusal = if gone { Refusal::TransactionLost { node } } else { Refusal::OutcomeUnknown { node } };
+                    self.answer_owed(work, &refusal);
                 } else {
                     self.status = TxStatus::Failed;
                     self.lost = Some(Lost::Told);

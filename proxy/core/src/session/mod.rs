@@ -568,6 +568,9 @@ impl Session {
                 break;
             }
             let message = &rest[..header.total];
+            if matches!(header.tag, b'B' | b'D') && !self.skipping && !work.copy_in && means_unnamed(message) && unnamed_is_open(work) {
+                break;
+            }
             at += header.total;
             if let Err(view::Malformed(what)) = self.client_message(env, work, server.as_deref_mut(), header.tag, message) {
                 self.refuse_fatal(work, &Refusal::InvalidMessage { detail: format!("invalid {what} message").into() });
@@ -885,3 +888,31 @@ impl Session {
 
 #[cfg(test)]
 mod tests;
+
+/// Whether a Bind or a Describe names the unnamed statement.
+fn means_unnamed(message: &[u8]) -> bool {
+    let body = &message[frame::HEADER..];
+    match message[0] {
+        b'B' => view::bind(body).is_ok_and(|bind| bind.statement.is_empty()),
+        _ => matches!(view::target(body), Ok((b'S', name)) if name.is_empty()),
+    }
+}
+
+/// Whether it isn't known what the unnamed statement is: a Parse or a Close of it is still owed, in a segment before this one. If that segment
+/// fails, it's the one before, or none.
+fn unnamed_is_open(work: &Work) -> bool {
+    if work.batch.items.iter().any(|(item, _)| matches!(item, Item::Parse { name, .. } if name.is_empty())) {
+        // Of the same segment: both run, or both are skipped.
+        return false;
+    }
+    let mut behind_sync = false;
+    for owed in work.owed.iter().rev() {
+        match owed {
+            Owed::Sync(_) => behind_sync = true,
+            Owed::Parse { prepares: Some(prepares), .. } if prepares.name.is_empty() => return behind_sync,
+            Owed::Close { closed: Some((name, _)), .. } if name.is_empty() => return behind_sync,
+            _ => {}
+        }
+    }
+    false
+}

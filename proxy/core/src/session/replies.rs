@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::batch::{End, Statement};
+use super::batch::{End, Item, Statement};
 use super::dispatch::sets;
 use super::server::{StatementId, server_name};
 use super::{Access, Env, Garbled, Lost, Phase, Segment, ServerState, Session, Want, Work};
@@ -316,6 +316,7 @@ impl Session {
             while matches!(work.owed.get(1), Some(Owed::Sync(Sync::Clients))) {
                 work.owed.remove(1);
                 work.segment = Segment::Open;
+                self.unsynced = true;
             }
         }
     }
@@ -463,7 +464,11 @@ impl Session {
                         && !runs_again
                     {
                         // A Parse that fails leaves no unnamed statement.
-                        self.unprepare(&name, &statement, previous.filter(|_| at > 0));
+                        let previous = previous.filter(|_| at > 0);
+                        if name.is_empty() {
+                            amend(work, &statement, previous.as_ref());
+                        }
+                        self.unprepare(&name, &statement, previous);
                     }
                 }
                 Owed::Close { evicted: Some(evicted), .. } => server.prepared().restore(evicted),
@@ -551,6 +556,11 @@ impl Session {
                 self.send_batch(env, work, server);
             }
             Some(Owed::Sync(Sync::Ours)) => {
+                if self.skipping && work.segment_failed && !work.runs_again() {
+                    // What the client will be told at its own Sync. What is undone is brought before its next statement.
+                    self.settle(work, server);
+                    self.status = status;
+                }
                 work.segment_failed = false;
                 if !work.runs_again() {
                     self.return_if_done(env, work);
@@ -558,9 +568,10 @@ impl Session {
                     self.run_again(env, work, server);
                 }
             }
+            // An error there is what it was for.
+            Some(Owed::Prelude) => work.segment_failed = false,
             Some(
-                Owed::Prelude
-                | Owed::Begin
+                Owed::Begin
                 | Owed::Refused { .. }
                 | Owed::Parse { .. }
                 | Owed::Bind(_)
@@ -734,9 +745,10 @@ impl Session {
                 self.portals.clear();
             }
             self.movable = None;
-            if self.lost == Some(Lost::StoodIn) {
-                self.lost = None;
-            }
+        }
+        if status != TxStatus::Failed && self.lost == Some(Lost::StoodIn) {
+            // Over, or followed by another one (AND CHAIN).
+            self.lost = None;
         }
         if went_back && work.owed.is_empty() && status != TxStatus::Failed && self.bring(work, server) {
             work.ready_after_bring = Some(status);
@@ -783,6 +795,27 @@ impl Session {
         work.rerun_on_leader = env.policy.access == Access::ReadWrite;
         self.put_begin_back(attempt.begin);
         self.want = Some(Want::Return);
+    }
+}
+
+/// A Parse of the unnamed statement was for nothing: what has come behind it may be, too, and goes back to `instead` then.
+fn amend(work: &mut Work, statement: &Arc<Statement>, instead: Option<&Arc<Statement>>) {
+    let meant = |known: &Option<Arc<Statement>>| known.as_ref().is_some_and(|known| Arc::ptr_eq(known, statement));
+    for owed in &mut work.owed {
+        match owed {
+            Owed::Parse { prepares: Some(prepares), .. } if meant(&prepares.previous) => prepares.previous = instead.cloned(),
+            Owed::Close { closed, .. } if closed.as_ref().is_some_and(|(_, known)| Arc::ptr_eq(known, statement)) => {
+                *closed = instead.map(|instead| (Box::default(), instead.clone()));
+            }
+            _ => {}
+        }
+    }
+    for (item, _) in &mut work.batch.items {
+        match item {
+            Item::Parse { previous, .. } if meant(previous) => *previous = instead.cloned(),
+            Item::CloseStatement { closed, .. } if meant(closed) => *closed = instead.cloned(),
+            _ => {}
+        }
     }
 }
 

@@ -91,7 +91,8 @@ impl Session {
         if parse.name.is_empty() {
             // Drivers prepare the same unnamed statement over and over.
             let statement = match &self.unnamed {
-                Some(last) if last.id == id && *last.tail == *parse.tail => last.clone(),
+                // (Where nothing is open: each of several may fail by itself.)
+                Some(last) if last.id == id && *last.tail == *parse.tail && work.owed.is_empty() && work.batch.is_empty() => last.clone(),
                 _ => self.new_statement(env, id, seed, &parse),
             };
             let previous = self.unnamed.replace(statement.clone());
