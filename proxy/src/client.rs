@@ -121,6 +121,8 @@ struct Refused {
 enum Waited {
     Leased(Need, Result<Lease, LeaseError>),
     Quiet(Need, Quiet),
+    /// Whether the server that has ended the connection goes away.
+    Departed(bool),
     TopologyChanged,
     HoldTimedOut,
 }
@@ -221,6 +223,13 @@ impl Client {
             match want {
                 Want::Lease(need) => self.ask_for(need),
                 Want::Hold => self.hold(None),
+                Want::Departure(node) => {
+                    let context = self.context.clone();
+                    self.waiting =
+                        Some(Box::pin(
+                            async move { Waited::Departed(context.departures.leaves(&node, &context.health, &context.pools).await) },
+                        ));
+                }
                 Want::Return => {
                     self.give_back();
                     self.with_session(|session, env, work, _| session.returned(env, work));
@@ -569,6 +578,11 @@ impl Client {
             Event::Waited(Waited::Quiet(need, quiet)) => {
                 self.quiet = Some(quiet);
                 self.ask_for(need);
+                self.satisfy();
+                self.take_client_bytes();
+            }
+            Event::Waited(Waited::Departed(leaves)) => {
+                self.with_session(|session, env, work, _| session.departure(env, work, leaves));
                 self.satisfy();
                 self.take_client_bytes();
             }

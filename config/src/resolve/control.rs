@@ -19,7 +19,11 @@ impl Resolver {
             && username.value.0.contains(':')
         {
             // RFC 7617, section 2.
-            self.problem(username.place.clone(), "patroni.username", "must not hold a colon: HTTP's basic authentication ends the name there");
+            self.problem(
+                username.place.clone(),
+                "patroni.username",
+                "must not hold a colon: HTTP's basic authentication ends the name there",
+            );
         }
         let password = self.password("patroni", raw.password, raw.password_file);
         Patroni { username: text(raw.username), password }

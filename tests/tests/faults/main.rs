@@ -5,6 +5,7 @@
 mod in_flight;
 mod line;
 mod paused;
+mod planned;
 mod read_only;
 mod rotation;
 mod under_load;
@@ -32,6 +33,10 @@ async fn faults() -> Result {
 
     stories.tell("a replica is killed under read load", under_load::replica_killed(&cluster, &router)).await;
     stories.tell("a switchover under load", under_load::switchover(&cluster, &router)).await;
+    stories.tell("our own switchover under load", planned::switchover(&cluster, &router)).await;
+    stories.tell("our own switchover, refused", planned::switchover_refused(&cluster, &router)).await;
+    stories.tell("our own switchover, forced", planned::switchover_forced(&cluster, &router)).await;
+    stories.tell("a replica is drained under read load", planned::drain(&cluster, &router)).await;
     stories.tell("the leader is killed under load", under_load::leader_killed(&cluster, &router)).await;
     stories.tell("what is in flight when the leader dies", in_flight::leader_dies(&cluster, &router)).await;
     stories.tell("a read in flight on a replica that dies", in_flight::replica_dies(&cluster, &router)).await;

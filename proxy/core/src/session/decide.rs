@@ -7,6 +7,7 @@ use crate::refusal::Refusal;
 use crate::route::{self, Ask, Need, ServerRole, Why};
 use crate::sql::lexer::{Lexer, TokenKind};
 use crate::sql::{Class, Effect, Hint, RuledRoute, Ruling, TransactionModes, Verdict};
+use crate::topology::ClusterState;
 use crate::wire::frame;
 use crate::wire::reply::{self, TxStatus};
 
@@ -29,6 +30,8 @@ impl Session {
     /// A server connection that will do for settings and for what ends a failed transaction: the leader's, else any.
     fn lease_any(&mut self, env: &Env<'_>, work: &mut Work) {
         if env.policy.access == Access::ReadWrite
+            // What would be cut by a switchover in a moment needn't begin there.
+            && env.topology.state != ClusterState::Switching
             && let Some((leader, member)) = env.topology.leader_at(env.now)
             && !work.excluded.contains(&member.name)
         {
@@ -55,6 +58,9 @@ impl Session {
             return self.denied(work, &Refusal::NoReplica);
         }
         let Some((leader, member)) = env.topology.leader_at(env.now) else { return self.hold() };
+        if env.topology.state == ClusterState::Switching {
+            return self.hold();
+        }
         if work.excluded.contains(&member.name) {
             return self.denied(work, &Refusal::NoReplica);
         }

@@ -155,7 +155,9 @@ impl Session {
                 Choice { text: format!("{} ({role}): {}, {}", need.node, need.why.as_str(), in_words(need.why)), node: Some(need.node) }
             }
             Some(Want::Hold) => Choice { text: "none: it waits in line until a leader is in force".to_owned(), node: None },
-            Some(Want::Return | Want::Close) | None => Choice { text: "none: no node can serve it now".to_owned(), node: None },
+            Some(Want::Return | Want::Close | Want::Departure(_)) | None => {
+                Choice { text: "none: no node can serve it now".to_owned(), node: None }
+            }
         }
     }
 

@@ -1,16 +1,19 @@
 //! A server connection was lost: what each client gets to hear of it.
 //!
-//! Nothing was shown of a read: it runs again elsewhere. Something that may have taken effect: 08007. Surely rolled back: 40001. State that
+//! Nothing was shown of a read: it runs again elsewhere. So does a lone write whose server proves with its last words that it was rolled back, and
+//! goes away. Something that may have taken effect: 08007. Surely rolled back: 40001. State that
 //! can't be rebuilt: FATAL. An idle session: nothing.
 
 use super::batch::ends_transaction;
 use super::replies::{Owed, Prepares, Sync};
-use super::{Env, Lost, Phase, Segment, ServerState, Session, Work};
+use super::{Env, Lost, Phase, Segment, ServerState, Session, Want, Work};
 use crate::refusal::Refusal;
 use crate::sql::Effect;
 use crate::wire::reply::{self, TxStatus};
 
-/// Servers on which a read may be lost before its client is told.
+/// SQLSTATE 57P01, admin_shutdown.
+const ADMIN_SHUTDOWN: [u8; 5] = *b"57P01";
+/// Servers on which a read, or a write that is proven to be rolled back, may be lost before its client is told.
 const LOSSES_MAX: u8 = 2;
 
 impl Session {
@@ -35,16 +38,18 @@ impl Session {
         let waiting = std::mem::take(&mut work.after_bring);
         work.prelude_failed = None;
         work.segment_failed = false;
-        work.last_words = None;
+        let last_words = work.last_words.take();
+        // A FATAL of this code is sent before anything of a statement is committed, or after its answer (DESIGN, section 4).
+        let terminated = last_words.as_ref().is_some_and(|(sqlstate, _)| *sqlstate == ADMIN_SHUTDOWN);
         self.undo = None;
-        if self.want == Some(super::Want::Return) && !torn {
+        if self.want == Some(Want::Return) && !torn {
             // It was about to be given back, and nothing on it was anybody's any more.
             work.owed.clear();
             return;
         }
         if torn {
             // Half a row went out: no error can be put behind it.
-            self.want = Some(super::Want::Close);
+            self.want = Some(Want::Close);
             return;
         }
         if self.starting.is_some() {
@@ -69,12 +74,30 @@ impl Session {
             work.kept_back.clear();
             work.excluded.push(server.node.clone());
             self.put_begin_back(attempt.begin);
+            if terminated {
+                // An administrator's pg_terminate_backend isn't undone.
+                work.last_words = last_words;
+                return self.ask_for_departure(server);
+            }
             return self.decide(env, work);
         }
         if work.attempt.take().is_some() {
             // A statement under which servers die isn't tried on all of them.
             work.kept_back.clear();
             work.batch.clear();
+        }
+        if !work.sent.is_empty() {
+            if terminated && self.may_repeat_write(env, work) {
+                // What of the answer is kept back is void with the transaction.
+                work.owed.clear();
+                work.kept_back.clear();
+                work.losses += 1;
+                std::mem::swap(&mut work.batch, &mut work.sent);
+                work.sent.clear();
+                work.last_words = last_words;
+                return self.ask_for_departure(server);
+            }
+            self.deliver(env, work);
         }
         if waiting {
             // The batch was still waiting for the settings: never sent.
@@ -149,6 +172,38 @@ impl Session {
         self.portals.clear();
         self.movable = None;
         work.forget_attempts();
+    }
+
+    /// Whether the lone write that was sent, and is proven to be rolled back, can run again without doing anything twice.
+    fn may_repeat_write(&self, env: &Env<'_>, work: &Work) -> bool {
+        if work.losses >= LOSSES_MAX || !self.pins.is_empty() || self.status != TxStatus::Idle || !work.batch.is_empty() {
+            return false;
+        }
+        let Some((verdict, text)) = work.sent.lone_change() else { return false };
+        // Prepared before the database's own objects were known, perhaps.
+        verdict.acts_inside || self.verdict(env, text).acts_inside
+    }
+
+    /// Whether the server goes away decides: then the batch runs again.
+    fn ask_for_departure(&mut self, server: &ServerState) {
+        self.phase = Phase::Waiting;
+        self.want = Some(Want::Departure(server.node.clone()));
+    }
+
+    /// The answer to [`Want::Departure`]. `leaves`: the server takes no new connections, or leads no more. Otherwise somebody has ended this one
+    /// connection on purpose: what the server said goes to the client, whose session ends as it would have there.
+    pub fn departure(&mut self, env: &Env<'_>, work: &mut Work, leaves: bool) {
+        let last_words = work.last_words.take();
+        if leaves {
+            return self.decide(env, work);
+        }
+        self.phase = Phase::Idle;
+        work.batch.clear();
+        work.tally.errors += 1;
+        if let Some((_, message)) = last_words {
+            work.to_client.extend_from_slice(&message);
+        }
+        self.want = Some(Want::Close);
     }
 
     /// Whether all that the client waits for is the end of a transaction that can only be rolled back.
