@@ -1,7 +1,7 @@
 # What people do with Switchyard. Each target installs what it needs and this machine lacks (scripts/install.sh), and says what it does.
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test unit integration regress bench lint
+.PHONY: help build demo test unit integration regress failover bench lint
 
 # rustup's cargo, where the shell doesn't know it.
 export PATH := $(PATH):$(HOME)/.cargo/bin
@@ -39,6 +39,9 @@ regress: ## run PostgreSQL's regression suite direct and through the router, and
 	@scripts/install.sh regress
 	cargo build --locked --bin switchyard --bin regress
 	@exec "$${CARGO_TARGET_DIR:-target}/debug/regress"
+
+failover: ## let things fail under load, through Switchyard and through HAProxy, and print what clients saw: about 5 minutes
+	@tests/scenarios/failover.sh
 
 bench: ## measure against PgBouncer, HAProxy and a direct connection, in one table: 15 minutes, or 3 with QUICK=1
 	@scripts/install.sh bench

@@ -462,7 +462,14 @@ impl Client {
             return Poll::Pending;
         }
         let server = lease.server();
-        match ready!(poll_write_all(&mut server.stream, &work.to_server, &mut self.server_written, cx)) {
+        if self.server_written == 0 {
+            server.about_to_send(work.to_server.len());
+        }
+        let Poll::Ready(written) = poll_write_all(&mut server.stream, &work.to_server, &mut self.server_written, cx) else {
+            server.is_full();
+            return Poll::Pending;
+        };
+        match written {
             Ok(()) => {
                 lease.node_stats().bytes_out.add(work.to_server.len() as u64);
                 work.to_server.clear();
@@ -561,6 +568,10 @@ impl Client {
                 });
                 if garbled {
                     self.server_lost();
+                } else if let Some(lease) = &mut self.lease
+                    && lease.state().ready
+                {
+                    lease.server().has_answered();
                 }
                 self.satisfy();
                 self.take_client_bytes();

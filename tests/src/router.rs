@@ -224,6 +224,12 @@ impl Router {
         Ok(())
     }
 
+    /// Starts it after a [`stop`](Router::stop), on the same ports and with the same file, and waits until it is ready.
+    pub async fn start_again(&self) -> anyhow::Result<()> {
+        self.launch()?;
+        self.ready().await
+    }
+
     /// Starts it again, on the same ports and with the same file, and waits until it is ready.
     pub async fn restart(&self) -> anyhow::Result<()> {
         self.kill()?;

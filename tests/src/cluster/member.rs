@@ -150,6 +150,11 @@ impl Member {
     }
 
     /// Starts its Patroni with changed settings.
+    /// As [`launch`](Member::launch), with etcd at another address, such as that of a line that can be cut.
+    pub(super) fn launch_by(&self, etcd: &str) -> anyhow::Result<()> {
+        self.launch_with(|settings| settings["etcd3"]["hosts"] = etcd.into())
+    }
+
     pub(super) fn launch_with(&self, change: impl FnOnce(&mut Value)) -> anyhow::Result<()> {
         change(&mut self.0.settings.lock().unwrap_or_else(PoisonError::into_inner));
         self.launch()

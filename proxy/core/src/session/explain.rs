@@ -232,6 +232,9 @@ pub fn describe(verdict: &Verdict) -> Vec<String> {
         let effects: Vec<String> = verdict.effects.iter().take(EFFECTS_SHOWN).map(|effect| format!("{effect:?}")).collect();
         lines.push(format!("Effects: {}", effects.join(", ")));
     }
+    if verdict.class == Class::Write && verdict.acts_inside {
+        lines.push("If its server goes away: runs again, once its rollback is proven".to_owned());
+    }
     lines
 }
 
