@@ -3,6 +3,7 @@
 #
 #   tests/scenarios/compose.sh           with the ports of docker-compose.yml, which must be free
 #   KEEP=1 tests/scenarios/compose.sh    leaves it running
+#   SWITCHYARD_BIN=FILE ...              takes that router, and builds nothing
 #
 # What is missing is installed from Debian's packages: Docker Engine, docker-compose and debootstrap. Where no daemon answers, one is started for this
 # run. Where no image registry answers, the base image is made of Debian's own packages, and Prometheus' of Debian's.
@@ -87,13 +88,15 @@ DOCKERFILE
 fi
 
 say "building the images"
-profile=${PROFILE:-release}
-if [ "$profile" = release ]; then cargo build --locked --release --bin switchyard; else cargo build --locked --bin switchyard; fi
-cargo build --locked --bin failover
+if [ -z "${SWITCHYARD_BIN:-}" ]; then
+    cargo build --locked --release --bin switchyard
+    cargo build --locked --bin failover
+    SWITCHYARD_BIN=$target/release/switchyard
+fi
 docker build -q --network host -t switchyard-patroni patroni >/dev/null
 mkdir -p "$work/router/target/release"
 cp proxy/Dockerfile "$work/router/"
-cp "$target/$profile/switchyard" "$work/router/target/release/"
+cp "$SWITCHYARD_BIN" "$work/router/target/release/switchyard"
 docker build -q --network host -t switchyard "$work/router" >/dev/null
 
 say "docker-compose up"
