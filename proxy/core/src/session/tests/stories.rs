@@ -1656,6 +1656,41 @@ mod read_only_port {
     }
 
     #[test]
+    fn what_was_prepared_before_its_table_was_known_is_judged_anew_there() {
+        use crate::sql::catalog::RelationFact;
+        use crate::sql::{Class, Facts};
+        let mut story = Story::on(Access::ReadOnly);
+        story.rig.know(Facts::builder(1).complete().build());
+        story.tell(
+            "C> P s select x from t / S
+             lease r1 replica
+             S> P sy1 select x from t / S
+             S< 1 / Z I
+             C< 1 / Z I
+             return
+             cluster l 1:
+             C> B - s / E - / S
+             lease l replica
+             S> P sy1 select x from t / B - sy1 / P switchyard refused by switchyard / S
+             S< 1 / 2 / E 42601 syntax
+             C< 2 / E 25006
+             S< Z I
+             C< Z I
+             return",
+        );
+        let table = RelationFact { schema: "public".into(), class: Class::Read, rule: "table" };
+        story.rig.know(Facts::builder(2).relation("t", table).complete().build());
+        story.tell(
+            "C> B - s / E - / S
+             lease l replica
+             S> B - sy1 / E - / S
+             S< 2 / D 1 / C SELECT 1 / Z I
+             C< 2 / D 1 / C SELECT 1 / Z I
+             return",
+        );
+    }
+
+    #[test]
     fn a_conflict_with_recovery_is_asked_of_another() {
         Story::run_read_only(
             "C> Q select 1
