@@ -31,6 +31,12 @@ struct Arguments {
     /// Between two statements of one client.
     #[arg(long, value_name = "MS", default_value_t = 25, value_parser = clap::value_parser!(u64).range(1..=60_000))]
     pace_ms: u64,
+    /// Each so often.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    times: u16,
+    /// Without synchronous replication: after a kill, acknowledged writes may be lost, and no write waits for a standby to come back.
+    #[arg(long)]
+    asynchronous: bool,
     /// Where a picture of each goes.
     #[arg(long, value_name = "DIR")]
     svg: Option<PathBuf>,
@@ -66,6 +72,7 @@ struct Stage {
     cluster: Cluster,
     routers: [Router; 2],
     haproxies: [Haproxy; 2],
+    synchronous: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,11 +102,12 @@ async fn main() -> ExitCode {
 }
 
 async fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let cluster = Cluster::start(Options::new().members(3).synchronous(Synchronous::On)).await?;
+    let synchronous = if arguments.asynchronous { Synchronous::Off } else { Synchronous::On };
+    let cluster = Cluster::start(Options::new().members(3).synchronous(synchronous)).await?;
     let options = || RouterOptions::new().set("log.filter", "info");
     let routers = [Router::start(&cluster, options()).await?, Router::start(&cluster, options()).await?];
     let haproxies = [Haproxy::start(&cluster).await?, Haproxy::start(&cluster).await?];
-    let stage = Stage { cluster, routers, haproxies };
+    let stage = Stage { cluster, routers, haproxies, synchronous: !arguments.asynchronous };
     let mut rows = Vec::new();
     for mishap in Mishap::ALL {
         for front in [Front::Switchyard, Front::Haproxy] {
@@ -108,10 +116,12 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
             if !wanted || (mishap == Mishap::OwnSwitchover && front == Front::Haproxy) {
                 continue;
             }
-            println!("\n{} through {}", mishap.name(), front.name());
-            let figures = stage.measure(mishap, front, &arguments).await.with_context(|| mishap.name().to_owned())?;
-            println!("{figures}");
-            rows.push(row(mishap, front, &figures));
+            for _ in 0..arguments.times {
+                println!("\n{} through {}", mishap.name(), front.name());
+                let figures = stage.measure(mishap, front, &arguments).await.with_context(|| mishap.name().to_owned())?;
+                println!("{figures}");
+                rows.push(row(mishap, front, &figures));
+            }
         }
     }
     println!("\n{HEAD}");
@@ -257,6 +267,9 @@ impl Stage {
     /// The member that may take over without a loss.
     async fn standby(&self) -> anyhow::Result<Member> {
         let leader = self.cluster.leader().await?;
+        if !self.synchronous {
+            return Ok(self.cluster.replicas().await?.swap_remove(0));
+        }
         eventually(SOON, "there is a synchronous standby", || async {
             let sync: serde_json::Value = serde_json::from_str(&self.cluster.key_value("sync").await?.context("no sync key")?)?;
             let standby = sync["sync_standby"].as_str().and_then(|name| self.cluster.named(name));

@@ -15,7 +15,9 @@ impl Session {
     /// Chooses a node for the batch that waits (or for the session's start), and says so in `want`.
     pub(super) fn decide(&mut self, env: &Env<'_>, work: &mut Work) {
         self.phase = Phase::Idle;
-        if self.lost == Some(Lost::Untold) && self.tell_of_lost_transaction(work) {
+        if let Some(Lost::Untold { reader }) = self.lost
+            && self.tell_of_lost_transaction(work, reader)
+        {
             return;
         }
         if self.starting.is_some() || self.lost.is_some() {

@@ -8,6 +8,7 @@ use super::batch::ends_transaction;
 use super::replies::{Owed, Prepares, Sync};
 use super::{Env, Lost, Phase, Segment, ServerState, Session, Want, Work};
 use crate::refusal::Refusal;
+use crate::route::ServerRole;
 use crate::sql::Effect;
 use crate::wire::reply::{self, TxStatus};
 
@@ -15,6 +16,13 @@ use crate::wire::reply::{self, TxStatus};
 const ADMIN_SHUTDOWN: [u8; 5] = *b"57P01";
 /// Servers on which a read, or a write that is proven to be rolled back, may be lost before its client is told.
 const LOSSES_MAX: u8 = 2;
+
+/// Whether all that the client waits for is the end of its transaction by COMMIT.
+fn awaits_commit(work: &Work) -> bool {
+    let mut waits = work.owed.iter().filter(|owed| owed.is_clients());
+    let (Some(Owed::Query(verdict, _)), None) = (waits.next(), waits.next()) else { return false };
+    verdict.effects == [Effect::Commit { chain: false }]
+}
 
 impl Session {
     /// The server connection that was held is gone, and with it whatever it owed. `torn`: a message was forwarded in part.
@@ -142,7 +150,13 @@ impl Session {
             TxStatus::Idle => work.owed.clear(),
             TxStatus::InTransaction | TxStatus::Failed if !in_flight => {
                 work.owed.clear();
-                self.lost = Some(if self.status == TxStatus::Failed { Lost::Told } else { Lost::Untold });
+                let reader = server.role == ServerRole::Replica;
+                self.lost = Some(if self.status == TxStatus::Failed { Lost::Told } else { Lost::Untold { reader } });
+            }
+            TxStatus::InTransaction if server.role == ServerRole::Replica && awaits_commit(work) => {
+                // What it has read was read in one transaction, and there was nothing else to commit.
+                work.owed.clear();
+                self.end_reader(work);
             }
             TxStatus::InTransaction | TxStatus::Failed if self.rolls_back(work) => {
                 // What the client asks for has happened.
@@ -217,6 +231,16 @@ impl Session {
         }
     }
 
+    /// Answers the COMMIT of a transaction that has only read.
+    fn end_reader(&mut self, work: &mut Work) {
+        self.status = TxStatus::Idle;
+        self.lost = None;
+        self.own.transaction_over(true);
+        work.tally.queries += 1;
+        reply::command_complete(&mut work.to_client, b"COMMIT");
+        reply::ready_for_query(&mut work.to_client, self.status);
+    }
+
     /// Puts `refusal` in the place of every answer that is owed to the client.
     fn answer_owed(&mut self, work: &mut Work, refusal: &Refusal) {
         let owed = std::mem::take(&mut work.owed);
@@ -254,7 +278,12 @@ impl Session {
 
     /// The transaction's server was lost while the client was idle; now the client has sent something.
     /// True where the batch has been answered.
-    pub(super) fn tell_of_lost_transaction(&mut self, work: &mut Work) -> bool {
+    pub(super) fn tell_of_lost_transaction(&mut self, work: &mut Work, reader: bool) -> bool {
+        if reader && work.batch.lone_query().is_some_and(|(verdict, _)| verdict.effects == [Effect::Commit { chain: false }]) {
+            work.batch.clear();
+            self.end_reader(work);
+            return true;
+        }
         let rolls_back = work.batch.executed().any(|verdict| matches!(verdict.effects.as_slice(), [Effect::Rollback { chain: false }]));
         let commits = work.batch.executed().any(|verdict| verdict.effects.iter().any(ends_transaction));
         if rolls_back {
@@ -262,7 +291,7 @@ impl Session {
             self.lost = Some(Lost::Told);
             return false;
         }
-        let refusal = Refusal::TransactionLost { node: "the leader".into() };
+        let refusal = Refusal::TransactionLost { node: if reader { "the replica" } else { "the leader" }.into() };
         if commits {
             self.lost = None;
             self.status = TxStatus::Idle;

@@ -133,8 +133,8 @@ struct HeldBegin {
 /// A transaction whose server was lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Lost {
-    /// The client doesn't know yet.
-    Untold,
+    /// The client doesn't know yet. `reader`: it ran on a replica, so that its COMMIT has nothing to do.
+    Untold { reader: bool },
     /// Only the end of the transaction is accepted now.
     Told,
     /// A failed transaction on another server stands in for it, and answers in PostgreSQL's words until the client ends it.

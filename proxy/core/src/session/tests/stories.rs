@@ -448,6 +448,48 @@ mod losses {
     }
 
     #[test]
+    fn a_commit_of_what_has_only_read_on_a_replica_doesnt_fail() {
+        let begun = "C> Q begin read only
+             C< C BEGIN / Z T
+             C> Q select 1
+             lease r1 replica
+             S> P - begin read only / B - - / E - / Q select 1
+             S< 1 / 2 / C BEGIN / T x / D 1 / C SELECT 1 / Z T
+             C< T x / D 1 / C SELECT 1 / Z T";
+        Story::run(&format!(
+            "{begun}
+             lost
+             C> Q commit
+             C< C COMMIT / Z I
+             C> Q select 1
+             lease r replica
+             S> Q select 1
+             S< T x / D 1 / C SELECT 1 / Z I
+             C< T x / D 1 / C SELECT 1 / Z I
+             return"
+        ));
+        Story::run(&format!(
+            "{begun}
+             C> Q commit
+             S> Q commit
+             lost
+             C< C COMMIT / Z I"
+        ));
+        Story::run(&format!(
+            "{begun}
+             lost
+             C> Q select 1
+             C< E 40001 / Z E"
+        ));
+        Story::run(&format!(
+            "{begun}
+             lost
+             C> Q commit and chain
+             C< E 40001 / Z I"
+        ));
+    }
+
+    #[test]
     fn a_commit_of_a_lost_transaction_fails_and_a_rollback_doesnt() {
         let begun = "C> Q begin
              C< C BEGIN / Z T
