@@ -1506,7 +1506,7 @@ mod last_words {
             story.tell(&format!("S< D {large}"));
         }
         let row = format!("D {large}");
-        story.tell(&format!("S< D {large}\nC< T x / {}", vec![row.as_str(); 9].join(" / ")));
+        story.tell(&format!("S< D {large}\nC< T x / {}", [row.as_str(); 9].join(" / ")));
     }
 }
 
