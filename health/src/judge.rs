@@ -466,11 +466,13 @@ impl Judge {
         if named && !found.in_recovery && seat.found.as_ref().is_some_and(|before| before.in_recovery) {
             info!(member, timeline = found.timeline.map(|timeline| timeline.0), "probe says: out of recovery");
         }
-        let forks = found.forks.clone().or_else(|| {
-            let before = seat.found.take().filter(|before| before.timeline == found.timeline)?;
-            before.forks
-        });
-        seat.found = Some(Found { forks, ..found });
+        let before = seat.found.take();
+        let timeline = match &before {
+            Some(before) if found.goes_on_from(before) => before.timeline.max(found.timeline),
+            _ => found.timeline,
+        };
+        let forks = found.forks.clone().or_else(|| before.filter(|before| before.timeline == timeline)?.forks);
+        seat.found = Some(Found { timeline, forks, ..found });
         self.sampled = true;
     }
 

@@ -95,3 +95,15 @@ pub(crate) struct Found {
     /// The timeline's history file, where it could be read.
     pub(crate) forks: Option<Forks>,
 }
+
+impl Found {
+    /// Whether both answers come from one startup process. Its replay goes on to newer timelines only, so that what `before` told of its timeline
+    /// still holds: when its leader dies it has no WAL receiver any more, and its control file may name an old timeline until the next
+    /// restartpoint.
+    pub(crate) fn goes_on_from(&self, before: &Found) -> bool {
+        before.in_recovery
+            && self.in_recovery
+            && before.system_identifier == self.system_identifier
+            && before.started_at_unix_seconds == self.started_at_unix_seconds
+    }
+}

@@ -546,6 +546,21 @@ fn a_replica_past_the_fork_is_out() {
 }
 
 #[test]
+fn a_replica_that_lost_its_wal_receiver_stays_on_its_timeline() {
+    let mut story = Story::stable();
+    story.delete_leader().put_leader("b").read().after(ms(1)).probed("b", probe(false, 2, 100 * MB)).probed("c", probe(true, 2, 101 * MB));
+    assert_eq!(story.out("c"), None);
+    // The new leader dies before the replica's control file knows timeline 2.
+    story.after(ms(1)).lost("b").probed("c", probe(true, 1, 101 * MB));
+    assert_eq!(story.out("c"), None);
+    story.after(ms(1)).probed("c", Found { timeline: None, ..probe(true, 1, 101 * MB) });
+    assert_eq!(story.out("c"), None);
+    // What another start of it has replayed is told by its control file alone.
+    story.after(ms(1)).probed("c", Found { started_at_unix_seconds: 2e9, ..probe(true, 1, 101 * MB) });
+    assert_eq!(story.out("c"), Some(Out::WrongTimeline));
+}
+
+#[test]
 fn etcds_history_tells_the_fork_too() {
     let mut story = Story::stable();
     story.delete_leader().put_leader("b").read().after(ms(1)).probed("b", probe(false, 2, 100 * MB)).standby("c", 100 * MB);
@@ -559,7 +574,8 @@ fn etcds_history_tells_the_fork_too() {
 #[test]
 fn an_unknown_timeline_is_not_eligible() {
     let mut story = Story::stable();
-    story.after(ms(1)).probed("b", Found { timeline: None, ..probe(true, 1, 100 * MB) });
+    let restarted = Found { started_at_unix_seconds: 2.0, ..probe(true, 1, 100 * MB) };
+    story.after(ms(1)).probed("b", Found { timeline: None, ..restarted });
     assert_eq!(story.out("b"), Some(Out::WrongTimeline));
 }
 
