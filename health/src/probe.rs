@@ -169,8 +169,6 @@ struct Connection {
     wal: WalLayout,
     /// Of which timeline the history was asked for, and what it was.
     history: Option<(Timeline, Option<Forks>)>,
-    /// The newest timeline that the server has told, in recovery.
-    followed: Option<Timeline>,
     wanted_history: Option<Timeline>,
     driver: AbortHandle,
 }
@@ -224,7 +222,6 @@ impl Connection {
             version_num: 0,
             wal: WalLayout { block: 0, segment: 0 },
             history: None,
-            followed: None,
             wanted_history: None,
             driver,
         };
@@ -251,10 +248,6 @@ impl Connection {
         let insert_lsn = lsn(2)?.unwrap_or(replay_lsn);
         let timeline = row.try_get::<_, Option<i64>>(3)?.and_then(|timeline| u32::try_from(timeline).ok()).filter(|timeline| *timeline > 0);
         let timeline = timeline.map(Timeline);
-        // When its leader goes, so does the WAL receiver, and the control file may tell of a timeline that was left long ago. But a standby that
-        // has begun to follow one doesn't go back, as long as it runs; and with it goes this connection.
-        let timeline = if in_recovery { timeline.max(self.followed) } else { timeline };
-        self.followed = timeline.filter(|_| in_recovery);
         let clock: f64 = row.try_get(4)?;
         let middle = (sent_at_unix + round_trip / 2).as_secs_f64();
         let forks = self.history.as_ref().filter(|(of, _)| Some(*of) == timeline).and_then(|(_, forks)| forks.clone());
