@@ -14,6 +14,7 @@ pub(super) struct Rig {
     pub(super) topology: Topology,
     pub(super) policy: Policy,
     pub(super) random: u64,
+    judge: Real,
 }
 
 struct Even;
@@ -23,10 +24,11 @@ impl Loads for Even {
     }
 }
 
-struct Real;
+/// By these facts.
+struct Real(Facts);
 impl Judge for Real {
     fn verdict(&self, sql: &[u8], standard_conforming_strings: bool, client_encoding_is_ascii_safe: bool) -> Arc<Verdict> {
-        Arc::new(classify(sql, &Facts::empty(), Dialect { standard_conforming_strings, client_encoding_is_ascii_safe }))
+        Arc::new(classify(sql, &self.0, Dialect { standard_conforming_strings, client_encoding_is_ascii_safe }))
     }
 
     fn bad_value(&self) -> Option<&'static str> {
@@ -58,9 +60,14 @@ impl Rig {
                 zone: None,
             },
             random: 0,
+            judge: Real(Facts::empty()),
         };
         rig.cluster(Some(("l", 1)), &["r1", "r2"]);
         rig
+    }
+
+    pub(super) fn know(&mut self, facts: Facts) {
+        self.judge = Real(facts);
     }
 
     /// The members in force: a leader with its epoch, and replicas that have replayed nothing yet.
@@ -131,6 +138,6 @@ impl Rig {
     pub(super) fn env(&mut self) -> Env<'_> {
         self.random = self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         let (now, random) = (self.now, self.random >> 33);
-        Env { now, topology: &self.topology, loads: &Even, judge: &Real, policy: &self.policy, random }
+        Env { now, topology: &self.topology, loads: &Even, judge: &self.judge, policy: &self.policy, random }
     }
 }
