@@ -10,7 +10,7 @@ use super::catalog::Facts;
 use super::fingerprint::{Fingerprint, leading_hint};
 use super::lexer::{Lexer, Name, Token, TokenKind};
 use super::verdict::{Class, Effect, Kind, PinReason, REASONS_LIMIT, Reason, Verdict};
-use super::{control, inside, query};
+use super::{control, inside, query, tree};
 
 /// What decides how a session's text is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -77,6 +77,8 @@ pub(super) struct Judge<'a> {
     once: Vec<Effect>,
     /// Something in the statement may do more than its transaction undoes.
     pub(super) outside: bool,
+    /// Tokens that the second reader may still be given, whose time is many times the first one's.
+    pub(super) budget: usize,
 }
 
 impl<'a> Judge<'a> {
@@ -93,7 +95,7 @@ impl<'a> Judge<'a> {
             acts_inside: false,
             fingerprint: Fingerprint::default(),
         };
-        Judge { sql, facts, dialect, verdict, once: Vec::new(), outside: false }
+        Judge { sql, facts, dialect, verdict, once: Vec::new(), outside: false, budget: tree::BUDGET }
     }
 
     fn all_statements(&mut self) {
