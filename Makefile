@@ -1,7 +1,7 @@
 # What people do with Switchyard. Each target installs what it needs and this machine lacks (scripts/install.sh), and says what it does.
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test unit integration regress mix verdicts bench bench-verdicts fuzz lint
+.PHONY: help build demo test unit integration regress mix verdicts failover bench bench-verdicts fuzz lint
 
 # rustup's cargo, where the shell doesn't know it.
 export PATH := $(PATH):$(HOME)/.cargo/bin
@@ -49,6 +49,9 @@ verdicts: ## judge every statement of PostgreSQL's regression suite, and ask a s
 	@scripts/install.sh regress
 	cargo build --locked --bin verdicts
 	@exec "$${CARGO_TARGET_DIR:-target}/debug/verdicts"
+
+failover: ## let things fail under load, through Switchyard and through HAProxy, and print what clients saw: about 5 minutes
+	@tests/scenarios/failover.sh
 
 bench: ## measure against PgBouncer, HAProxy and a direct connection, in one table: 15 minutes, or 3 with QUICK=1
 	@scripts/install.sh bench

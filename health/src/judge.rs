@@ -136,6 +136,8 @@ pub(crate) struct Judge {
     seats: BTreeMap<Arc<str>, Seat>,
     posts: u64,
     drained: BTreeSet<Arc<str>>,
+    /// An operator's switchover: until when it holds new writes at most, and in which epoch it began.
+    holding: Option<(Instant, Epoch)>,
     /// Who last answered `/primary` with 200, and when it was asked.
     primary: Option<(Arc<str>, Instant)>,
 
@@ -190,6 +192,7 @@ impl Judge {
             seats: BTreeMap::new(),
             posts: 0,
             drained: BTreeSet::new(),
+            holding: None,
             primary: None,
             epoch: Epoch::default(),
             vacant: false,
@@ -236,7 +239,7 @@ impl Judge {
     /// How fast `member` should be probed, apart from what sessions ask for.
     pub(crate) fn pace(&self, member: &str, now: Instant) -> Pace {
         if self.in_force {
-            let announced = self.request.as_ref().is_some_and(|request| request.opened.is_some());
+            let announced = self.request.as_ref().is_some_and(|request| request.opened.is_some()) || self.holds(now);
             return if announced { Pace::Busy } else { Pace::Idle };
         }
         match &self.claim {
@@ -294,6 +297,7 @@ impl Judge {
                 self.primary.take_if(|(name, _)| *name == member);
             }
             Observation::Drained(members) => self.drained = members,
+            Observation::Holding(until) => self.holding = until.map(|until| (until, self.epoch)),
             Observation::Slept(slept) => self.slept(now, slept),
         }
     }
@@ -704,8 +708,16 @@ impl Judge {
         }
     }
 
+    /// Whether an operator's switchover holds new writes. It is over with the leadership that it began in.
+    fn holds(&self, now: Instant) -> bool {
+        self.holding.is_some_and(|(until, epoch)| epoch == self.epoch && now < until)
+    }
+
     fn state(&mut self, now: Moment, leader: Option<&Arc<str>>) -> ClusterState {
         let Some(leader) = leader else { return ClusterState::Leaderless };
+        if self.holds(now.at) {
+            return ClusterState::Switching;
+        }
         let (epoch, hold) = (self.epoch, self.config.loop_wait + SWITCHING_GRACE);
         let Some(request) = &mut self.request else { return ClusterState::Stable };
         let due = request.key.scheduled_at.is_none_or(|at| at <= now.unix_seconds);

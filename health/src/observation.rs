@@ -55,6 +55,8 @@ pub(crate) enum Observation {
     },
     /// Whom operators have taken out: all of them.
     Drained(BTreeSet<Arc<str>>),
+    /// An operator's switchover holds new writes until then; `None`: no longer.
+    Holding(Option<Instant>),
     /// The machine was suspended for so long, which instants don't count.
     Slept(Duration),
 }

@@ -13,6 +13,7 @@ use switchyard_health::Health;
 
 use crate::auth::Gate;
 use crate::clients::Clients;
+use crate::departures::Departures;
 use crate::facts::{Database, Databases};
 use crate::pool::Pools;
 use crate::rules::{Rules, SessionRules};
@@ -28,6 +29,7 @@ pub(crate) struct Context {
     pub(crate) gate: ArcSwap<Gate>,
     pub(crate) verdicts: Verdicts,
     pub(crate) loads: NodeLoads,
+    pub(crate) departures: Departures,
 }
 
 /// Verdicts under the current catalog facts of each database.

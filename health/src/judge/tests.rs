@@ -449,6 +449,34 @@ fn a_switchover_is_announced() {
 }
 
 #[test]
+fn an_operators_switchover_holds_writes() {
+    let mut story = Story::stable();
+    let until = story.now().at + ms(5_000);
+    story.see(Observation::Holding(Some(until)));
+    assert_eq!(story.topology().state, ClusterState::Switching);
+    assert_eq!(story.led_by(), Some("a".into()), "for what runs");
+    story.see(Observation::Holding(None));
+    assert_eq!(story.topology().state, ClusterState::Stable);
+    // Forgotten by whoever asked, it ends by itself.
+    story.see(Observation::Holding(Some(until)));
+    story.after(ms(5_000));
+    assert_eq!(story.topology().state, ClusterState::Stable);
+}
+
+#[test]
+fn an_operators_hold_is_over_with_the_leadership_that_it_began_in() {
+    let mut story = Story::stable();
+    let until = story.now().at + ms(60_000);
+    story.see(Observation::Holding(Some(until)));
+    story.delete_leader();
+    assert_eq!(story.topology().state, ClusterState::Leaderless);
+    story.timeline = 2;
+    story.after(ms(10)).put_leader("b").read();
+    story.after(ms(10)).leader("b", 100 * MB);
+    assert_eq!((story.topology().state, story.led_by()), (ClusterState::Stable, Some("b".into())));
+}
+
+#[test]
 fn a_scheduled_switchover_begins_when_its_time_has_come() {
     let mut story = Story::stable();
     story.put(Fact::Failover(FailoverKey { leader: "a".into(), candidate: String::new(), scheduled_at: Some(1_000_005.0) }));

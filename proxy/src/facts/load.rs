@@ -96,6 +96,10 @@ SELECT pg_catalog.concat_ws(' ',
   (SELECT sum(hashint8extended(hashint8extended(objid::int8, objsubid), refobjid::int8)) FROM pg_catalog.pg_depend
     WHERE refclassid = 'pg_catalog.pg_type'::regclass AND classid = 'pg_catalog.pg_class'::regclass AND objsubid > 0
       AND EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = objid AND c.relpersistence <> 't')),
+  (SELECT sum(hashint8extended(xmin::text::int8, oid::int8)) FROM pg_catalog.pg_trigger WHERE NOT tgisinternal),
+  (SELECT sum(hashint8extended(xmin::text::int8, oid::int8)) FROM pg_catalog.pg_attrdef),
+  (SELECT sum(hashint8extended(xmin::text::int8, oid::int8)) FROM pg_catalog.pg_constraint WHERE conrelid <> 0 AND oid >= 16384),
+  (SELECT sum(hashint8extended(xmin::text::int8, oid::int8)) FROM pg_catalog.pg_rewrite WHERE oid >= 16384 AND ev_type <> '1'),
   (SELECT sum(hashint8extended(inhrelid::int8, inhparent::int8)) FROM pg_catalog.pg_inherits))";
 
 const BUILTIN_FUNCTIONS: &str = "\
@@ -211,6 +215,40 @@ fn comparisons() -> String {
           WHERE p.oid >= 16384 AND l.lanname NOT IN ('c', 'internal')"
     )
 }
+
+/// Relations to which a write may do more than its transaction undoes: what isn't a plain table, has triggers or rules or columns of types that
+/// people made (but enums), or calls their functions in its defaults, constraints, indexes and policies; tables of which such a one is a part, and
+/// those whose foreign keys change others.
+const OUTSIDE: &str = "\
+WITH RECURSIVE suspect(oid) AS (
+  SELECT c.oid FROM pg_catalog.pg_class c
+   WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND c.relpersistence <> 't'
+     AND (c.relkind NOT IN ('r', 'p') OR c.relhasrules
+          OR EXISTS (SELECT FROM pg_catalog.pg_trigger t WHERE t.tgrelid = c.oid AND NOT t.tgisinternal)
+          OR EXISTS (SELECT FROM pg_catalog.pg_constraint f
+                      WHERE f.contype = 'f' AND f.confrelid = c.oid AND (f.confdeltype IN ('c', 'n', 'd') OR f.confupdtype IN ('c', 'n', 'd')))
+          OR EXISTS (SELECT FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
+                      WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND t.oid >= 16384
+                        AND t.typtype <> 'e' AND NOT (t.typcategory = 'A' AND EXISTS (SELECT FROM pg_catalog.pg_type e
+                                                       WHERE e.oid = t.typelem AND e.typtype = 'e'))))
+  UNION
+  SELECT part.relation
+    FROM (SELECT 'pg_catalog.pg_attrdef'::regclass AS catalog, oid, adrelid AS relation FROM pg_catalog.pg_attrdef
+          UNION ALL SELECT 'pg_catalog.pg_constraint'::regclass, oid, conrelid FROM pg_catalog.pg_constraint WHERE conrelid <> 0
+          UNION ALL SELECT 'pg_catalog.pg_class'::regclass, indexrelid, indrelid FROM pg_catalog.pg_index
+          UNION ALL SELECT 'pg_catalog.pg_class'::regclass, partrelid, partrelid FROM pg_catalog.pg_partitioned_table
+          UNION ALL SELECT 'pg_catalog.pg_policy'::regclass, oid, polrelid FROM pg_catalog.pg_policy) part
+    JOIN pg_catalog.pg_depend d ON d.classid = part.catalog AND d.objid = part.oid
+                               AND d.refclassid IN ('pg_catalog.pg_proc'::regclass, 'pg_catalog.pg_operator'::regclass,
+                                                    'pg_catalog.pg_opclass'::regclass, 'pg_catalog.pg_type'::regclass)
+                               AND d.refobjid >= 16384
+),
+tainted(oid) AS (
+  SELECT oid FROM suspect
+  UNION
+  SELECT i.inhparent FROM pg_catalog.pg_inherits i JOIN tainted t ON t.oid = i.inhrelid
+)
+SELECT DISTINCT c.relname FROM tainted t JOIN pg_catalog.pg_class c ON c.oid = t.oid WHERE c.oid >= 16384";
 
 fn views() -> String {
     format!(
@@ -347,6 +385,11 @@ async fn relations(client: &Client, catalog: &mut Catalog) -> Result<(), tokio_p
     .await?;
     each(client, INHERITS, |row| {
         catalog.reaches(Object::Relation(oid(row, 0)?), Object::Relation(oid(row, 1)?));
+        Ok(())
+    })
+    .await?;
+    each(client, OUTSIDE, |row| {
+        catalog.acts_outside(&text(row, 0)?);
         Ok(())
     })
     .await

@@ -155,7 +155,9 @@ impl Session {
                 Choice { text: format!("{} ({role}): {}, {}", need.node, need.why.as_str(), in_words(need.why)), node: Some(need.node) }
             }
             Some(Want::Hold) => Choice { text: "none: it waits in line until a leader is in force".to_owned(), node: None },
-            Some(Want::Return | Want::Close) | None => Choice { text: "none: no node can serve it now".to_owned(), node: None },
+            Some(Want::Return | Want::Close | Want::Departure(_)) | None => {
+                Choice { text: "none: no node can serve it now".to_owned(), node: None }
+            }
         }
     }
 
@@ -229,6 +231,9 @@ pub fn describe(verdict: &Verdict) -> Vec<String> {
     if !verdict.effects.is_empty() {
         let effects: Vec<String> = verdict.effects.iter().take(EFFECTS_SHOWN).map(|effect| format!("{effect:?}")).collect();
         lines.push(format!("Effects: {}", effects.join(", ")));
+    }
+    if verdict.class == Class::Write && verdict.acts_inside {
+        lines.push("If its server goes away: runs again, once its rollback is proven".to_owned());
     }
     lines
 }

@@ -43,7 +43,7 @@ use crate::causal::Watermark;
 use crate::refusal::{Refusal, Severity};
 use crate::route::{Excluded, Loads, Need, ServerRole, Why};
 use crate::sql::{Dialect, Effect, PinReason, TransactionModes, Verdict};
-use crate::topology::{Member, Topology};
+use crate::topology::{ClusterState, Member, Topology};
 use crate::wire::reply::TxStatus;
 use crate::wire::{frame, reply, view};
 
@@ -128,6 +128,8 @@ pub enum Want {
     Lease(Need),
     /// Nothing can serve this now: call [`Session::decide_again`] when the topology changes, [`Session::denied`] when time is up.
     Hold,
+    /// Whether that server is going away, or has only ended one connection: answer with [`Session::departure`].
+    Departure(Arc<str>),
     /// Give the server connection back, then call [`Session::returned`].
     Return,
     /// Send what is left, then hang up.
@@ -157,8 +159,8 @@ struct HeldBegin {
 /// A transaction whose server was lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Lost {
-    /// The client doesn't know yet.
-    Untold,
+    /// The client doesn't know yet. `reader`: it ran on a replica, so that its COMMIT has nothing to do.
+    Untold { reader: bool },
     /// Only the end of the transaction is accepted now.
     Told,
     /// A failed transaction on another server stands in for it, and answers in PostgreSQL's words until the client ends it.
@@ -201,6 +203,9 @@ pub struct Work {
     /// The answer of a batch that can still run elsewhere.
     kept_back: Vec<u8>,
     attempt: Option<Attempt>,
+    /// A lone write that was sent, as long as nothing of its answer has been forwarded: if the server proves that it was rolled back, it runs
+    /// again. Empty: there is none. Its answer is in `kept_back`, too; unlike an attempt it doesn't keep the client from sending on, which ends it.
+    sent: Batch,
     /// Rest of a client's CopyData, in bytes, and whether it goes to the server or nowhere.
     client_passing: usize,
     client_passing_on: bool,
@@ -236,8 +241,8 @@ pub struct Work {
     stand_ins: Vec<Box<[u8]>>,
     /// The current segment, or one before it that is still owed, may write.
     writing: bool,
-    /// The FATAL that a server sent before it hung up.
-    last_words: Option<[u8; 5]>,
+    /// The FATAL that a server sent before it hung up: SQLSTATE, and the whole message.
+    last_words: Option<([u8; 5], Box<[u8]>)>,
     /// The last CommandComplete was ROLLBACK.
     rolled_back: bool,
     excluded: Excluded,
@@ -292,6 +297,7 @@ impl Work {
             && self.batch.is_empty()
             && self.owed.is_empty()
             && self.attempt.is_none()
+            && self.sent.is_empty()
             && self.client_passing == 0
             && self.segment == Segment::Closed
             && !self.copy_in
@@ -652,6 +658,12 @@ impl Session {
                 // may be skipped, which isn't known yet.
                 if !self.unsynced {
                     self.unnamed = None;
+                    for owed in &mut work.owed {
+                        // A Close of it that turns out to have been skipped brings nothing back.
+                        if let Owed::Close { closed, .. } = owed {
+                            closed.take_if(|(name, _)| name.is_empty());
+                        }
+                    }
                 }
                 Item::Query(self.verdict(env, view::query(body)?))
             }
@@ -724,6 +736,7 @@ impl Session {
 
     /// The server connection that was asked for. `member`: as it was when the lease was given.
     pub fn granted(&mut self, env: &Env<'_>, work: &mut Work, server: &mut ServerState, member: Arc<Member>) {
+        work.last_words = None;
         self.phase = Phase::Holding { member, role: server.role };
         if server.role == ServerRole::Leader {
             let in_force = env.topology.leader_at(env.now).is_some_and(|(leader, _)| leader.epoch == server.epoch);
@@ -732,6 +745,12 @@ impl Session {
                 self.want = Some(Want::Return);
                 return;
             }
+        }
+        if env.topology.state == ClusterState::Switching && leads(env.topology, &server.node) {
+            // A switchover began while the lease was on its way. Whoever drains the leader counts leases, and after its hold has been
+            // published no new one may come to be used.
+            self.want = Some(Want::Return);
+            return;
         }
         if self.starting.is_some() {
             return self.bring_or_start(env, work, server);
@@ -876,7 +895,6 @@ impl Session {
     }
 
     fn lease_leader(&mut self, env: &Env<'_>, why: Why) {
-        use crate::topology::ClusterState;
         match env.topology.leader_at(env.now) {
             Some((leader, member)) if env.topology.state == ClusterState::Stable => {
                 self.lease(Need { node: member.name.clone(), role: ServerRole::Leader, epoch: leader.epoch, why });
@@ -884,6 +902,10 @@ impl Session {
             _ => self.hold(),
         }
     }
+}
+
+fn leads(topology: &Topology, node: &Arc<str>) -> bool {
+    topology.leader.as_ref().and_then(|leader| topology.members.get(leader.member)).is_some_and(|member| member.name == *node)
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::verdict::Class;
 
@@ -50,6 +50,7 @@ struct Known {
     bad_key_word_operator: Option<&'static str>,
     types: FxHashMap<Box<str>, &'static str>,
     bad_value: Option<&'static str>,
+    outside: FxHashSet<Box<str>>,
 }
 
 /// Operators that the grammar puts for key words (`gram.y`: LIKE, ILIKE, SIMILAR TO, BETWEEN, IN, CASE, NULLIF, IS DISTINCT FROM, USING).
@@ -114,6 +115,12 @@ impl Facts {
         self.known.bad_value
     }
 
+    /// Whether a write to a relation of this name may do something that a rollback doesn't undo: by triggers, rules, foreign tables, or functions
+    /// that people made in its defaults, constraints, indexes, policies and types.
+    pub fn may_act_outside(&self, relation: &str) -> bool {
+        self.known.outside.contains(relation)
+    }
+
     /// Why a type's casts or constraints can't run on a replica.
     pub fn bad_type(&self, name: &str) -> Option<&'static str> {
         self.known.types.get(name).copied()
@@ -165,6 +172,12 @@ impl FactsBuilder {
     /// Adds a type (a domain, or one with a cast) whose use can't run on a replica.
     pub fn bad_type(mut self, name: &str, rule: &'static str) -> FactsBuilder {
         self.known.types.insert(name.into(), rule);
+        self
+    }
+
+    /// Says that a write to the relation may do more than its transaction undoes.
+    pub fn acts_outside(mut self, relation: &str) -> FactsBuilder {
+        self.known.outside.insert(relation.into());
         self
     }
 

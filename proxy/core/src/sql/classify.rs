@@ -10,7 +10,7 @@ use super::catalog::Facts;
 use super::fingerprint::{Fingerprint, leading_hint};
 use super::lexer::{Lexer, Name, Token, TokenKind};
 use super::verdict::{Class, Effect, Kind, PinReason, REASONS_LIMIT, Reason, Verdict};
-use super::{control, query};
+use super::{control, inside, query, tree};
 
 /// What decides how a session's text is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -75,6 +75,10 @@ pub(super) struct Judge<'a> {
     pub(super) verdict: Verdict,
     /// Effects that are told once; a handful at most.
     once: Vec<Effect>,
+    /// Something in the statement may do more than its transaction undoes.
+    pub(super) outside: bool,
+    /// Tokens that the second reader may still be given, whose time is many times the first one's.
+    pub(super) budget: usize,
 }
 
 impl<'a> Judge<'a> {
@@ -88,9 +92,10 @@ impl<'a> Judge<'a> {
             command: "",
             hint: leading_hint(sql),
             ruling: None,
+            acts_inside: false,
             fingerprint: Fingerprint::default(),
         };
-        Judge { sql, facts, dialect, verdict, once: Vec::new() }
+        Judge { sql, facts, dialect, verdict, once: Vec::new(), outside: false, budget: tree::BUDGET }
     }
 
     fn all_statements(&mut self) {
@@ -123,6 +128,7 @@ impl<'a> Judge<'a> {
         if self.verdict.statements == 1 {
             (self.verdict.kind, self.verdict.command) = described;
         }
+        self.verdict.acts_inside = self.verdict.statements == 1 && inside::is_inside(self, words);
     }
 
     fn dispatch(&mut self, words: Words<'_>) -> (Kind, &'static str) {

@@ -154,6 +154,7 @@ pub struct Catalog {
     relations: Vec<(u32, Box<str>, RelationFact)>,
     operators: Vec<(u32, Box<str>)>,
     types: Vec<(u32, Box<str>)>,
+    outside: Vec<Box<str>>,
 }
 
 fn inherits(object: Object) -> Rule {
@@ -444,6 +445,11 @@ impl Catalog {
         }
     }
 
+    /// A relation on which a write may do more than its transaction undoes.
+    pub fn acts_outside(&mut self, name: &str) {
+        self.outside.push(name.into());
+    }
+
     /// Gives badness to all that reach it, and makes facts of what is known.
     pub fn finish(mut self, generation: u64) -> Facts {
         self.spread();
@@ -481,6 +487,9 @@ impl Catalog {
         }
         if let Some(rule) = self.objects.get(&Object::KeyWords).and_then(|node| bad(*node)) {
             facts = facts.bad_key_word_operator(rule);
+        }
+        for name in &self.outside {
+            facts = facts.acts_outside(name);
         }
         facts.complete().build()
     }

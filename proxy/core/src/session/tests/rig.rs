@@ -34,16 +34,16 @@ impl Voices for Two {
     }
 }
 
-/// The router's own judge, without facts.
-#[derive(Default)]
+/// The router's own judge, by these facts.
 pub(super) struct Real {
+    facts: Facts,
     pub(super) shape: Cell<u64>,
     outdated: RefCell<FxHashSet<StatementId>>,
 }
 
 impl Judge for Real {
     fn verdict(&self, sql: &[u8], standard_conforming_strings: bool, client_encoding_is_ascii_safe: bool) -> Arc<Verdict> {
-        Arc::new(classify(sql, &Facts::empty(), Dialect { standard_conforming_strings, client_encoding_is_ascii_safe }))
+        Arc::new(classify(sql, &self.facts, Dialect { standard_conforming_strings, client_encoding_is_ascii_safe }))
     }
 
     fn shape(&self) -> u64 {
@@ -86,11 +86,15 @@ impl Rig {
                 max_statements: 100,
                 zone: None,
             },
-            judge: Real::default(),
+            judge: Real { facts: Facts::empty(), shape: Cell::default(), outdated: RefCell::default() },
             random: 0,
         };
         rig.cluster(Some(("l", 1)), &["r1", "r2"]);
         rig
+    }
+
+    pub(super) fn know(&mut self, facts: Facts) {
+        self.judge.facts = facts;
     }
 
     /// The members in force: a leader with its epoch, and replicas that have replayed nothing yet.
