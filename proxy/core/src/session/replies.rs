@@ -570,6 +570,7 @@ impl Session {
                     self.status = status;
                 }
                 work.segment_failed = false;
+                work.alone &= !work.owed.is_empty();
                 if !work.runs_again() {
                     self.return_if_done(env, work);
                 } else if work.owed.is_empty() {
