@@ -372,11 +372,17 @@ impl Session {
         }
         work.copy_in = false;
         if matches!(work.owed.front(), Some(Owed::Execute(_)))
-            && let Some(Owed::Execute(Some(statement))) = work.owed.pop_front()
-            && tag != b's'
+            && let Some(Owed::Execute(statement)) = work.owed.pop_front()
         {
-            let text = sets(&statement.verdict).then(|| statement.text());
-            self.apply(&statement.verdict, text, work, server);
+            match statement {
+                Some(_) if tag == b's' => {}
+                Some(statement) => {
+                    let text = sets(&statement.verdict).then(|| statement.text());
+                    self.apply(&statement.verdict, text, work, server);
+                }
+                // Nobody knows what it was: whatever it left stays this session's.
+                None => self.pins.add(PinReason::SettingOutOfSight),
+            }
         }
         work.alone &= !work.owed.is_empty();
         Fate::Forward
