@@ -209,7 +209,9 @@ pub struct RoutingRule {
     pub application_names: Vec<String>,
     pub fingerprints: Vec<u128>,
     pub pattern: Option<Pattern>,
-    pub route: RuleRoute,
+    /// At least one of the two.
+    pub route: Option<RuleRoute>,
+    pub consistency: Option<Consistency>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -233,6 +235,20 @@ impl PartialEq for Pattern {
 pub enum Consistency {
     Eventual,
     Session,
+    Global,
+    Strong,
+}
+
+impl Consistency {
+    /// As the configuration, `switchyard.consistency` and the page spell it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Consistency::Eventual => "eventual",
+            Consistency::Session => "session",
+            Consistency::Global => "global",
+            Consistency::Strong => "strong",
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

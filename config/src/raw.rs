@@ -279,6 +279,7 @@ section! {
         fingerprints: List<FingerprintText>,
         pattern: At<Pattern>,
         route: At<RuleRoute>,
+        consistency: At<Consistency>,
     }
 }
 

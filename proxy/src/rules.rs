@@ -8,6 +8,8 @@ use arc_swap::ArcSwap;
 use switchyard_config::{RoutingRule, RuleRoute};
 use switchyard_core::sql::{Hint, RuledRoute, Ruling, Verdict};
 
+use crate::listener::level_of;
+
 /// The rules in force; replaced by a reload.
 pub(crate) type Rules = ArcSwap<Vec<RoutingRule>>;
 
@@ -61,12 +63,12 @@ impl SessionRules {
 }
 
 fn ruling(rule: &RoutingRule) -> Ruling {
-    let route = match rule.route {
+    let route = rule.route.map(|route| match route {
         RuleRoute::Leader => RuledRoute::To(Hint::Leader),
         RuleRoute::Replica => RuledRoute::To(Hint::Replica),
         RuleRoute::Reject => RuledRoute::Reject,
-    };
-    Ruling { rule: format!("rule[{}]", rule.number).into(), route }
+    });
+    Ruling { rule: format!("rule[{}]", rule.number).into(), route, level: rule.consistency.map(level_of) }
 }
 
 #[cfg(test)]
@@ -77,7 +79,16 @@ mod tests {
     use super::*;
 
     fn rule(number: usize, route: RuleRoute) -> RoutingRule {
-        RoutingRule { number, users: vec![], databases: vec![], application_names: vec![], fingerprints: vec![], pattern: None, route }
+        RoutingRule {
+            number,
+            users: vec![],
+            databases: vec![],
+            application_names: vec![],
+            fingerprints: vec![],
+            pattern: None,
+            route: Some(route),
+            consistency: None,
+        }
     }
 
     fn ruled(rules: &[RoutingRule], user: &str, application: Option<&[u8]>, sql: &str) -> Option<String> {

@@ -23,6 +23,30 @@ use std::time::Instant;
 use crate::lsn::Lsn;
 use crate::topology::{Epoch, Member, Topology};
 
+/// What a read must show. A higher level shows all that a lower one does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Level {
+    /// Whatever a replica within the limits of lag shows.
+    Eventual,
+    /// What the session has seen and done itself.
+    Session,
+    /// Also the writes that this router has acknowledged to any session before the read came.
+    Global,
+    /// Also those that any other router, or the leader directly, has acknowledged before the read came.
+    Strong,
+}
+
+impl Level {
+    /// All of them, from the lowest to the highest.
+    pub const ALL: [Level; 4] = [Level::Eventual, Level::Session, Level::Global, Level::Strong];
+    /// How each is spelled, in the same order.
+    pub const WORDS: [&'static str; 4] = ["eventual", "session", "global", "strong"];
+
+    pub fn as_str(self) -> &'static str {
+        Level::WORDS[self as usize]
+    }
+}
+
 /// The node that showed the session something last, and when.
 #[derive(Clone, Debug)]
 struct Seen {

@@ -2,7 +2,7 @@
 
 use super::batch::{End, Item};
 use super::{Access, Env, HeldBegin, Lost, Phase, Session, Work, own};
-use crate::causal::Bound;
+use crate::causal::{Bound, Level};
 use crate::refusal::Refusal;
 use crate::route::{self, Ask, Need, ServerRole, Why};
 use crate::sql::lexer::{Lexer, TokenKind};
@@ -35,7 +35,7 @@ impl Session {
             let need = Need { node: member.name.clone(), role: ServerRole::Leader, epoch: leader.epoch, why: Why::Local };
             return self.lease(need);
         }
-        match self.replica(env, work, false) {
+        match self.replica(env, work, Level::Eventual) {
             Ok(need) => self.lease(Need { why: Why::Local, ..need }),
             Err(_) if env.policy.access == Access::ReadOnly => self.fall_back(env, work),
             Err(_) => self.hold(),
@@ -43,7 +43,7 @@ impl Session {
     }
 
     fn decide_read_only(&mut self, env: &Env<'_>, work: &mut Work) {
-        match self.replica(env, work, env.policy.causal) {
+        match self.replica(env, work, self.level(env, work)) {
             Ok(need) => self.lease(need),
             Err(_) => self.fall_back(env, work),
         }
@@ -115,7 +115,7 @@ impl Session {
     }
 
     fn overruled_refusal(&self, verdict: &Verdict, text: &[u8]) -> Option<Refusal> {
-        if let Some(Ruling { rule, route: RuledRoute::Reject }) = &verdict.ruling {
+        if let Some(Ruling { rule, route: Some(RuledRoute::Reject), .. }) = &verdict.ruling {
             return Some(Refusal::RejectedByRoutingRule { rule: rule.to_string() });
         }
         if verdict.effects.is_empty() || self.status == TxStatus::Failed {
@@ -159,7 +159,7 @@ impl Session {
                 if self.reading_allowed_on_leader_only() {
                     return self.lease_leader(env, Why::Write);
                 }
-                match self.replica(env, work, env.policy.causal) {
+                match self.replica(env, work, self.level(env, work)) {
                     Ok(need) => self.lease(need),
                     Err(why) => self.lease_leader(env, why),
                 }
@@ -169,7 +169,17 @@ impl Session {
         }
     }
 
-    fn replica(&mut self, env: &Env<'_>, work: &Work, causal: bool) -> Result<Need, Why> {
+    /// What the batch's reads must show: what the session has set, else what a rule says, else the listener's level.
+    pub(super) fn level(&self, env: &Env<'_>, work: &Work) -> Level {
+        self.own.level().unwrap_or_else(|| work.batch.level(env.policy.level))
+    }
+
+    fn replica(&mut self, env: &Env<'_>, work: &Work, level: Level) -> Result<Need, Why> {
+        if level > Level::Session {
+            // The leader shows everything.
+            return Err(Why::NotCaughtUp);
+        }
+        let causal = level == Level::Session;
         let why = if causal && self.watermark.bound(env.topology, env.now) != Bound::Nothing { Why::FreshReplica } else { Why::AnyReplica };
         let ask = Ask {
             watermark: causal.then_some(&mut self.watermark),

@@ -37,7 +37,7 @@ pub use pins::Pins;
 pub use server::{ServerState, StatementId};
 pub use settings::{How, Params, Settings};
 
-use crate::causal::Watermark;
+use crate::causal::{Level, Watermark};
 use crate::refusal::{Refusal, Severity};
 use crate::route::{Excluded, Loads, Need, ServerRole, Why};
 use crate::sql::{Dialect, Effect, PinReason, TransactionModes, Verdict};
@@ -56,8 +56,8 @@ pub enum Access {
 #[derive(Clone, Debug)]
 pub struct Policy {
     pub access: Access,
-    /// Reads must show what the session has seen; otherwise any replica in rotation will do.
-    pub causal: bool,
+    /// What reads must show, unless the session or a rule says otherwise.
+    pub level: Level,
     pub hold_begin: bool,
     pub readonly_on_replica: bool,
     pub fallback_to_leader: bool,

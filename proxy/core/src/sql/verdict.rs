@@ -3,6 +3,8 @@
 use std::sync::Arc;
 
 use super::fingerprint::Fingerprint;
+use crate::causal::Level;
+
 /// Reasons kept of one verdict; the first ones tell enough.
 pub(super) const REASONS_LIMIT: usize = 16;
 
@@ -189,11 +191,14 @@ pub struct Verdict {
     pub fingerprint: Fingerprint,
 }
 
-/// A rule of the configuration, and where it sends what it matches.
+/// A rule of the configuration, and what it says of what it matches.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ruling {
     pub rule: Arc<str>,
-    pub route: RuledRoute,
+    /// Where it goes; `None` where the verdict decides that.
+    pub route: Option<RuledRoute>,
+    /// What it must show.
+    pub level: Option<Level>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

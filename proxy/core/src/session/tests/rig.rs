@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::super::{Access, Env, Judge, Policy};
+use crate::causal::Level;
 use crate::lsn::{Lsn, Timeline};
 use crate::route::Loads;
 use crate::sql::{Dialect, Facts, Verdict, classify};
@@ -43,7 +44,7 @@ impl Rig {
             topology: Topology::default(),
             policy: Policy {
                 access,
-                causal: access == Access::ReadWrite,
+                level: if access == Access::ReadWrite { Level::Session } else { Level::Eventual },
                 hold_begin: true,
                 readonly_on_replica: true,
                 fallback_to_leader: true,
