@@ -693,8 +693,9 @@ fn rules_keep_their_order_and_a_reload_takes_them() {
          [[rule]]\nfingerprints = '000102030405060708090a0b0c0d0e0f'\npattern = '(?i)^\\s*truncate'\nroute = 'reject'\n\
          [[rule]]\nusers = 'web'\nconsistency = 'strong'\n",
     );
-    let [first, second] = config.rules.as_slice() else { panic!("{:?}", config.rules) };
+    let [first, second, third] = config.rules.as_slice() else { panic!("{:?}", config.rules) };
     assert_eq!((first.number, first.users.len(), first.route), (1, 2, Some(RuleRoute::Replica)));
+    assert_eq!((third.route, third.consistency), (None, Some(Consistency::Strong)));
     assert_eq!((second.number, second.fingerprints.as_slice()), (2, &[0x0001_0203_0405_0607_0809_0a0b_0c0d_0e0f][..]));
     assert!(second.pattern.as_ref().is_some_and(|pattern| pattern.0.is_match(b" TRUNCATE t")));
     let (reloaded, kept) = reload(&good(""), config.clone());

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use switchyard_config::{RoutingRule, RuleRoute};
+use switchyard_core::causal::Level;
 use switchyard_core::sql::{Hint, RuledRoute, Ruling, Verdict};
 
 use crate::listener::level_of;
@@ -42,6 +43,11 @@ impl SessionRules {
     /// Whether the session's `application_name` is needed for [`SessionRules::apply`].
     pub(crate) fn ask_for_application(&self) -> bool {
         self.by_application
+    }
+
+    /// The highest level that one of them asks for.
+    pub(crate) fn highest_level(&self) -> Level {
+        self.mine.iter().filter_map(|(_, ruling)| ruling.level).max().unwrap_or(Level::Eventual)
     }
 
     /// The verdict with the first rule that matches.

@@ -71,15 +71,22 @@ pub struct Watermark {
     needed: Option<Needed>,
 }
 
-/// What a replica has to show.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What a replica has to show. A greater one asks for more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Bound {
-    /// The session has seen nothing.
+    /// Nothing has been seen or written.
     Nothing,
     /// Everything up to this position of the leader's WAL.
     At(Lsn),
     /// No sample bounds it yet.
     Unknown,
+}
+
+impl Bound {
+    /// What bounds all that the leader showed or acknowledged until `at`.
+    pub fn since(at: Instant, topology: &Topology) -> Bound {
+        topology.sample_after(at).map_or(Bound::Unknown, |sample| Bound::At(sample.insert_lsn))
+    }
 }
 
 impl Watermark {
@@ -117,8 +124,7 @@ impl Watermark {
         }
         // Samples are of this epoch only. One that was sent after `at` bounds what was seen, also across a change of leader: the new
         // leader's WAL continues the old one's, less what is lost.
-        let sample = topology.samples.iter().find(|sample| sample.sent_at > seen.at);
-        match sample {
+        match topology.sample_after(seen.at) {
             Some(sample) => {
                 self.needed = Some(Needed { epoch: topology.epoch, lsn: sample.insert_lsn });
                 Bound::At(sample.insert_lsn)

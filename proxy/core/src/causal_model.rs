@@ -563,7 +563,13 @@ impl World {
         } else {
             let bounded = matches!(session.watermark.bound(&self.topology, now), Bound::At(_));
             let watermark = (self.broken != Broken::Eventual).then_some(&mut session.watermark);
-            let chosen = route::replica(Ask { watermark, excluded: &excluded, zone: None, random }, &self.topology, &Free, now).ok();
+            let chosen = route::replica(
+                Ask { watermark, bound: Bound::Nothing, excluded: &excluded, zone: None, random },
+                &self.topology,
+                &Free,
+                now,
+            )
+            .ok();
             self.tally.bounded_replica_reads += u64::from(bounded && chosen.is_some());
             self.tally.leader_reads += u64::from(chosen.is_none());
             chosen

@@ -66,7 +66,7 @@ fn cluster(at: Instant, samples: &[(Instant, u64)], replays: [u64; 2]) -> Topolo
 }
 
 fn choose(watermark: &mut Watermark, topology: &Topology, now: Instant, random: u64) -> Result<String, Why> {
-    let ask = Ask { watermark: Some(watermark), excluded: &Vec::new(), zone: None, random };
+    let ask = Ask { watermark: Some(watermark), bound: Bound::Nothing, excluded: &Vec::new(), zone: None, random };
     replica(ask, topology, &Idle, now).map(|member| member.name.to_string())
 }
 
@@ -134,11 +134,11 @@ fn of_two_candidates_the_cheaper_serves() {
     let t = Instant::now();
     let topology = cluster(t, &[], [0, 0]);
     for random in [0_u64, 1, 2, 3, 1 << 32, u64::MAX] {
-        let ask = Ask { watermark: None, excluded: &Vec::new(), zone: None, random };
+        let ask = Ask { watermark: None, bound: Bound::Nothing, excluded: &Vec::new(), zone: None, random };
         let chosen = replica(ask, &topology, &Busy("r1"), t).map(|member| member.name.to_string());
         assert_eq!(chosen, Ok("r2".into()));
     }
     let excluded = vec![Arc::from("r2")];
-    let ask = Ask { watermark: None, excluded: &excluded, zone: None, random: 0 };
+    let ask = Ask { watermark: None, bound: Bound::Nothing, excluded: &excluded, zone: None, random: 0 };
     assert_eq!(replica(ask, &topology, &Busy("r1"), t).map(|member| member.name.to_string()), Ok("r1".into()));
 }

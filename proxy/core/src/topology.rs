@@ -163,8 +163,10 @@ pub struct Topology {
     pub leader: Option<Leader>,
     /// Sorted by name.
     pub members: Vec<Arc<Member>>,
-    /// Leader samples of this epoch, oldest first.
+    /// The latest leader samples of this epoch, oldest first.
     pub samples: Arc<[Sample]>,
+    /// Of an hour of this epoch about one sample a second, oldest first: for what was seen or written before those.
+    pub history: Arc<[Sample]>,
     /// Newest first, bounded.
     pub changes: Arc<[LeaderChange]>,
     /// Whether the last etcd read succeeded, and what went wrong if not.
@@ -178,6 +180,19 @@ impl Topology {
     pub fn leader_at(&self, now: Instant) -> Option<(&Leader, &Arc<Member>)> {
         let leader = self.leader.as_ref().filter(|leader| now < leader.valid_until)?;
         Some((leader, self.members.get(leader.member)?))
+    }
+
+    /// The first leader sample at hand that was sent after `at`: its insert position bounds what was shown or acknowledged until then.
+    pub fn sample_after(&self, at: Instant) -> Option<&Sample> {
+        let first = |samples: &Arc<[Sample]>| samples.partition_point(|sample| sample.sent_at <= at);
+        let recent = first(&self.samples);
+        if recent > 0 {
+            // Nothing in the history is between two of these.
+            return self.samples.get(recent);
+        }
+        let old =
+            self.history.get(first(&self.history)).filter(|old| self.samples.first().is_none_or(|recent| old.sent_at < recent.sent_at));
+        old.or_else(|| self.samples.first())
     }
 
     /// Members that may serve reads, without the leader.

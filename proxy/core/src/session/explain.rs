@@ -99,11 +99,20 @@ impl Session {
         lines.push(format!("Overruled by: {}", self.overruled_by(&verdict)));
         let (level, whose) = self.level_of(env, &verdict);
         lines.push(format!("Level: {}, by {whose}", level.as_str()));
+        if level == Level::Global {
+            let what = if verdict.class == Class::Write { "Writes" } else { "Reads" };
+            let touched = if verdict.class == Class::Write { &verdict.writes } else { &verdict.reads };
+            lines.push(format!("{what}: {}", touched.describe()));
+        }
         let choice = self.would_choose(env, statement, &verdict);
         lines.push(format!("Choice: {}", choice.text));
         lines.push("Candidates:".to_owned());
-        let bound = self.watermark.bound(env.topology, env.now);
-        lines.extend(env.topology.members.iter().map(|member| self.candidate(env, level, member, bound, choice.node.as_deref())));
+        let bound = match level {
+            Level::Eventual | Level::Session | Level::Strong => Bound::Nothing,
+            Level::Global => Bound::since(env.marks.since(&verdict.reads), env.topology),
+        };
+        let seen = self.watermark.bound(env.topology, env.now);
+        lines.extend(env.topology.members.iter().map(|member| self.candidate(env, level, member, (seen, bound), choice.node.as_deref())));
         if env.topology.members.is_empty() {
             lines.push("  none is known".to_owned());
         }
@@ -162,12 +171,15 @@ impl Session {
                 };
                 Choice { text: format!("{} ({role}): {}, {}", need.node, need.why.as_str(), in_words(need.why)), node: Some(need.node) }
             }
+            Some(Want::Sample) => {
+                Choice { text: "a replica that shows what the leader, asked first, says that it has written".to_owned(), node: None }
+            }
             Some(Want::Hold) => Choice { text: "none: it waits in line until a leader is in force".to_owned(), node: None },
             Some(Want::Return | Want::Close) | None => Choice { text: "none: no node can serve it now".to_owned(), node: None },
         }
     }
 
-    fn candidate(&self, env: &Env<'_>, level: Level, member: &Member, bound: Bound, chosen: Option<&str>) -> String {
+    fn candidate(&self, env: &Env<'_>, level: Level, member: &Member, (seen, bound): (Bound, Bound), chosen: Option<&str>) -> String {
         let leads = env.topology.leader_at(env.now).is_some_and(|(_, leader)| leader.name == member.name);
         let lag = match (member.lag_bytes, member.lag) {
             _ if leads => String::new(),
@@ -182,9 +194,14 @@ impl Session {
             Some(out) => out.as_str(),
             None if formerly => "its lead is in doubt",
             None if level == Level::Eventual => "in rotation",
-            None if causal::shows(member, bound) || self.watermark.stays_on(member) => "fresh enough",
-            None if bound == Bound::Unknown => "not known to show what this session has seen",
-            None => "behind what this session has seen",
+            None if level == Level::Strong => "in rotation, and as fresh as the leader is asked to tell",
+            None if !causal::shows(member, seen) && !self.watermark.stays_on(member) => match seen {
+                Bound::Unknown => "not known to show what this session has seen",
+                Bound::Nothing | Bound::At(_) => "behind what this session has seen",
+            },
+            None if causal::shows(member, bound) => "fresh enough",
+            None if bound == Bound::Unknown => "not known to show what others have written",
+            None => "behind what others have written",
         };
         let mark = if chosen == Some(&*member.name) { ", chosen" } else { "" };
         let role = if leads { "leader" } else { "replica" };
@@ -200,9 +217,9 @@ struct Choice {
 fn in_words(why: Why) -> &'static str {
     match why {
         Why::Write => "the statement isn't known to only read",
-        Why::FreshReplica => "a read, and the replica shows what this session has seen",
+        Why::FreshReplica => "a read, and the replica shows what it must",
         Why::AnyReplica => "a read that any replica in rotation may serve",
-        Why::NotCaughtUp => "a read, but no replica is known to show what this session has seen",
+        Why::NotCaughtUp => "a read, but no replica is known to show what it must",
         Why::NoReplica => "a read, but no replica is in rotation",
         Why::Rerun => "a replica could not answer",
         Why::Hint => "it was overruled",

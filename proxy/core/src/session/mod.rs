@@ -38,10 +38,11 @@ pub use server::{ServerState, StatementId};
 pub use settings::{How, Params, Settings};
 
 use crate::causal::{Level, Watermark};
+use crate::marks::{Marks, Touched};
 use crate::refusal::{Refusal, Severity};
 use crate::route::{Excluded, Loads, Need, ServerRole, Why};
 use crate::sql::{Dialect, Effect, PinReason, TransactionModes, Verdict};
-use crate::topology::{Member, Topology};
+use crate::topology::{Epoch, Member, Topology};
 use crate::wire::reply::TxStatus;
 use crate::wire::{frame, reply, view};
 
@@ -77,6 +78,16 @@ pub trait Judge {
     /// `standard_conforming_strings`, and whether the client's encoding never has an ASCII byte within a character.
     fn verdict(&self, sql: &[u8], standard_conforming_strings: bool, ascii_safe: bool) -> Arc<Verdict>;
 
+    /// Of the facts that it judges by now: verdicts of another generation may be wrong about what they touch.
+    fn generation(&self) -> u64 {
+        0
+    }
+
+    /// The highest level that a rule may ask of one of the session's statements.
+    fn highest_ruled(&self) -> Level {
+        Level::Eventual
+    }
+
     /// What its verdicts rest on, in lines for EXPLAIN (ROUTE).
     fn grounds(&self) -> Vec<String> {
         Vec::new()
@@ -90,6 +101,8 @@ pub struct Env<'a> {
     pub topology: &'a Topology,
     pub loads: &'a dyn Loads,
     pub judge: &'a dyn Judge,
+    /// What has been acknowledged in the session's database.
+    pub marks: &'a Marks,
     pub policy: &'a Policy,
     /// Any number, new for each input.
     pub random: u64,
@@ -102,6 +115,8 @@ pub enum Want {
     Lease(Need),
     /// Nothing can serve this now: call [`Session::decide_again`] when the topology changes, [`Session::denied`] when time is up.
     Hold,
+    /// A sample of the leader, and of the replicas, whose question is sent from now on: call [`Session::decide_again`] when one has come.
+    Sample,
     /// Give the server connection back, then call [`Session::returned`].
     Return,
     /// Send what is left, then hang up.
@@ -210,6 +225,8 @@ pub struct Work {
     last_words: Option<[u8; 5]>,
     /// The last CommandComplete was ROLLBACK.
     rolled_back: bool,
+    /// As `rolled_back`, for what was written.
+    undone: bool,
     excluded: Excluded,
     /// Servers that were lost under the batch that waits.
     losses: u8,
@@ -217,6 +234,8 @@ pub struct Work {
     rerun_on_leader: bool,
     /// The next lease must be of a connection that nobody has used.
     fresh: bool,
+    /// At the level `strong`: since when a sample of the leader is awaited, and in which epoch.
+    asked: Option<(Instant, Epoch)>,
 }
 
 /// Counts since the driver last took them.
@@ -345,6 +364,8 @@ pub struct Session {
     /// Advanced a sequence, or may have: `currval` is worth keeping its server connection near.
     sequence_advanced: bool,
     watermark: Watermark,
+    /// What the transaction, or what is under way outside one, has written or may have written, and nobody was told of.
+    written: Touched,
     /// Messages of the extended protocol have come since the client's last Sync.
     unsynced: bool,
     /// The client's messages are dropped up to its Sync.
@@ -399,6 +420,7 @@ impl Session {
             pins: Pins::default(),
             sequence_advanced: false,
             watermark: Watermark::default(),
+            written: Touched::Nothing,
             unsynced: false,
             skipping: false,
             segment_lost: false,
@@ -472,7 +494,7 @@ impl Session {
                 work.attempt.is_none()
                     && !work.alone
                     && work.owed.len() < OWED_MAX
-                    && (work.owed.is_empty() || *role == ServerRole::Leader || env.policy.access == Access::ReadOnly)
+                    && (work.owed.is_empty() || *role == ServerRole::Leader || self.pipelines_reads(env))
             }
         }
     }
@@ -608,7 +630,7 @@ impl Session {
             b'P' => self.prepare(env, work, body)?,
             b'B' => {
                 let bind = view::bind(body)?;
-                let statement = self.statement(bind.statement);
+                let statement = self.statement_now(env, bind.statement);
                 self.note_portal(env, bind.portal, statement.as_ref());
                 Item::Bind { unnamed: bind.statement.is_empty(), statement }
             }
@@ -650,13 +672,14 @@ impl Session {
 
     /// The batch is complete: it goes to the server that is held, or a server is chosen.
     fn submit(&mut self, env: &Env<'_>, work: &mut Work, server: Option<&mut ServerState>) {
+        work.asked = None;
         if matches!(self.phase, Phase::Holding { .. })
             && let Some(server) = server
         {
-            if self.must_move(work) {
+            if let Some(leader) = self.must_move(env, work) {
                 // A READ ONLY transaction leaves its replica: what it has done there is undone with the return.
                 self.begin = self.movable.take();
-                work.rerun_on_leader = true;
+                work.rerun_on_leader = leader;
                 self.want = Some(Want::Return);
                 return;
             }

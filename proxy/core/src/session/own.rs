@@ -4,6 +4,8 @@
 //! what is noted here once it has succeeded. Invariant: values follow PostgreSQL's stack (`guc.c`, AtEOXact_GUC): SET LOCAL ends with its
 //! transaction, ROLLBACK and ROLLBACK TO bring back what was there before.
 
+use std::sync::Arc;
+
 use crate::causal::Level;
 use crate::refusal::Refusal;
 use crate::sql::lexer::{Lexer, Token, TokenKind};
@@ -212,6 +214,16 @@ pub(super) fn concerns(verdict: &Verdict) -> bool {
         Effect::ResetAll | Effect::Savepoint | Effect::RollbackTo | Effect::Release => true,
         // A lone one's outcome is told by its tag.
         Effect::Commit { .. } | Effect::Rollback { .. } => verdict.statements > 1,
+        _ => false,
+    })
+}
+
+/// Whether the statement may change `switchyard.consistency`.
+pub(super) fn sets_level(verdict: &Arc<Verdict>) -> bool {
+    let name = PARAMETERS[Which::Consistency as usize].name;
+    verdict.effects.iter().any(|effect| match effect {
+        Effect::Set { name: set, .. } | Effect::Reset { name: set } => set.eq_ignore_ascii_case(name),
+        Effect::ResetAll => true,
         _ => false,
     })
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::fingerprint::Fingerprint;
 use crate::causal::Level;
+use crate::marks::Touched;
 
 /// Reasons kept of one verdict; the first ones tell enough.
 pub(super) const REASONS_LIMIT: usize = 16;
@@ -189,6 +190,12 @@ pub struct Verdict {
     pub ruling: Option<Ruling>,
     /// Of the string, where a memo has judged it.
     pub fingerprint: Fingerprint,
+    /// The relations that it reads, or may read.
+    pub reads: Touched,
+    /// The relations that it writes, or may write.
+    pub writes: Touched,
+    /// Of the facts under which this was judged.
+    pub generation: u64,
 }
 
 /// A rule of the configuration, and what it says of what it matches.
