@@ -187,8 +187,9 @@ impl Session {
     /// What the batch's reads must show: what the session has set, else what a rule says, else the listener's level.
     pub(super) fn level(&self, env: &Env<'_>, work: &Work) -> Level {
         let level = self.own.level().unwrap_or_else(|| work.batch.level(env.policy.level));
-        // A Parse or Describe shows no data.
-        if work.batch.executes() { level } else { level.min(Level::Session) }
+        // A Parse or Describe shows no data; in a transaction it may fix the snapshot of what does.
+        let begins = self.begin.is_some() || self.status != TxStatus::Idle;
+        if begins || work.batch.executes() { level } else { level.min(Level::Session) }
     }
 
     /// Whether reads may be sent to the replica that is held while others are under way there: each is as good as the first.
@@ -238,7 +239,7 @@ impl Session {
             true => env.marks.since(&Touched::Everything),
             false => env.marks.since(&verdict.reads),
         };
-        let since = work.batch.executed().map(|verdict| reads(verdict)).max();
+        let since = work.batch.verdicts().map(|verdict| reads(verdict)).max();
         Bound::since(since.unwrap_or_else(|| env.marks.since(&Touched::Everything)), env.topology)
     }
 

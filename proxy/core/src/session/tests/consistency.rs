@@ -292,3 +292,20 @@ fn the_read_only_port_looks_at_each_read() {
          S> Q select * from b",
     );
 }
+
+#[test]
+fn a_transaction_begins_where_its_parse_does() {
+    let parse = "C> Q begin isolation level repeatable read read only
+         C< C BEGIN / Z T
+         C> P s select * from a / S
+         ";
+    at(Access::ReadWrite, "global").tell(&format!("others b\n asked\n {parse} lease l leader\n S> ..."));
+    at(Access::ReadWrite, "strong").tell(&format!("{parse} sample"));
+    at(Access::ReadWrite, "strong").tell(
+        "C> Q begin read only
+         C< C BEGIN / Z T
+         C> P s select * from a / S
+         lease l leader
+         S> ...",
+    );
+}
