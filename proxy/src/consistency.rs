@@ -3,9 +3,10 @@
 //! Each session owns one row and writes rising numbers to it; all read all rows. What a read must show at least is known before it is
 //! sent: what its session was told of its own writes, what it has seen of the row, and, at the levels `global` and `strong`, what the row's
 //! owner has told everybody (a side channel: the memory of this process). Invariant: a violation is never reported wrongly. A session
-//! whose connection was lost begins anew and has seen nothing; a write whose outcome is unknown may have happened or not.
+//! whose connection was lost begins anew and has seen nothing. A write whose outcome is unknown may have been shown by a replica and been
+//! lost with its leader: its owner asks the leader what became of it, and what was lost needn't be shown again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
@@ -20,6 +21,8 @@ use tokio_postgres::{Client, NoTls, SimpleQueryMessage, Statement};
 const WRITE_EVERY: u32 = 10;
 /// Violations that are told one by one.
 const SHOWN_MAX: usize = 10;
+/// Reads that may turn out to be violations, at most: more of them than anybody reads.
+const SUSPECTS_MAX: usize = 100_000;
 /// Without an answer, a statement's connection counts as lost. Longer than a statement waits for a leader.
 const ANSWER: Duration = Duration::from_secs(60);
 /// Between attempts to connect, and how long a session tries.
@@ -94,6 +97,13 @@ pub struct Report {
 }
 
 impl Report {
+    fn broken(&mut self, violation: Violation, line: String) {
+        *self.violations.entry(violation).or_default() += 1;
+        if self.shown.len() < SHOWN_MAX {
+            self.shown.push(line);
+        }
+    }
+
     /// Whether every read showed what it had to.
     pub fn is_clean(&self) -> bool {
         self.violations.is_empty()
@@ -135,6 +145,10 @@ struct Shared {
     /// By row: the highest number that its owner was told is written.
     acknowledged: Vec<AtomicI64>,
     reads_left: AtomicU64,
+    /// Numbers that were never acknowledged and aren't there, by row.
+    lost: Mutex<HashSet<(usize, i64)>>,
+    /// Reads that went back behind a number that wasn't acknowledged yet: violations, unless the number was lost.
+    suspects: Mutex<Vec<(usize, i64, String)>>,
     report: Mutex<Report>,
 }
 
@@ -200,6 +214,8 @@ impl Plan {
             set_level: self.level.is_some(),
             acknowledged: (0..self.sessions).map(|_| AtomicI64::new(0)).collect(),
             reads_left: AtomicU64::new(self.reads),
+            lost: Mutex::default(),
+            suspects: Mutex::default(),
             report: Mutex::new(Report { level: level.as_str(), sessions: self.sessions, ..Report::default() }),
         });
         // Where the table itself hasn't been replayed yet, a read falls back to the leader by an error: no time for that is needed.
@@ -216,6 +232,12 @@ impl Plan {
         }
         let mut report = std::mem::take(&mut *shared.report.lock());
         report.took = begin.elapsed();
+        let lost = shared.lost.lock();
+        for (row, number, line) in shared.suspects.lock().drain(..) {
+            if !lost.contains(&(row, number)) {
+                report.broken(Violation::Backward, line);
+            }
+        }
         Ok(report)
     }
 }
@@ -251,12 +273,14 @@ struct Session {
     own: i64,
     /// The highest number that was ever sent.
     sent: i64,
+    /// Whether nobody knows what became of it.
+    unknown: bool,
 }
 
 impl Session {
     fn new(id: u16, shared: Arc<Shared>, dsn: String) -> Session {
         let seen = vec![0; shared.acknowledged.len()];
-        Session { id, shared, dsn, seen, own: 0, sent: 0 }
+        Session { id, shared, dsn, seen, own: 0, sent: 0, unknown: false }
     }
 
     async fn run(mut self) -> Result<(), CheckError> {
@@ -304,7 +328,9 @@ impl Session {
             1 => Form::Transaction,
             _ => Form::Prepared,
         };
-        let done = if rand::random_ratio(1, WRITE_EVERY) {
+        let done = if self.unknown {
+            tokio::time::timeout(ANSWER, self.resolve(connected)).await
+        } else if rand::random_ratio(1, WRITE_EVERY) {
             tokio::time::timeout(ANSWER, self.write(connected, form)).await
         } else {
             let left = self.shared.reads_left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
@@ -336,6 +362,7 @@ impl Session {
 
     async fn write(&mut self, connected: &Connected, form: Form) -> Result<(), tokio_postgres::Error> {
         self.sent += 1;
+        self.unknown = true;
         let (id, number) = (i32::from(self.id), self.sent);
         let sql = format!("UPDATE {} SET n = {number} WHERE id = {id}", self.shared.table);
         match form {
@@ -347,9 +374,25 @@ impl Session {
                 connected.client.batch_execute("COMMIT").await?;
             }
         }
+        self.unknown = false;
         self.own = number;
         self.shared.acknowledged[usize::from(self.id)].fetch_max(number, Ordering::SeqCst);
         self.shared.report.lock().writes += 1;
+        Ok(())
+    }
+
+    /// Asks the leader what became of the last write.
+    async fn resolve(&mut self, connected: &Connected) -> Result<(), tokio_postgres::Error> {
+        let sql = format!("/* switchyard: leader */ SELECT n FROM {} WHERE id = {}", self.shared.table, self.id);
+        let messages = connected.client.simple_query(&sql).await?;
+        let there: i64 = messages.iter().find_map(number).unwrap_or(0);
+        let row = usize::from(self.id);
+        if there < self.sent {
+            self.shared.lost.lock().insert((row, self.sent));
+        }
+        self.unknown = false;
+        self.own = self.own.max(there);
+        self.shared.acknowledged[row].fetch_max(there, Ordering::SeqCst);
         Ok(())
     }
 
@@ -358,16 +401,13 @@ impl Session {
         let row = if rand::random_ratio(1, 3) { usize::from(self.id) } else { rand::random_range(0..rows) };
         let id = row as i32;
         let own = if row == usize::from(self.id) { self.own } else { 0 };
-        let told = if self.shared.told { self.shared.acknowledged[row].load(Ordering::SeqCst) } else { 0 };
+        let acknowledged = self.shared.acknowledged[row].load(Ordering::SeqCst);
+        let told = if self.shared.told { acknowledged } else { 0 };
         let shown: i64 = match form {
             Form::Simple => {
                 let messages = connected.client.simple_query(&format!("SELECT n FROM {} WHERE id = {id}", self.shared.table)).await?;
-                let text = messages.iter().find_map(|message| match message {
-                    SimpleQueryMessage::Row(row) => row.get(0),
-                    _ => None,
-                });
                 // No row is as old as it gets, and what every row began with.
-                text.and_then(|text| text.parse().ok()).unwrap_or(0)
+                messages.iter().find_map(number).unwrap_or(0)
             }
             Form::Prepared => connected.client.query_opt(&connected.read, &[&id]).await?.map_or(0, |row| row.get(0)),
             Form::Transaction => {
@@ -379,16 +419,27 @@ impl Session {
         };
         let seen = self.seen[row];
         self.seen[row] = seen.max(shown);
-        let mut report = self.shared.report.lock();
-        report.reads += 1;
-        let broken = [(Violation::OwnWrite, own), (Violation::Backward, seen), (Violation::Told, told)];
+        self.shared.report.lock().reads += 1;
+        let broken = [(Violation::OwnWrite, own), (Violation::Told, told), (Violation::Backward, seen)];
         if let Some((violation, least)) = broken.into_iter().find(|(_, least)| shown < *least) {
-            *report.violations.entry(violation).or_default() += 1;
-            if report.shown.len() < SHOWN_MAX {
-                let line = format!("session {} read {shown} of row {row} and {}: at least {least}", self.id, violation.as_str());
-                report.shown.push(line);
+            let line = format!("session {} read {shown} of row {row} and {}: at least {least}", self.id, violation.as_str());
+            if violation == Violation::Backward && acknowledged < least {
+                let mut suspects = self.shared.suspects.lock();
+                if suspects.len() < SUSPECTS_MAX {
+                    suspects.push((row, least, line));
+                }
+            } else {
+                self.shared.report.lock().broken(violation, line);
             }
         }
         Ok(())
+    }
+}
+
+/// The number in the first column of a row.
+fn number(message: &SimpleQueryMessage) -> Option<i64> {
+    match message {
+        SimpleQueryMessage::Row(row) => row.get(0)?.parse().ok(),
+        _ => None,
     }
 }
