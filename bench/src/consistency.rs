@@ -70,7 +70,9 @@ async fn prepare(leader: &Member) -> anyhow::Result<()> {
             ))
             .await?;
     }
-    leader.connect().await?.batch_execute("CHECKPOINT; VACUUM ANALYZE").await?;
+    let superuser = leader.connect().await?;
+    superuser.batch_execute("VACUUM ANALYZE").await?;
+    superuser.batch_execute("CHECKPOINT").await?;
     Ok(())
 }
 

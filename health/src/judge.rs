@@ -700,7 +700,12 @@ impl Judge {
     /// Keeps the leader's newest probe as a sample.
     fn sample(&mut self, leader: &str) {
         let Some(found) = self.seats.get(leader).and_then(Seat::reachable) else { return };
-        let sample = Sample { sent_at: found.sent_at, insert_lsn: found.insert_lsn, flush_lsn: found.replay_lsn };
+        let sample = Sample {
+            sent_at: found.sent_at,
+            insert_lsn: found.insert_lsn,
+            flush_lsn: found.replay_lsn,
+            settled_at: found.sync_wait.map(|waits| found.sent_at.checked_sub(waits).unwrap_or(found.sent_at)),
+        };
         let (recent, coarse) = self.marks.push(sample);
         if recent {
             self.samples = self.marks.recent();

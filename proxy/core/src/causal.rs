@@ -12,6 +12,8 @@
 //! - A replica that showed something goes on showing it, so staying there needs no check, as long as it hasn't restarted (a
 //!   standby killed and started again opens at its minimum recovery point, which may lie before what it showed; so does one that
 //!   lost a backend to a crash, though its postmaster lives on).
+//! - From a replica to the leader there is one race, PostgreSQL's own: a commit that waits for its synchronous standby is visible on replicas
+//!   and not on the leader. Such a read waits for a sample that shows no commit that has waited since before the replica's answer.
 //!
 //! `causal_model.rs` plays this against random schedules of a simulated cluster, and shows that each rule is needed.
 //!
@@ -131,6 +133,11 @@ impl Watermark {
             }
             None => Bound::Unknown,
         }
+    }
+
+    /// Whether a replica was the last to show something, and the leader may not show that yet. Only where it waits for synchronous standbys.
+    pub fn is_ahead_of(&self, leader: &Member, topology: &Topology) -> bool {
+        self.seen.as_ref().is_some_and(|seen| seen.node != leader.name && topology.is_unsettled(seen.at))
     }
 
     /// Whether `member` answered last, and hasn't restarted since.

@@ -424,7 +424,12 @@ impl World {
             }
             let counts_from = if self.broken == Broken::ReceiveTime { self.now } else { sent_at };
             let lsn = if self.broken == Broken::FlushedForInserted { answer.flushed } else { answer.shows.lsn };
-            self.samples.push(Sample { sent_at: self.at(counts_from), insert_lsn: Lsn(lsn), flush_lsn: Lsn(answer.flushed) });
+            self.samples.push(Sample {
+                sent_at: self.at(counts_from),
+                insert_lsn: Lsn(lsn),
+                flush_lsn: Lsn(answer.flushed),
+                settled_at: None,
+            });
             if self.samples.len() > SAMPLES_MAX {
                 self.samples.remove(0);
             }

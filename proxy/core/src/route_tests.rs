@@ -60,7 +60,10 @@ fn cluster(at: Instant, samples: &[(Instant, u64)], replays: [u64; 2]) -> Topolo
             failsafe: false,
         }),
         members: vec![member("leader", 0, at), member("r1", replays[0], at), member("r2", replays[1], at)],
-        samples: samples.iter().map(|(sent_at, lsn)| Sample { sent_at: *sent_at, insert_lsn: Lsn(*lsn), flush_lsn: Lsn(*lsn) }).collect(),
+        samples: samples
+            .iter()
+            .map(|(sent_at, lsn)| Sample { sent_at: *sent_at, insert_lsn: Lsn(*lsn), flush_lsn: Lsn(*lsn), settled_at: None })
+            .collect(),
         ..Topology::default()
     }
 }
@@ -125,7 +128,7 @@ fn a_new_epoch_asks_for_a_new_sample() {
     let mut next = cluster(t, &[(t + ms(3), 50)], [0, 0]);
     next.epoch = Epoch(2);
     assert_eq!(watermark.bound(&next, t + ms(4)), Bound::Unknown);
-    next.samples = [Sample { sent_at: t + ms(5), insert_lsn: Lsn(60), flush_lsn: Lsn(60) }].into();
+    next.samples = [Sample { sent_at: t + ms(5), insert_lsn: Lsn(60), flush_lsn: Lsn(60), settled_at: None }].into();
     assert_eq!(watermark.bound(&next, t + ms(6)), Bound::At(Lsn(60)));
 }
 

@@ -47,6 +47,9 @@ pub struct Sample {
     pub sent_at: Instant,
     pub insert_lsn: Lsn,
     pub flush_lsn: Lsn,
+    /// Of a leader that waits for synchronous standbys: it shows what anybody has shown before this, as no commit has been waiting for
+    /// longer. `None`: it doesn't wait for any.
+    pub settled_at: Option<Instant>,
 }
 
 /// The role that Patroni announces for a member.
@@ -193,6 +196,14 @@ impl Topology {
         let old =
             self.history.get(first(&self.history)).filter(|old| self.samples.first().is_none_or(|recent| old.sent_at < recent.sent_at));
         old.or_else(|| self.samples.first())
+    }
+
+    /// Whether a replica may for a while have shown, before `at`, what the leader doesn't show yet: a commit that waits for its synchronous
+    /// standby is visible everywhere but on the leader.
+    pub fn is_unsettled(&self, at: Instant) -> bool {
+        let waits = self.samples.last().is_some_and(|sample| sample.settled_at.is_some());
+        let settled = |sample: &Sample| sample.settled_at.is_none_or(|settled| settled > at);
+        waits && !self.samples[self.samples.partition_point(|sample| sample.sent_at <= at)..].iter().any(settled)
     }
 
     /// Members that may serve reads, without the leader.

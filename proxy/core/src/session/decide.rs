@@ -63,6 +63,9 @@ impl Session {
         if work.excluded.contains(&member.name) {
             return self.denied(work, &Refusal::NoReplica);
         }
+        if self.waits_to_settle(env, work) {
+            return self.await_sample();
+        }
         // Opened as a replica's, so that it is read-only by its startup, too.
         let need = Need { node: member.name.clone(), role: ServerRole::Replica, epoch: leader.epoch, why: Why::Fallback };
         self.lease(need);
@@ -136,15 +139,28 @@ impl Session {
         if class == Class::Local { comment } else { comment.or_else(|| self.own.route()).or_else(|| work.batch.ruled()) }
     }
 
+    /// The leader, for a batch; a read of a session that a replica has shown more waits for the leader to show that, too.
+    fn lead(&mut self, env: &Env<'_>, work: &mut Work, why: Why) {
+        if self.waits_to_settle(env, work) { self.await_sample() } else { self.lease_leader(env, why) }
+    }
+
+    fn waits_to_settle(&self, env: &Env<'_>, work: &mut Work) -> bool {
+        let Some((_, leader)) = env.topology.leader_at(env.now) else { return false };
+        work.batch.class() == Class::Read
+            && self.watermark.is_ahead_of(leader, env.topology)
+            && self.level(env, work) >= Level::Session
+            && env.now < *work.unsettled.get_or_insert(env.now) + SETTLE_PATIENCE
+    }
+
     fn decide_read_write(&mut self, env: &Env<'_>, work: &mut Work) {
         if work.rerun_on_leader {
-            return self.lease_leader(env, Why::Rerun);
+            return self.lead(env, work, Why::Rerun);
         }
         if (self.begin.is_some() || self.status == TxStatus::Idle) && self.hold_transaction_control(env, work) {
             return;
         }
         if work.batch.end == End::Overflow || (work.batch.end == End::Flush && work.batch.executes()) {
-            return self.lease_leader(env, Why::LookAhead);
+            return self.lead(env, work, Why::LookAhead);
         }
         let class = work.batch.class();
         let overruling = self.overruling(work, class);
@@ -164,23 +180,23 @@ impl Session {
                 Level::Strong => self.begin.is_none() || !one_snapshot,
             };
             if !((on_replica || wanted) && !serializable && class == Class::Read) || beyond {
-                return self.lease_leader(env, Why::Transaction);
+                return self.lead(env, work, Why::Transaction);
             }
         }
         match (class, overruling) {
-            (Class::Local | Class::Read, Some(Hint::Leader)) => self.lease_leader(env, Why::Hint),
+            (Class::Local | Class::Read, Some(Hint::Leader)) => self.lead(env, work, Why::Hint),
             (_, Some(Hint::Replica)) | (Class::Read, None) => {
                 if self.reading_allowed_on_leader_only() {
-                    return self.lease_leader(env, Why::Write);
+                    return self.lead(env, work, Why::Write);
                 }
                 match self.replica(env, work, self.level(env, work)) {
                     Choice::Replica(need) => self.lease(need),
-                    Choice::Leader(why) => self.lease_leader(env, why),
+                    Choice::Leader(why) => self.lead(env, work, why),
                     Choice::Ask => self.await_sample(),
                 }
             }
             (Class::Local, None) => self.lease_any(env, work),
-            (Class::Write, _) => self.lease_leader(env, Why::Write),
+            (Class::Write, _) => self.lead(env, work, Why::Write),
         }
     }
 
@@ -364,6 +380,9 @@ fn strong_bound(env: &Env<'_>, work: &mut Work) -> Result<Bound, Choice> {
         None => Err(Choice::Ask),
     }
 }
+
+/// How long a read waits for the leader to show what a replica has shown: a synchronous standby that is gone may never answer.
+const SETTLE_PATIENCE: Duration = Duration::from_millis(200);
 
 /// How long a read waits for the leader's position before the leader serves it.
 const SAMPLE_PATIENCE: Duration = Duration::from_secs(1);

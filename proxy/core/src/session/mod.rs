@@ -236,6 +236,8 @@ pub struct Work {
     fresh: bool,
     /// At the level `strong`: since when a sample of the leader is awaited, and in which epoch.
     asked: Option<(Instant, Epoch)>,
+    /// Since when the read waits for the leader to show what a replica has shown.
+    unsettled: Option<Instant>,
 }
 
 /// Counts since the driver last took them.
@@ -672,7 +674,7 @@ impl Session {
 
     /// The batch is complete: it goes to the server that is held, or a server is chosen.
     fn submit(&mut self, env: &Env<'_>, work: &mut Work, server: Option<&mut ServerState>) {
-        work.asked = None;
+        (work.asked, work.unsettled) = (None, None);
         if matches!(self.phase, Phase::Holding { .. })
             && let Some(server) = server
         {

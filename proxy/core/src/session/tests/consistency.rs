@@ -309,3 +309,37 @@ fn a_transaction_begins_where_its_parse_does() {
          S> ...",
     );
 }
+
+#[test]
+fn the_leader_shows_later_what_waits_for_its_standby() {
+    let mut story = at(Access::ReadWrite, "session");
+    let read = "S> Q select 1
+         S< T / C SELECT 1 / Z I
+         C< T / C SELECT 1 / Z I
+         return";
+    story.tell(&format!("C> Q select 1\n lease r replica\n {read}"));
+    // A commit has been waiting for its standby since before the replica's answer.
+    story.rig.sync_wait(5000);
+    story.tell("C> Q /* switchyard: leader */ select 1\n sample\n again\n sample");
+    // It isn't any more.
+    story.rig.sync_wait(0);
+    story.tell(
+        "again
+         lease l leader
+         S> Q /* switchyard: leader */ select 1
+         S< T / C SELECT 1 / Z I
+         C< T / C SELECT 1 / Z I
+         return
+         C> Q /* switchyard: leader */ select 1
+         lease l leader
+         S> Q /* switchyard: leader */ select 1
+         S< T / C SELECT 1 / Z I
+         C< T / C SELECT 1 / Z I
+         return",
+    );
+    story.rig.catch_up();
+    story.tell(&format!("C> Q select 1\n lease r replica\n {read}"));
+    story.rig.sync_wait(5000);
+    // Not for ever.
+    story.tell("C> Q /* switchyard: leader */ select 1\n sample\n +1s\n again\n lease l leader\n S> Q /* switchyard: leader */ select 1");
+}

@@ -139,7 +139,7 @@ impl Rig {
     pub(super) fn catch_up(&mut self) {
         self.now += Duration::from_millis(1);
         let lsn = Lsn(self.topology.samples.last().map_or(1, |sample| sample.insert_lsn.0 + 1));
-        self.topology.samples = [Sample { sent_at: self.now, insert_lsn: lsn, flush_lsn: lsn }].into();
+        self.topology.samples = [Sample { sent_at: self.now, insert_lsn: lsn, flush_lsn: lsn, settled_at: None }].into();
         for member in &mut self.topology.members {
             if let Some(probed) = &mut Arc::make_mut(member).probed {
                 probed.replay_lsn = lsn;
@@ -152,9 +152,18 @@ impl Rig {
     pub(super) fn ask_leader(&mut self) {
         self.now += Duration::from_millis(1);
         let lsn = Lsn(self.topology.samples.last().map_or(1, |sample| sample.insert_lsn.0 + 1));
-        let sample = Sample { sent_at: self.now, insert_lsn: lsn, flush_lsn: lsn };
+        let sample = Sample { sent_at: self.now, insert_lsn: lsn, flush_lsn: lsn, settled_at: None };
         self.topology.samples = self.topology.samples.iter().copied().chain([sample]).collect();
         self.now += Duration::from_millis(1);
+    }
+
+    /// A millisecond later, the leader is asked, and a commit has been waiting for its synchronous standby for so many milliseconds.
+    pub(super) fn sync_wait(&mut self, ms: u64) {
+        self.ask_leader();
+        let mut samples = self.topology.samples.to_vec();
+        let settled = |sample: &Sample| sample.sent_at - Duration::from_millis(ms);
+        samples.iter_mut().for_each(|sample| sample.settled_at = Some(settled(sample)));
+        self.topology.samples = samples.into();
     }
 
     pub(super) fn env(&mut self) -> Env<'_> {
