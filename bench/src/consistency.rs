@@ -25,6 +25,9 @@ const WRITES: [u32; 3] = [1, 10, 50];
 /// Pairs of runs of pgbench's own transaction.
 const PAIRS: usize = 5;
 
+/// Statements a second of the loads that don't saturate the machine.
+const RATES: [Option<u32>; 2] = [Some(1_000), None];
+
 /// One load on the ten tables: its name, and the weights and scripts of what it is made of.
 struct Mix {
     name: String,
@@ -127,18 +130,27 @@ async fn shares(
     let even = WRITES.iter().map(|writes| Mix { name: format!("{writes} % writes"), writes: *writes, one_table: false });
     let one = Mix { name: "10 % writes, all to one table; reads of the others".to_owned(), writes: 10, one_table: true };
     let mixes: Vec<Mix> = even.chain([one]).collect();
-    writeln!(text, "\nReads served by replicas, {TABLES} tables, {CLIENTS} clients, statements alone (and all statements/s):\n")?;
-    writeln!(text, "| load | {} |\n|---{}|", LEVELS.join(" | "), "|---".repeat(LEVELS.len()))?;
-    for mix in &mixes {
-        eprintln!("Shares: {}", mix.name);
-        let (read, write) = mix.write_scripts(scripts)?;
-        let mut cells = Vec::new();
-        for (_, router) in routers {
-            let share = share(leader, router, time, &[&weighted(&read, 100 - mix.writes), &weighted(&write, mix.writes)]).await?;
-            cells.push(format!("{:.1} % ({:.0})", share.replicas * 100.0, share.per_second));
-            cluster.settled().await?;
+    for rate in RATES {
+        let load = rate.map_or_else(|| "as fast as it goes".to_owned(), |rate| format!("{rate} statements/s"));
+        writeln!(
+            text,
+            "\nReads served by replicas, {TABLES} tables, {CLIENTS} clients, statements alone, {load} (and all statements/s):\n"
+        )?;
+        writeln!(text, "| load | {} |\n|---{}|", LEVELS.join(" | "), "|---".repeat(LEVELS.len()))?;
+        let rate = rate.map(|rate| format!("--rate={rate}"));
+        for mix in &mixes {
+            eprintln!("Shares: {}, {load}", mix.name);
+            let (read, write) = mix.write_scripts(scripts)?;
+            let mut cells = Vec::new();
+            for (_, router) in routers {
+                let files = [weighted(&read, 100 - mix.writes), weighted(&write, mix.writes)];
+                let arguments: Vec<&str> = files.iter().chain(&rate).map(String::as_str).collect();
+                let share = share(leader, router, time, &arguments).await?;
+                cells.push(format!("{:.1} % ({:.0})", share.replicas * 100.0, share.per_second));
+                cluster.settled().await?;
+            }
+            writeln!(text, "| {} | {} |", mix.name, cells.join(" | "))?;
         }
-        writeln!(text, "| {} | {} |", mix.name, cells.join(" | "))?;
     }
     Ok(())
 }
@@ -147,11 +159,11 @@ fn weighted(script: &Path, weight: u32) -> String {
     format!("--file={}@{weight}", script.display())
 }
 
-async fn share(leader: &Member, router: &Router, time: Duration, scripts: &[&str]) -> anyhow::Result<Share> {
+async fn share(leader: &Member, router: &Router, time: Duration, load: &[&str]) -> anyhow::Result<Share> {
     let dsn = router.rw_dsn(USER);
-    pgbench(&dsn, Duration::from_secs(1), scripts).await?;
+    pgbench(&dsn, Duration::from_secs(1), load).await?;
     let before = reads(leader, router).await?;
-    let per_second = pgbench(&dsn, time, scripts).await?;
+    let per_second = pgbench(&dsn, time, load).await?;
     let after = reads(leader, router).await?;
     let (replicas, all) = (after.0 - before.0, after.1 - before.1);
     Ok(Share { replicas: replicas / all.max(1.0), per_second })

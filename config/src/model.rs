@@ -190,6 +190,8 @@ pub struct Routing {
     /// Levels of the two ports.
     pub consistency_read_write: Consistency,
     pub consistency_read_only: Consistency,
+    /// How long a read waits for a replica that shows what it must, before it goes to the leader.
+    pub consistency_wait: Duration,
     /// A batch longer than this goes to the leader undecided, in bytes.
     pub look_ahead_bytes: usize,
     /// Cached verdicts, at most.

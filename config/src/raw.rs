@@ -265,6 +265,7 @@ section! {
         hold_begin: At<bool>,
         consistency_read_write: At<Consistency>,
         consistency_read_only: At<Consistency>,
+        consistency_wait: At<Duration>,
         look_ahead_bytes: At<Size>,
         verdict_cache_size: At<usize>,
         zone: At<Text>,

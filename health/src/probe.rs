@@ -45,7 +45,8 @@ SELECT (SELECT system_identifier FROM pg_catalog.pg_control_system()),
 /// The probe. The leader's functions raise an error in recovery, hence CASE; `OFFSET 0` keeps one answer of
 /// `pg_is_in_recovery()` for all of them. A leader's timeline comes from the WAL file that it writes: the control file
 /// stays on the old one until the next checkpoint. A standby's comes from its WAL receiver; without one, the control
-/// file's is a lower bound.
+/// file's is a lower bound. A commit may be shown by replicas before the leader shows it while it waits for a synchronous standby, and until
+/// its process has run again: by then it still has its transaction's id.
 const PROBE: &str = "\
 SELECT s.r,
        CASE WHEN s.r THEN pg_catalog.pg_last_wal_replay_lsn() ELSE pg_catalog.pg_current_wal_flush_lsn() END,
@@ -58,7 +59,9 @@ SELECT s.r,
        extract(epoch FROM pg_catalog.clock_timestamp())::float8,
        CASE WHEN NOT s.r AND pg_catalog.current_setting('synchronous_standby_names') <> ''
             THEN coalesce((SELECT extract(epoch FROM max(pg_catalog.clock_timestamp() - state_change))
-                             FROM pg_catalog.pg_stat_activity WHERE wait_event = 'SyncRep'), 0)::float8 END
+                             FROM pg_catalog.pg_stat_activity
+                            WHERE wait_event = 'SyncRep' OR (state = 'active' AND backend_xid IS NOT NULL
+                                                             AND state_change > pg_catalog.clock_timestamp() - interval '1s')), 0)::float8 END
   FROM (SELECT pg_catalog.pg_is_in_recovery() AS r OFFSET 0) s";
 
 const HISTORY: &str = "SELECT pg_catalog.pg_read_file('pg_wal/' || lpad(upper(to_hex($1::int8)), 8, '0') || '.history', 0, $2, true)";

@@ -52,6 +52,7 @@ impl Entrance {
                     Port::ReadOnly => Access::ReadOnly,
                 },
                 level: level_of(level),
+                consistency_wait: config.routing.consistency_wait,
                 hold_begin: config.routing.hold_begin,
                 readonly_on_replica: config.routing.readonly_transactions_on_replica,
                 fallback_to_leader: config.routing.fallback_to_leader,

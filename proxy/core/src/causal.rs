@@ -71,6 +71,8 @@ pub struct Watermark {
     seen: Option<Seen>,
     /// Taken from the ring once, when a read needs it; void when something new is seen.
     needed: Option<Needed>,
+    /// When a replica showed something last.
+    on_replica: Option<Instant>,
 }
 
 /// What a replica has to show. A greater one asks for more.
@@ -95,6 +97,9 @@ impl Watermark {
     /// The session is about to be shown what `member` answered. Call before the bytes are forwarded.
     pub fn saw(&mut self, member: &Member, now: Instant) {
         let started_at = started_at(member);
+        if member.probed.as_ref().is_none_or(|probed| probed.in_recovery) {
+            self.on_replica = Some(now);
+        }
         match &mut self.seen {
             Some(seen) if seen.node == member.name => {
                 seen.at = now;
@@ -135,9 +140,9 @@ impl Watermark {
         }
     }
 
-    /// Whether a replica was the last to show something, and the leader may not show that yet. Only where it waits for synchronous standbys.
-    pub fn is_ahead_of(&self, leader: &Member, topology: &Topology) -> bool {
-        self.seen.as_ref().is_some_and(|seen| seen.node != leader.name && topology.is_unsettled(seen.at))
+    /// Whether a replica has shown something that the leader may not show yet. Only where it waits for synchronous standbys.
+    pub fn is_ahead_of_leader(&self, topology: &Topology) -> bool {
+        self.on_replica.is_some_and(|at| topology.is_unsettled(at))
     }
 
     /// Whether `member` answered last, and hasn't restarted since.

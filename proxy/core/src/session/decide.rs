@@ -1,7 +1,7 @@
 //! Where a complete batch goes.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::batch::{End, Item};
 use super::{Access, Env, HeldBegin, Lost, Phase, Session, Want, Work, own};
@@ -145,9 +145,9 @@ impl Session {
     }
 
     fn waits_to_settle(&self, env: &Env<'_>, work: &mut Work) -> bool {
-        let Some((_, leader)) = env.topology.leader_at(env.now) else { return false };
         work.batch.class() == Class::Read
-            && self.watermark.is_ahead_of(leader, env.topology)
+            && env.topology.leader_at(env.now).is_some()
+            && self.watermark.is_ahead_of_leader(env.topology)
             && self.level(env, work) >= Level::Session
             && env.now < *work.unsettled.get_or_insert(env.now) + SETTLE_PATIENCE
     }
@@ -218,7 +218,13 @@ impl Session {
     fn replica(&mut self, env: &Env<'_>, work: &mut Work, level: Level) -> Choice {
         let bound = match level {
             Level::Eventual | Level::Session => Bound::Nothing,
-            Level::Global => self.global_bound(env, work),
+            Level::Global => {
+                let since = match work.since {
+                    Some(since) => since,
+                    None => *work.since.insert(self.written_until(env, work)),
+                };
+                Bound::since(since, env.topology)
+            }
             Level::Strong => match strong_bound(env, work) {
                 Ok(bound) => bound,
                 Err(otherwise) => return otherwise,
@@ -239,12 +245,13 @@ impl Session {
                 let why = if any { Why::AnyReplica } else { Why::FreshReplica };
                 Choice::Replica(Need { node: member.name.clone(), role: ServerRole::Replica, epoch: env.topology.epoch, why })
             }
+            Err(Why::NotCaughtUp) if env.now < *work.waits.get_or_insert(env.now) + env.policy.consistency_wait => Choice::Ask,
             Err(why) => Choice::Leader(why),
         }
     }
 
-    /// What bounds all that this router has acknowledged so far of what the batch reads.
-    pub(super) fn global_bound(&self, env: &Env<'_>, work: &Work) -> Bound {
+    /// When this router acknowledged something last of what the batch reads.
+    fn written_until(&self, env: &Env<'_>, work: &Work) -> Instant {
         let begin = self.begin.as_ref().map(|begin| begin.modes).or_else(|| begins(work));
         // One snapshot for all that the transaction will read; on the read-only port nobody looks again within one.
         let for_all = begin.is_some_and(|modes| {
@@ -256,7 +263,7 @@ impl Session {
             false => env.marks.since(&verdict.reads),
         };
         let since = work.batch.verdicts().map(|verdict| reads(verdict)).max();
-        Bound::since(since.unwrap_or_else(|| env.marks.since(&Touched::Everything)), env.topology)
+        since.unwrap_or_else(|| env.marks.since(&Touched::Everything))
     }
 
     fn await_sample(&mut self) {
@@ -347,7 +354,7 @@ impl Session {
     fn shows_still(&self, env: &Env<'_>, work: &Work) -> bool {
         let Phase::Holding { member, .. } = &self.phase else { return true };
         // As it is known now, unless it has been restarted: then its connection is about to end.
-        let bound = self.global_bound(env, work);
+        let bound = Bound::since(self.written_until(env, work), env.topology);
         env.topology.member(&member.name).is_some_and(|member| causal::shows(member, bound))
     }
 }

@@ -23,7 +23,7 @@ mod statements;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustc_hash::FxHashMap;
 
@@ -59,6 +59,8 @@ pub struct Policy {
     pub access: Access,
     /// What reads must show, unless the session or a rule says otherwise.
     pub level: Level,
+    /// How long a read waits for a replica that shows what it must, before the leader serves it.
+    pub consistency_wait: Duration,
     pub hold_begin: bool,
     pub readonly_on_replica: bool,
     pub fallback_to_leader: bool,
@@ -236,6 +238,10 @@ pub struct Work {
     fresh: bool,
     /// At the level `strong`: since when a sample of the leader is awaited, and in which epoch.
     asked: Option<(Instant, Epoch)>,
+    /// What the read must show of what others have written: up to here. Taken once.
+    since: Option<Instant>,
+    /// Since when the read waits for a replica.
+    waits: Option<Instant>,
     /// Since when the read waits for the leader to show what a replica has shown.
     unsettled: Option<Instant>,
 }
@@ -674,7 +680,7 @@ impl Session {
 
     /// The batch is complete: it goes to the server that is held, or a server is chosen.
     fn submit(&mut self, env: &Env<'_>, work: &mut Work, server: Option<&mut ServerState>) {
-        (work.asked, work.unsettled) = (None, None);
+        (work.asked, work.unsettled, work.since, work.waits) = (None, None, None, None);
         if matches!(self.phase, Phase::Holding { .. })
             && let Some(server) = server
         {

@@ -343,3 +343,35 @@ fn the_leader_shows_later_what_waits_for_its_standby() {
     // Not for ever.
     story.tell("C> Q /* switchyard: leader */ select 1\n sample\n +1s\n again\n lease l leader\n S> Q /* switchyard: leader */ select 1");
 }
+
+#[test]
+fn a_read_may_wait_for_a_replica() {
+    let mut story = at(Access::ReadWrite, "global");
+    story.rig.policy.consistency_wait = std::time::Duration::from_secs(5);
+    story.tell(
+        "others a
+         asked
+         C> Q select * from a
+         sample
+         again
+         sample
+         # What is written while it waits isn't its business.
+         caught
+         others a
+         again
+         lease r replica
+         S> Q select * from a
+         S< T / C SELECT 0 / Z I
+         C< T / C SELECT 0 / Z I
+         return
+         C> Q select * from a
+         sample
+         +6s
+         again
+         lease l leader
+         S> Q select * from a
+         S< T / C SELECT 0 / Z I
+         C< T / C SELECT 0 / Z I
+         return",
+    );
+}

@@ -53,6 +53,7 @@ impl Rig {
             policy: Policy {
                 access,
                 level: if access == Access::ReadWrite { Level::Session } else { Level::Eventual },
+                consistency_wait: Duration::ZERO,
                 hold_begin: true,
                 readonly_on_replica: true,
                 fallback_to_leader: true,
