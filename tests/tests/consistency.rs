@@ -3,6 +3,8 @@
 //! Synchronous replication, so that no acknowledged write is lost and every violation is the router's. `SWITCHYARD_READS` sets how many reads
 //! each run makes: 1000000 for what the project promises.
 
+use std::convert::Infallible;
+use std::fmt;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -14,6 +16,12 @@ use tokio::process::{Child, Command};
 /// Reads of one run.
 const READS: u64 = 8_000;
 const SOON: Duration = Duration::from_secs(30);
+
+/// The first leads; by how much each replays late.
+const MEMBERS: [&str; 5] = ["first", "prompt", "flapping", "late", "very-late"];
+const DELAYS: [Duration; 5] =
+    [Duration::ZERO, Duration::ZERO, Duration::from_millis(5), Duration::from_millis(200), Duration::from_millis(2_000)];
+const FLAPPING: &str = MEMBERS[2];
 
 fn reads() -> u64 {
     std::env::var("SWITCHYARD_READS").ok().and_then(|text| text.parse().ok()).unwrap_or(READS)
@@ -53,12 +61,12 @@ impl Check {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn consistency() -> Result {
-    let cluster = Cluster::start(Options::new().members(4).synchronous(Synchronous::On)).await?;
+    // The flapping one is never waited for by a commit.
+    let options = Options::new().members(5).synchronous(Synchronous::On).names(&MEMBERS);
+    let cluster = Cluster::start(options.tag(FLAPPING, "nosync", true).tag(FLAPPING, "nofailover", true)).await?;
     let (router, other) = (Router::start(&cluster, RouterOptions::new()).await?, Router::start(&cluster, RouterOptions::new()).await?);
-    // 0, 200 and 2,000 ms.
-    let replicas = cluster.replicas().await?;
-    for (replica, delay) in replicas.iter().zip([0, 200, 2_000]) {
-        cluster.delay_replay(replica, Duration::from_millis(delay)).await?;
+    for (name, delay) in MEMBERS.iter().zip(DELAYS).skip(1) {
+        cluster.delay_replay(&cluster.named(name).context("a member is missing")?, delay).await?;
     }
     let mut stories = Stories::new();
     stories
@@ -69,36 +77,110 @@ async fn consistency() -> Result {
         })
         .await;
     for level in ["session", "global", "strong"] {
-        stories.tell(&format!("{level} with late replicas"), Check::start(&router, None, level, reads())?.finds_nothing()).await;
+        stories.tell(&format!("{level} with late replicas"), late(&cluster, &router, None, level)).await;
     }
-    stories.tell("strong through two routers", Check::start(&router, Some(&other), "strong", reads())?.finds_nothing()).await;
-    stories.tell("every level while the leader changes", changes(&cluster, &router, &other)).await;
+    stories.tell("strong through two routers", late(&cluster, &router, Some(&other), "strong")).await;
+    stories.tell("every level while the leader changes and a replica comes and goes", changes(&cluster, &router, &other)).await;
     ensure!(router.ended()?.is_none() && other.ended()?.is_none(), "a router ended");
     stories.end(|| format!("{}\n--- router\n{}", cluster.logs(), router.log()))
 }
 
+/// A check at one level. Nothing is shown by it unless replicas serve.
+async fn late(cluster: &Cluster, router: &Router, other: Option<&Router>, level: &str) -> Result {
+    let before = Reads::of(cluster, router).await?;
+    Check::start(router, other, level, reads())?.finds_nothing().await?;
+    let served = Reads::of(cluster, router).await?.since(&before);
+    println!("{served}");
+    ensure!(served.replicas > 0.0, "no replica has served a read: {served}");
+    Ok(())
+}
+
 /// All levels at the same time, over a switchover and a `kill -9` of the leader.
 async fn changes(cluster: &Cluster, router: &Router, other: &Router) -> Result {
+    let flapping = cluster.named(FLAPPING).context("a member is missing")?;
+    let before = Reads::of(cluster, router).await?;
     let mut checks = Vec::new();
     for (level, second) in [("session", None), ("global", None), ("strong", Some(other))] {
         checks.push((level, Check::start(router, second, level, reads())?));
     }
+    let mut falls = 0;
+    let ended = tokio::select! {
+        ended = fall_of_leaders(cluster, checks) => ended?,
+        never = flap(cluster, &flapping, &mut falls) => match never? {},
+    };
+    println!("{FLAPPING} was killed {falls} times. {}", Reads::of(cluster, router).await?.since(&before));
+    ensure!(falls >= 2, "{FLAPPING} was killed {falls} times only");
+    ensure!(ended.is_empty(), "{}", ended.join("\n"));
+    Ok(())
+}
+
+/// What the checks found, each in a line.
+async fn fall_of_leaders(cluster: &Cluster, mut checks: Vec<(&'static str, Check)>) -> Result<Vec<String>> {
     cluster.switchover(&sync_standby(cluster).await?).await?;
     sync_standby(cluster).await?;
     let old = cluster.kill_leader().await?;
     cluster.expire_leader().await?;
     eventually(SOON, "another one leads", || async { Ok(cluster.leader_now().await?.filter(|leader| *leader != old)) }).await?;
-    let met: Vec<_> = checks.iter_mut().map(|(level, check)| Ok((*level, check.runs()?))).collect::<Result<_>>()?;
-    println!("still running when the second leader was lost: {met:?}");
     let mut failed = Vec::new();
+    for (level, check) in &mut checks {
+        if !check.runs()? {
+            failed.push(format!("{level}: was over before the leader was lost"));
+        }
+    }
     for (level, check) in checks {
         if let Err(error) = check.finds_nothing().await {
             failed.push(format!("{level}: {error:#}"));
         }
     }
-    ensure!(failed.is_empty(), "{}", failed.join("\n"));
-    ensure!(met.iter().all(|(_, runs)| *runs), "a check was over before the leader was lost");
-    cluster.start_member(&old).await
+    Ok(failed)
+}
+
+/// `kill -9` of a replica and its return, again and again: each time it opens at an older position than it has shown.
+async fn flap(cluster: &Cluster, member: &Member, falls: &mut u32) -> Result<Infallible> {
+    loop {
+        member.kill().await?;
+        *falls += 1;
+        // While there is no leader, it can't follow one; the next round tries again.
+        if let Err(error) = cluster.start_member(member).await {
+            println!("{} isn't back: {error:#}", member.name());
+        }
+    }
+}
+
+/// Batches that only read, by a router's count.
+#[derive(Clone, Copy, Default)]
+struct Reads {
+    replicas: f64,
+    all: f64,
+}
+
+impl Reads {
+    /// Of those that are replicas now.
+    async fn of(cluster: &Cluster, router: &Router) -> Result<Reads> {
+        let leader = cluster.leader().await?;
+        let metrics = router.get("/metrics").await?.body;
+        let mut reads = Reads::default();
+        for line in metrics.lines() {
+            let Some(rest) = line.strip_prefix("switchyard_reads_total{node=\"") else { continue };
+            let (node, count) = rest.split_once("\"} ").context("a count without a value")?;
+            let count: f64 = count.split(' ').next().unwrap_or_default().parse()?;
+            reads.all += count;
+            if node != leader.name() {
+                reads.replicas += count;
+            }
+        }
+        Ok(reads)
+    }
+
+    fn since(self, before: &Reads) -> Reads {
+        Reads { replicas: self.replicas - before.replicas, all: self.all - before.all }
+    }
+}
+
+impl fmt::Display for Reads {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of {} reads by replicas", self.replicas, self.all)
+    }
 }
 
 /// The member that has all that was acknowledged, once there is one.

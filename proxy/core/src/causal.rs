@@ -9,8 +9,8 @@
 //! - A replica's sampled replay position is a lower bound on what it shows from then on: commits become visible before the
 //!   replay position passes them.
 //! - Hence a replica whose sample is at or above `needed`, on the leader's timeline, shows everything that the session has seen.
-//! - A replica that showed something goes on showing it, so staying there needs no check, as long as it hasn't restarted (a
-//!   standby killed and started again opens at its minimum recovery point, which may lie before what it showed; so does one that
+//! - A replica that showed something goes on showing it, so staying there needs no check, as long as it was proven fresh when the session came
+//!   to it (not so at the level `eventual`, which a statement alone may have) and it hasn't restarted (a standby killed and started again opens at its minimum recovery point, which may lie before what it showed; so does one that
 //!   lost a backend to a crash, though its postmaster lives on).
 //! - From a replica to the leader there is one race, PostgreSQL's own: a commit that waits for its synchronous standby is visible on replicas
 //!   and not on the leader. Such a read waits for a sample that shows no commit that has waited since before the replica's answer.
@@ -52,7 +52,8 @@ impl Level {
 /// The node that showed the session something last, and when.
 #[derive(Clone, Debug)]
 struct Seen {
-    node: Arc<str>,
+    /// `None`: nobody shows for certain all that the session has seen.
+    node: Option<Arc<str>>,
     /// Start time of that node's server: 0.0 where it isn't known.
     started_at: f64,
     at: Instant,
@@ -101,20 +102,31 @@ impl Watermark {
             self.on_replica = Some(now);
         }
         match &mut self.seen {
-            Some(seen) if seen.node == member.name => {
+            Some(seen) if seen.node.as_ref() == Some(&member.name) => {
                 seen.at = now;
                 // A restart between two answers: what counts is the server that answered last.
                 seen.started_at = started_at;
             }
-            seen => *seen = Some(Seen { node: member.name.clone(), started_at, at: now }),
+            seen => *seen = Some(Seen { node: Some(member.name.clone()), started_at, at: now }),
         }
         self.needed = None;
     }
 
-    /// Something was seen, or may have been done, that no member's name can be put to (an unknown outcome).
+    /// Something may have been done by a server that is gone (an unknown outcome).
     pub fn saw_unknown(&mut self, now: Instant) {
-        self.seen = Some(Seen { node: Arc::from(""), started_at: 0.0, at: now });
+        self.seen = Some(Seen { node: None, started_at: 0.0, at: now });
         self.needed = None;
+    }
+
+    /// As [`Watermark::saw`], of a replica that was chosen without regard to what the session has seen: staying there proves nothing.
+    pub fn saw_unproven(&mut self, now: Instant) {
+        self.on_replica = Some(now);
+        self.saw_unknown(now);
+    }
+
+    /// Whether `member` shows all that the session has seen, as far as can be told without a sample.
+    pub fn proves(&self, member: &Member) -> bool {
+        self.seen.is_none() || self.stays_on(member)
     }
 
     /// The bound that a replica has to meet under `topology`, taken from its samples once and kept.
@@ -147,7 +159,9 @@ impl Watermark {
 
     /// Whether `member` answered last, and hasn't restarted since.
     pub fn stays_on(&self, member: &Member) -> bool {
-        self.seen.as_ref().is_some_and(|seen| seen.node == member.name && seen.started_at == started_at(member) && seen.started_at != 0.0)
+        self.seen
+            .as_ref()
+            .is_some_and(|seen| seen.node.as_ref() == Some(&member.name) && seen.started_at == started_at(member) && seen.started_at != 0.0)
     }
 }
 

@@ -230,6 +230,7 @@ impl Session {
                 Err(otherwise) => return otherwise,
             },
         };
+        work.unproven = false;
         // What was asked of the leader after the read came is more than all that the session has seen.
         let causal = matches!(level, Level::Session | Level::Global);
         let any = bound == Bound::Nothing && (!causal || self.watermark.bound(env.topology, env.now) == Bound::Nothing);
@@ -242,6 +243,7 @@ impl Session {
         };
         match route::replica(ask, env.topology, env.loads, env.now) {
             Ok(member) => {
+                work.unproven = level == Level::Eventual && !self.watermark.proves(member);
                 let why = if any { Why::AnyReplica } else { Why::FreshReplica };
                 Choice::Replica(Need { node: member.name.clone(), role: ServerRole::Replica, epoch: env.topology.epoch, why })
             }

@@ -139,7 +139,8 @@ impl Session {
     /// What comes before the first batch on this lease.
     fn begin_segment(&mut self, env: &Env<'_>, work: &mut Work, server: &mut ServerState, class: Class) {
         work.segment_failed = false;
-        work.shows = false;
+        // A COMMIT shows nothing, and yet says that something is done.
+        work.shows = self.status != TxStatus::Idle;
         work.writing = false;
         work.rolled_back = false;
         work.undone = false;

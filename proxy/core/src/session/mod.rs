@@ -208,6 +208,8 @@ pub struct Work {
     segment_failed: bool,
     /// What runs shows data, or changes it: the watermark must know.
     shows: bool,
+    /// The replica was chosen without regard to what the session has seen.
+    unproven: bool,
     segment: Segment,
     /// What was sent last must be answered before more is taken from the client: what comes next depends on it.
     alone: bool,

@@ -206,7 +206,7 @@ impl Session {
     /// From here on the answer is this server's.
     fn deliver(&mut self, env: &Env<'_>, work: &mut Work) {
         if work.shows {
-            self.showed(env);
+            self.showed(env, work);
         }
         if work.attempt.take().is_some() {
             work.to_client.append(&mut work.kept_back);
@@ -215,9 +215,11 @@ impl Session {
     }
 
     /// The watermark is set before the bytes go on.
-    fn showed(&mut self, env: &Env<'_>) {
-        if let Phase::Holding { member, .. } = &self.phase {
-            self.watermark.saw(member, env.now);
+    fn showed(&mut self, env: &Env<'_>, work: &Work) {
+        match &self.phase {
+            Phase::Holding { role: ServerRole::Replica, .. } if work.unproven => self.watermark.saw_unproven(env.now),
+            Phase::Holding { member, .. } => self.watermark.saw(member, env.now),
+            Phase::Idle | Phase::Waiting => {}
         }
     }
 
@@ -249,7 +251,7 @@ impl Session {
                 Fate::Swallow
             }
             b'A' => {
-                self.showed(env);
+                self.showed(env, work);
                 Fate::Forward
             }
             b'N' => match work.owed.front() {
@@ -281,7 +283,7 @@ impl Session {
             // CopyDone ('c') of COPY TO, FunctionCallResponse ('V') and whatever a later PostgreSQL may add.
             _ => {
                 self.deliver(env, work);
-                self.showed(env);
+                self.showed(env, work);
                 Fate::Forward
             }
         };

@@ -375,3 +375,56 @@ fn a_read_may_wait_for_a_replica() {
          return",
     );
 }
+
+#[test]
+fn a_commit_is_seen_too() {
+    at(Access::ReadWrite, "session").tell(
+        "C> Q begin
+         C< C BEGIN / Z T
+         C> Q update a set n = 1
+         lease l leader
+         S> P - begin / B - - / E - / Q update a set n = 1
+         S< 1 / 2 / C BEGIN / C UPDATE 1 / Z T
+         C< C UPDATE 1 / Z T
+         # What replicas have replayed now is not what comes with the COMMIT.
+         caught
+         C> Q commit
+         S> Q commit
+         S< C COMMIT / Z I
+         C< C COMMIT / Z I
+         return
+         C> Q select * from a
+         lease l leader
+         S> Q select * from a",
+    );
+}
+
+#[test]
+fn a_replica_that_was_good_enough_for_one_read_is_not_for_the_next() {
+    at(Access::ReadWrite, "session").tell(
+        "C> Q update a set n = 1
+         lease l leader
+         S> Q update a set n = 1
+         S< C UPDATE 1 / Z I
+         C< C UPDATE 1 / Z I
+         return
+         level eventual
+         C> Q select * from a
+         lease r replica
+         S> Q select * from a
+         S< T / C SELECT 0 / Z I
+         C< T / C SELECT 0 / Z I
+         return
+         level session
+         C> Q select * from a
+         lease l leader
+         S> Q select * from a
+         S< T / C SELECT 0 / Z I
+         C< T / C SELECT 0 / Z I
+         return
+         caught
+         C> Q select * from a
+         lease r replica
+         S> Q select * from a",
+    );
+}
