@@ -19,6 +19,8 @@ pub struct Config {
     /// In order: the first that matches decides.
     pub rules: Vec<RoutingRule>,
     pub failover: Failover,
+    pub patroni: Patroni,
+    pub control: Control,
     pub health: Health,
     pub limits: Limits,
     pub log: Log,
@@ -261,6 +263,20 @@ pub struct Failover {
     pub hold_max: usize,
     /// What is kept off the end of the leader lease, for clocks and scheduling.
     pub lease_margin: Duration,
+}
+
+/// Patroni's REST API, as far as the router asks it for something: where it wants credentials (`restapi.authentication`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Patroni {
+    pub username: Option<String>,
+    pub password: Option<Secret>,
+}
+
+/// Who may tell the router to do something over HTTP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Control {
+    /// What requests from elsewhere than this machine must show. `None`: only this machine may.
+    pub token: Option<Secret>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

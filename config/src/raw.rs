@@ -150,6 +150,8 @@ section! {
         routing: RawRouting,
         rule: Tables<RawRule>,
         failover: RawFailover,
+        patroni: RawPatroni,
+        control: RawControl,
         health: RawHealth,
         limits: RawLimits,
         log: RawLog,
@@ -289,6 +291,21 @@ section! {
         hold_timeout: At<Duration>,
         hold_max: At<usize>,
         lease_margin: At<Duration>,
+    }
+}
+
+section! {
+    RawPatroni {
+        username: At<Text>,
+        password: At<Secret>,
+        password_file: At<PathBuf>,
+    }
+}
+
+section! {
+    RawControl {
+        token: At<Secret>,
+        token_file: At<PathBuf>,
     }
 }
 

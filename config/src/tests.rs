@@ -101,6 +101,8 @@ fn each_mistake_is_told_with_its_place() {
         // Limits
         ("workers = 0", "c.toml:3:11: workers: must be from 1 to 1024, not 0"),
         ("[limits]\nmax_startup_bytes = 10001", "c.toml:4:21: limits.max_startup_bytes: must be from 512 to 10000 bytes, not 10001"),
+        ("[patroni]\nusername = 'x'", "c.toml:4:12: patroni.username: is given without patroni.password or patroni.password_file"),
+        ("[control]\ntoken = 'short'", "c.toml:4:9: control.token: must have at least 16 visible ASCII characters, without spaces"),
         ("[failover]\nlease_margin = '11s'", "c.toml:4:16: failover.lease_margin: must be from 0 to 10s, not 11s"),
         ("[health]\ntimeout = 0", "c.toml:4:11: health.timeout: must be from 10ms to 1min, not 0"),
         // Contradictions
@@ -283,6 +285,8 @@ fn every_default() {
         },
         rules: vec![],
         failover: Failover { hold_timeout: Duration::from_secs(30), hold_max: 10_000, lease_margin: Duration::from_secs(1) },
+        patroni: Patroni { username: None, password: None },
+        control: Control { token: None },
         health: Health { interval: Duration::from_millis(500), busy_interval: Duration::from_millis(10), timeout: Duration::from_secs(2) },
         limits: Limits {
             max_clients: 10_000,
@@ -584,6 +588,7 @@ fn the_document_says_rightly_what_a_reload_changes() {
             "routing.max_lag" | "failover.lease_margin" | "log.slow_query" => "'7s'",
             "health.interval" | "health.busy_interval" => "'77ms'",
             "limits.max_startup_bytes" => "7777",
+            "control.token" => "'0123456789abcdef'",
             "log.filter" => "'trace'",
             "log.format" => "'json'",
             _ if key.ends_with("_bytes") => "77777",

@@ -136,6 +136,8 @@ pub(crate) struct Judge {
     seats: BTreeMap<Arc<str>, Seat>,
     posts: u64,
     drained: BTreeSet<Arc<str>>,
+    /// An operator's switchover: until when it holds new writes at most, and in which epoch it began.
+    holding: Option<(Instant, Epoch)>,
     /// Who last answered `/primary` with 200, and when it was asked.
     primary: Option<(Arc<str>, Instant)>,
 
@@ -191,6 +193,7 @@ impl Judge {
             seats: BTreeMap::new(),
             posts: 0,
             drained: BTreeSet::new(),
+            holding: None,
             primary: None,
             epoch: Epoch::default(),
             vacant: false,
@@ -238,7 +241,7 @@ impl Judge {
     /// How fast `member` should be probed, apart from what sessions ask for.
     pub(crate) fn pace(&self, member: &str, now: Instant) -> Pace {
         if self.in_force {
-            let announced = self.request.as_ref().is_some_and(|request| request.opened.is_some());
+            let announced = self.request.as_ref().is_some_and(|request| request.opened.is_some()) || self.holds(now);
             return if announced { Pace::Busy } else { Pace::Idle };
         }
         match &self.claim {
@@ -296,6 +299,7 @@ impl Judge {
                 self.primary.take_if(|(name, _)| *name == member);
             }
             Observation::Drained(members) => self.drained = members,
+            Observation::Holding(until) => self.holding = until.map(|until| (until, self.epoch)),
             Observation::Slept(slept) => self.slept(now, slept),
         }
     }
@@ -465,11 +469,13 @@ impl Judge {
         if named && !found.in_recovery && seat.found.as_ref().is_some_and(|before| before.in_recovery) {
             info!(member, timeline = found.timeline.map(|timeline| timeline.0), "probe says: out of recovery");
         }
-        let forks = found.forks.clone().or_else(|| {
-            let before = seat.found.take().filter(|before| before.timeline == found.timeline)?;
-            before.forks
-        });
-        seat.found = Some(Found { forks, ..found });
+        let before = seat.found.take();
+        let timeline = match &before {
+            Some(before) if found.goes_on_from(before) => before.timeline.max(found.timeline),
+            _ => found.timeline,
+        };
+        let forks = found.forks.clone().or_else(|| before.filter(|before| before.timeline == timeline)?.forks);
+        seat.found = Some(Found { timeline, forks, ..found });
         self.sampled = true;
     }
 
@@ -715,8 +721,16 @@ impl Judge {
         }
     }
 
+    /// Whether an operator's switchover holds new writes. It is over with the leadership that it began in.
+    fn holds(&self, now: Instant) -> bool {
+        self.holding.is_some_and(|(until, epoch)| epoch == self.epoch && now < until)
+    }
+
     fn state(&mut self, now: Moment, leader: Option<&Arc<str>>) -> ClusterState {
         let Some(leader) = leader else { return ClusterState::Leaderless };
+        if self.holds(now.at) {
+            return ClusterState::Switching;
+        }
         let (epoch, hold) = (self.epoch, self.config.loop_wait + SWITCHING_GRACE);
         let Some(request) = &mut self.request else { return ClusterState::Stable };
         let due = request.key.scheduled_at.is_none_or(|at| at <= now.unix_seconds);

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use switchyard_config::Config;
@@ -16,7 +17,7 @@ mod judge;
 mod keys;
 mod lag;
 mod observation;
-mod patroni;
+pub mod patroni;
 mod probe;
 mod supervisor;
 mod tempo;
@@ -36,6 +37,7 @@ pub struct Health {
 struct Shared {
     config: watch::Sender<Arc<Config>>,
     drained: watch::Sender<BTreeSet<Arc<str>>>,
+    holding: watch::Sender<Option<Instant>>,
     stop: watch::Sender<bool>,
     changed: watch::Receiver<u64>,
     sampled: watch::Receiver<u64>,
@@ -48,12 +50,14 @@ pub fn start(config: Arc<Config>) -> Health {
     let tempo = Arc::new(Tempo::new());
     let config = watch::Sender::new(config);
     let drained = watch::Sender::new(BTreeSet::new());
+    let holding = watch::Sender::new(None);
     let stop = watch::Sender::new(false);
     let (changed_sender, changed) = watch::channel(0);
     let (sampled_sender, sampled) = watch::channel(0);
     let supervisor = Supervisor {
         config: config.subscribe(),
         drained: drained.subscribe(),
+        holding: holding.subscribe(),
         stop: stop.subscribe(),
         tempo: tempo.clone(),
         topology: topology.clone(),
@@ -61,7 +65,7 @@ pub fn start(config: Arc<Config>) -> Health {
         sampled: sampled_sender,
     };
     tokio::spawn(supervisor.run());
-    Health { topology, shared: Arc::new(Shared { config, drained, stop, changed, sampled, tempo }) }
+    Health { topology, shared: Arc::new(Shared { config, drained, holding, stop, changed, sampled, tempo }) }
 }
 
 impl Health {
@@ -96,6 +100,15 @@ impl Health {
         self.shared.drained.send_if_modified(|drained| drained.remove(member))
     }
 
+    /// Holds new writes for a switchover ([`ClusterState::Switching`]) until the value is dropped, at most until `until`. It is over with the
+    /// leadership that it began in. One at a time: a second one takes the first one's place.
+    ///
+    /// [`ClusterState::Switching`]: switchyard_core::topology::ClusterState::Switching
+    pub fn hold_writes(&self, until: Instant) -> Holding {
+        self.shared.holding.send_replace(Some(until));
+        Holding { shared: self.shared.clone() }
+    }
+
     /// Takes what may change: limits, intervals, endpoints, credentials. The cluster's scope stays what it was where
     /// `etcd` didn't change.
     pub fn reload(&self, config: Arc<Config>) {
@@ -105,5 +118,17 @@ impl Health {
     /// Stops all tasks. The last snapshot stays readable; its leader expires by itself.
     pub fn shutdown(&self) {
         self.shared.stop.send_replace(true);
+    }
+}
+
+/// New writes are held. Dropped, they go on.
+#[must_use]
+pub struct Holding {
+    shared: Arc<Shared>,
+}
+
+impl Drop for Holding {
+    fn drop(&mut self) {
+        self.shared.holding.send_replace(None);
     }
 }

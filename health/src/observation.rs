@@ -55,6 +55,8 @@ pub(crate) enum Observation {
     },
     /// Whom operators have taken out: all of them.
     Drained(BTreeSet<Arc<str>>),
+    /// An operator's switchover holds new writes until then; `None`: no longer.
+    Holding(Option<Instant>),
     /// The machine was suspended for so long, which instants don't count.
     Slept(Duration),
 }
@@ -94,4 +96,16 @@ pub(crate) struct Found {
     pub(crate) clock_offset_ms: f64,
     /// The timeline's history file, where it could be read.
     pub(crate) forks: Option<Forks>,
+}
+
+impl Found {
+    /// Whether both answers come from one startup process. Its replay goes on to newer timelines only, so that what `before` told of its timeline
+    /// still holds: when its leader dies it has no WAL receiver any more, and its control file may name an old timeline until the next
+    /// restartpoint.
+    pub(crate) fn goes_on_from(&self, before: &Found) -> bool {
+        before.in_recovery
+            && self.in_recovery
+            && before.system_identifier == self.system_identifier
+            && before.started_at_unix_seconds == self.started_at_unix_seconds
+    }
 }

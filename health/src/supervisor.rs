@@ -35,6 +35,7 @@ const FAILSAFE_TIMEOUT: Duration = Duration::from_secs(2);
 pub(crate) struct Supervisor {
     pub(crate) config: watch::Receiver<Arc<Config>>,
     pub(crate) drained: watch::Receiver<BTreeSet<Arc<str>>>,
+    pub(crate) holding: watch::Receiver<Option<Instant>>,
     pub(crate) stop: watch::Receiver<bool>,
     pub(crate) tempo: Arc<Tempo>,
     pub(crate) topology: Arc<ArcSwap<Topology>>,
@@ -127,6 +128,12 @@ impl Supervisor {
                         return;
                     }
                     batch.push(Observation::Drained(self.drained.borrow_and_update().clone()));
+                }
+                changed = self.holding.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    batch.push(Observation::Holding(*self.holding.borrow_and_update()));
                 }
                 _ = self.stop.wait_for(|stop| *stop) => return,
                 Some(_) = tasks.join_next() => {

@@ -17,6 +17,8 @@ use crate::admin::{self, Admin, Summary};
 use crate::auth::{Gate, LoginFacts};
 use crate::clients::Clients;
 use crate::context::{Context, NodeLoads, Verdicts};
+use crate::control::Control;
+use crate::departures::Departures;
 use crate::door::Door;
 use crate::facts::{Databases, Source};
 use crate::listener::{self, Entrance, Listener};
@@ -104,6 +106,7 @@ impl Router {
                 rules: ArcSwap::from_pointee(config.rules.clone()),
             },
             loads: NodeLoads::new(stats.clone()),
+            departures: Departures::default(),
         });
         let draining = Arc::new(AtomicBool::new(false));
         let live = {
@@ -113,7 +116,8 @@ impl Router {
                 verdicts_cached: context.upgrade().map_or(0, |context| context.verdicts.memo.len() as u64),
             }
         };
-        let admin = Arc::new(Admin::new(stats, health.topology.clone(), Summary::of(&config), live));
+        let admin = Admin::new(stats, health.topology.clone(), Summary::of(&config), live).with_control(Control::new(context.clone()));
+        let admin = Arc::new(admin);
         let entrance = |port| Arc::new(ArcSwap::from_pointee(Entrance::new(&config, port, door(&config, acceptor.as_ref()))));
         Ok(Router {
             read_write: entrance(Port::ReadWrite),

@@ -121,6 +121,8 @@ struct Refused {
 enum Waited {
     Leased(Need, Result<Lease, LeaseError>),
     Quiet(Need, Quiet),
+    /// Whether the server that has ended the connection goes away.
+    Departed(bool),
     TopologyChanged,
     HoldTimedOut,
 }
@@ -223,6 +225,13 @@ impl Client {
                 Want::Lease(need) => self.ask_for(need),
                 Want::Hold => self.hold(None),
                 Want::Sample => self.await_sample(),
+                Want::Departure(node) => {
+                    let context = self.context.clone();
+                    self.waiting =
+                        Some(Box::pin(
+                            async move { Waited::Departed(context.departures.leaves(&node, &context.health, &context.pools).await) },
+                        ));
+                }
                 Want::Return => {
                     self.give_back();
                     self.with_session(|session, env, work, _| session.returned(env, work));
@@ -471,7 +480,14 @@ impl Client {
             return Poll::Pending;
         }
         let server = lease.server();
-        match ready!(poll_write_all(&mut server.stream, &work.to_server, &mut self.server_written, cx)) {
+        if self.server_written == 0 {
+            server.about_to_send(work.to_server.len());
+        }
+        let Poll::Ready(written) = poll_write_all(&mut server.stream, &work.to_server, &mut self.server_written, cx) else {
+            server.is_full();
+            return Poll::Pending;
+        };
+        match written {
             Ok(()) => {
                 lease.node_stats().bytes_out.add(work.to_server.len() as u64);
                 work.to_server.clear();
@@ -570,6 +586,10 @@ impl Client {
                 });
                 if garbled {
                     self.server_lost();
+                } else if let Some(lease) = &mut self.lease
+                    && lease.state().ready
+                {
+                    lease.server().has_answered();
                 }
                 self.satisfy();
                 self.take_client_bytes();
@@ -587,6 +607,11 @@ impl Client {
             Event::Waited(Waited::Quiet(need, quiet)) => {
                 self.quiet = Some(quiet);
                 self.ask_for(need);
+                self.satisfy();
+                self.take_client_bytes();
+            }
+            Event::Waited(Waited::Departed(leaves)) => {
+                self.with_session(|session, env, work, _| session.departure(env, work, leaves));
                 self.satisfy();
                 self.take_client_bytes();
             }

@@ -14,6 +14,7 @@ use switchyard_health::Health;
 
 use crate::auth::Gate;
 use crate::clients::Clients;
+use crate::departures::Departures;
 use crate::facts::{Database, Databases};
 use crate::pool::Pools;
 use crate::rules::{Rules, SessionRules};
@@ -29,6 +30,7 @@ pub(crate) struct Context {
     pub(crate) gate: ArcSwap<Gate>,
     pub(crate) verdicts: Verdicts,
     pub(crate) loads: NodeLoads,
+    pub(crate) departures: Departures,
 }
 
 /// Verdicts under the current catalog facts of each database.
@@ -78,6 +80,10 @@ impl Judge for DatabaseVerdicts<'_> {
 
     fn highest_ruled(&self) -> Level {
         self.rules.highest_level()
+    }
+
+    fn bad_value(&self) -> Option<&'static str> {
+        self.database.facts().bad_value()
     }
 
     fn grounds(&self) -> Vec<String> {

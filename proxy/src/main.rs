@@ -6,16 +6,20 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
+use anyhow::Context;
 use clap::Parser;
 use switchyard::app::{self, ConfigSource};
 use switchyard::consistency::Plan;
+use switchyard::control::{self, Job, Line};
 use switchyard::logging::Logging;
 use switchyard_config::{Config, Problem, Problems};
 use switchyard_core::causal::Level;
 use switchyard_core::sql::{Dialect, Facts, Hint, Memo};
+use tokio_postgres::SimpleQueryMessage;
 
-use crate::cli::{Cli, Command};
+use crate::cli::{Cli, Command, Running};
 
 /// EX_USAGE of sysexits(3): a bad configuration or bad arguments.
 const BAD_USAGE: u8 = 64;
@@ -32,6 +36,9 @@ fn main() -> ExitCode {
     match cli.command {
         Command::Run { config } => run(ConfigSource::new(config)),
         Command::Check { file } => check(&file),
+        Command::Switchover { to, force, timeout, router } => ask(&router, &Job::Switchover { to, force, timeout_ms: ms(timeout) }),
+        Command::Drain { member, timeout, router } => ask(&router, &Job::Drain { member, timeout_ms: ms(timeout) }),
+        Command::Resume { member, router } => ask(&router, &Job::Resume { member }),
         Command::Explain { schema_from, statement } => match explain(schema_from.as_deref(), &statement) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => fail(&error),
@@ -73,17 +80,38 @@ fn run(source: ConfigSource) -> ExitCode {
     }
 }
 
+fn ms(time: Option<Duration>) -> Option<u64> {
+    time.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// Has a running router do something, and shows its progress.
+fn ask(router: &Running, job: &Job) -> ExitCode {
+    let asked = || {
+        let token = router.token_file.as_ref().map(std::fs::read_to_string).transpose().context("--token-file")?;
+        let token = token.as_deref().map(str::trim_end);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        // A closed pipe is the reader's choice, and no reason to leave a switchover half done.
+        let show = |line: &Line| drop(writeln!(std::io::stdout(), "{:8.3} s  {}", line.seconds, line.text));
+        runtime.block_on(control::ask::ask(&router.url, token, job, show))
+    };
+    match asked() {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => fail(&error),
+    }
+}
+
 fn explain(schema_from: Option<&str>, statement: &str) -> anyhow::Result<()> {
     let facts = match schema_from {
         Some(dsn) => {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            runtime.block_on(async {
-                let (client, connection) = tokio_postgres::connect(dsn, tokio_postgres::NoTls).await?;
-                let connection = tokio::spawn(connection);
-                let facts = switchyard::facts::load(&client, 1).await?;
-                connection.abort();
-                anyhow::Ok(facts)
-            })?
+            match runtime.block_on(look_behind(dsn, statement))? {
+                Asked::Server(facts) => facts,
+                Asked::Router(lines) => {
+                    let mut out = std::io::stdout();
+                    return Ok(lines.iter().try_for_each(|line| writeln!(out, "{line}"))?);
+                }
+            }
         }
         None => Facts::empty(),
     };
@@ -103,6 +131,32 @@ fn explain(schema_from: Option<&str>, statement: &str) -> anyhow::Result<()> {
         if facts.is_complete() { "as the database's catalogs say" } else { "built-in functions only" }
     )?;
     Ok(())
+}
+
+/// What is behind a connection string, and what it says.
+enum Asked {
+    /// A server: its catalogs.
+    Server(Facts),
+    /// A router: its own explanation, with candidates and choice.
+    Router(Vec<String>),
+}
+
+async fn look_behind(dsn: &str, statement: &str) -> anyhow::Result<Asked> {
+    let (client, connection) = tokio_postgres::connect(dsn, tokio_postgres::NoTls).await?;
+    let connection = tokio::spawn(connection);
+    // A parameter that only a router has.
+    let asked = if client.simple_query("SHOW switchyard.route").await.is_ok() {
+        let answer = client.simple_query(&format!("EXPLAIN (ROUTE) {statement}")).await?;
+        let lines = answer.iter().filter_map(|message| match message {
+            SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+            _ => None,
+        });
+        Asked::Router(lines.collect())
+    } else {
+        Asked::Server(switchyard::facts::load(&client, 1).await?)
+    };
+    connection.abort();
+    Ok(asked)
 }
 
 fn check(file: &Path) -> ExitCode {

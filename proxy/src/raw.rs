@@ -76,7 +76,11 @@ async fn connect(context: &Context, startup: &Startup, identity: &Identity) -> R
     let login = Login { user: &identity.user, database: &identity.database, credential: &identity.credential, parameters: &parameters };
     let tls = context.pools.tls.load_full();
     match auth::connect(&target, &login, &tls, config.postgres.connect_timeout).await {
-        Ok(connected) => Ok(Server::new(connected, target, node, ServerRole::Leader, epoch, 1)),
+        Ok(connected) => {
+            // Nobody counts here what is under way.
+            connected.stream.be_patient(true);
+            Ok(Server::new(connected, target, node, ServerRole::Leader, epoch, 1))
+        }
         Err(ConnectError::Server { raw, .. }) => Err(Failure::Server(raw)),
         Err(error) => Err(Failure::Refused(Refusal::ServerUnreachable { node: node.to_string(), detail: error.to_string() })),
     }

@@ -35,6 +35,9 @@ pub(crate) struct Server {
     pub(crate) handle: Arc<Handle>,
     pub(crate) opened_at: Instant,
     pub(crate) idle_since: Instant,
+    /// Bytes that were sent since it last owed nothing.
+    unanswered: usize,
+    patient: bool,
     /// The client whose sequences it advanced; it gets this one back where it can.
     pub(crate) owner: Option<u64>,
 }
@@ -114,7 +117,33 @@ impl Drop for Canceling {
     }
 }
 
+/// What any server's kernel takes though the server reads nothing, in bytes: its receive window is larger (`net.ipv4.tcp_rmem`, 64 kB at first).
+const TAKEN_UNREAD: usize = 16 * 1024;
+
 impl Server {
+    /// Before so many bytes are sent: with more under way than its kernel surely takes, the server may be waited for without a limit.
+    pub(crate) fn about_to_send(&mut self, bytes: usize) {
+        self.unanswered = self.unanswered.saturating_add(bytes);
+        if self.unanswered > TAKEN_UNREAD && !self.patient {
+            self.patient = true;
+            self.stream.be_patient(true);
+        }
+    }
+
+    /// The socket takes no more for now.
+    pub(crate) fn is_full(&mut self) {
+        self.about_to_send(TAKEN_UNREAD + 1);
+    }
+
+    /// It owes nothing: all that was sent to it has been read.
+    pub(crate) fn has_answered(&mut self) {
+        self.unanswered = 0;
+        if self.patient {
+            self.patient = false;
+            self.stream.be_patient(false);
+        }
+    }
+
     pub(crate) fn new(connected: Connected, target: Target, node: Arc<str>, role: ServerRole, epoch: Epoch, max_prepared: usize) -> Server {
         let mut params = Params::default();
         for (name, value) in &connected.parameters {
@@ -138,6 +167,8 @@ impl Server {
             }),
             opened_at: now,
             idle_since: now,
+            unanswered: 0,
+            patient: false,
             owner: None,
         }
     }

@@ -19,8 +19,10 @@
 
 pub mod cluster;
 pub mod etcd;
+pub mod haproxy;
 pub mod home;
 pub mod http;
+pub mod line;
 pub mod load;
 pub mod machine;
 pub mod ports;

@@ -135,6 +135,19 @@ impl Router {
         http::get(&format!("{}{path}", self.http_url())).await
     }
 
+    /// Runs one of the program's commands that tell a running router to do something, such as `["drain", "node2"]`.
+    pub async fn order(&self, command: &[&str]) -> anyhow::Result<Said> {
+        let output = tokio::process::Command::new(machine::router()?)
+            .args(command)
+            .args(["--router", &self.http_url()])
+            .kill_on_drop(true)
+            .output()
+            .await
+            .with_context(|| command.join(" "))?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        Ok(Said { done: output.status.success(), text })
+    }
+
     /// Its process id; `None` if it was stopped.
     pub fn pid(&self) -> Option<u32> {
         self.child().as_ref().map(Child::id)
@@ -211,6 +224,12 @@ impl Router {
         Ok(())
     }
 
+    /// Starts it after a [`stop`](Router::stop), on the same ports and with the same file, and waits until it is ready.
+    pub async fn start_again(&self) -> anyhow::Result<()> {
+        self.launch()?;
+        self.ready().await
+    }
+
     /// Starts it again, on the same ports and with the same file, and waits until it is ready.
     pub async fn restart(&self) -> anyhow::Result<()> {
         self.kill()?;
@@ -263,6 +282,13 @@ impl Router {
     fn child(&self) -> std::sync::MutexGuard<'_, Option<Child>> {
         self.child.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What a command said, and whether it was done.
+#[derive(Clone, Debug)]
+pub struct Said {
+    pub done: bool,
+    pub text: String,
 }
 
 impl Drop for Router {

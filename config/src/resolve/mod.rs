@@ -5,6 +5,7 @@
 
 mod access;
 mod cluster;
+mod control;
 mod listen;
 mod numbers;
 mod rules;
@@ -58,6 +59,8 @@ impl Resolver {
             routing: self.routing(raw.routing.unwrap_or_default()),
             rules: self.rules(raw.rule),
             failover: self.failover(raw.failover.unwrap_or_default()),
+            patroni: self.patroni(raw.patroni.unwrap_or_default()),
+            control: self.control(raw.control.unwrap_or_default()),
             health: self.health(raw.health.unwrap_or_default()),
             limits: self.limits(raw.limits.unwrap_or_default()),
             log: self.log(raw.log.unwrap_or_default()),
@@ -167,11 +170,15 @@ impl Resolver {
         (cert, key)
     }
 
-    /// A password is given itself or as a file, not as both.
     fn password(&mut self, section: &str, given: Option<At<Secret>>, file: Option<At<PathBuf>>) -> Option<Secret> {
-        let key = format!("{section}.password_file");
+        self.secret(&format!("{section}.password"), given, file)
+    }
+
+    /// A secret is given itself or as a file, not as both.
+    fn secret(&mut self, given_key: &str, given: Option<At<Secret>>, file: Option<At<PathBuf>>) -> Option<Secret> {
+        let key = format!("{given_key}_file");
         if let (Some(_), Some(file)) = (&given, &file) {
-            self.problem(file.place.clone(), &key, format!("contradicts {section}.password: give one of them"));
+            self.problem(file.place.clone(), &key, format!("contradicts {given_key}: give one of them"));
         }
         let from_file = file.and_then(|file| {
             let path = self.path(&file);

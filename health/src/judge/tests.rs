@@ -450,6 +450,34 @@ fn a_switchover_is_announced() {
 }
 
 #[test]
+fn an_operators_switchover_holds_writes() {
+    let mut story = Story::stable();
+    let until = story.now().at + ms(5_000);
+    story.see(Observation::Holding(Some(until)));
+    assert_eq!(story.topology().state, ClusterState::Switching);
+    assert_eq!(story.led_by(), Some("a".into()), "for what runs");
+    story.see(Observation::Holding(None));
+    assert_eq!(story.topology().state, ClusterState::Stable);
+    // Forgotten by whoever asked, it ends by itself.
+    story.see(Observation::Holding(Some(until)));
+    story.after(ms(5_000));
+    assert_eq!(story.topology().state, ClusterState::Stable);
+}
+
+#[test]
+fn an_operators_hold_is_over_with_the_leadership_that_it_began_in() {
+    let mut story = Story::stable();
+    let until = story.now().at + ms(60_000);
+    story.see(Observation::Holding(Some(until)));
+    story.delete_leader();
+    assert_eq!(story.topology().state, ClusterState::Leaderless);
+    story.timeline = 2;
+    story.after(ms(10)).put_leader("b").read();
+    story.after(ms(10)).leader("b", 100 * MB);
+    assert_eq!((story.topology().state, story.led_by()), (ClusterState::Stable, Some("b".into())));
+}
+
+#[test]
 fn a_scheduled_switchover_begins_when_its_time_has_come() {
     let mut story = Story::stable();
     story.put(Fact::Failover(FailoverKey { leader: "a".into(), candidate: String::new(), scheduled_at: Some(1_000_005.0) }));
@@ -519,6 +547,21 @@ fn a_replica_past_the_fork_is_out() {
 }
 
 #[test]
+fn a_replica_that_lost_its_wal_receiver_stays_on_its_timeline() {
+    let mut story = Story::stable();
+    story.delete_leader().put_leader("b").read().after(ms(1)).probed("b", probe(false, 2, 100 * MB)).probed("c", probe(true, 2, 101 * MB));
+    assert_eq!(story.out("c"), None);
+    // The new leader dies before the replica's control file knows timeline 2.
+    story.after(ms(1)).lost("b").probed("c", probe(true, 1, 101 * MB));
+    assert_eq!(story.out("c"), None);
+    story.after(ms(1)).probed("c", Found { timeline: None, ..probe(true, 1, 101 * MB) });
+    assert_eq!(story.out("c"), None);
+    // What another start of it has replayed is told by its control file alone.
+    story.after(ms(1)).probed("c", Found { started_at_unix_seconds: 2e9, ..probe(true, 1, 101 * MB) });
+    assert_eq!(story.out("c"), Some(Out::WrongTimeline));
+}
+
+#[test]
 fn etcds_history_tells_the_fork_too() {
     let mut story = Story::stable();
     story.delete_leader().put_leader("b").read().after(ms(1)).probed("b", probe(false, 2, 100 * MB)).standby("c", 100 * MB);
@@ -532,7 +575,8 @@ fn etcds_history_tells_the_fork_too() {
 #[test]
 fn an_unknown_timeline_is_not_eligible() {
     let mut story = Story::stable();
-    story.after(ms(1)).probed("b", Found { timeline: None, ..probe(true, 1, 100 * MB) });
+    let restarted = Found { started_at_unix_seconds: 2.0, ..probe(true, 1, 100 * MB) };
+    story.after(ms(1)).probed("b", Found { timeline: None, ..restarted });
     assert_eq!(story.out("b"), Some(Out::WrongTimeline));
 }
 

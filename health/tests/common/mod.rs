@@ -55,6 +55,8 @@ pub(crate) fn config() -> Config {
             zone: None,
         },
         failover: Failover { hold_timeout: ms(1000), hold_max: 1, lease_margin: ms(1000) },
+        patroni: Patroni { username: None, password: None },
+        control: Control { token: None },
         health: Health { interval: ms(200), busy_interval: ms(10), timeout: ms(1000) },
         limits: Limits {
             max_clients: 1,

@@ -1,6 +1,7 @@
 //! The HTTP side: what people, Prometheus and load balancers ask the router.
 //!
-//! Owns the listener of port 18080 and nothing of the data path: it reads [`Stats`] and the current [`Topology`], and decides nothing.
+//! Owns the listener of port 18080 and nothing of the data path: it reads [`Stats`] and the current [`Topology`], and decides nothing. What
+//! operators ask for goes to [`crate::control`].
 //! Invariant: whatever a peer sends or doesn't send costs a bounded amount of memory and a bounded number of connections, and never
 //! touches a session.
 
@@ -22,6 +23,7 @@ use parking_lot::Mutex;
 use switchyard_config::{Config, PoolMode};
 use switchyard_core::topology::Topology;
 
+use crate::control::Control;
 use crate::decisions::{DecidedView, Unforeseen};
 use crate::stats::Stats;
 use history::History;
@@ -40,6 +42,8 @@ pub struct Admin {
     pub summary: ArcSwap<Summary>,
     live: Box<dyn Fn() -> Live + Send + Sync>,
     history: Mutex<History>,
+    /// What may be told to do something; the page alone does without.
+    control: Option<Arc<Control>>,
 }
 
 /// Values that only the running router knows, asked for with each snapshot.
@@ -122,7 +126,13 @@ impl Admin {
             summary: ArcSwap::from_pointee(summary),
             live: Box::new(live),
             history: Mutex::new(History::default()),
+            control: None,
         }
+    }
+
+    /// Takes jobs for `control` from now on.
+    pub(crate) fn with_control(self, control: Control) -> Admin {
+        Admin { control: Some(Arc::new(control)), ..self }
     }
 
     /// What was decided of late, by statement, and what only a replica's refusal told.

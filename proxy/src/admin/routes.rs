@@ -1,4 +1,4 @@
-//! One request in, one response out. All routes are reads: GET and HEAD, no request bodies, no parameters.
+//! One request in, one response out. All routes here are reads: GET and HEAD, no request bodies, no parameters.
 
 use std::convert::Infallible;
 use std::sync::Arc;

@@ -7,6 +7,7 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::hash::{Hash, Hasher};
 use std::io;
+use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -23,6 +24,7 @@ use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, Sleep};
 
 use super::{Admin, routes};
+use crate::control;
 
 /// Open connections, at most: people and scrapers are few.
 const CONNECTIONS_MAX: usize = 256;
@@ -71,11 +73,11 @@ pub async fn serve(listener: TcpListener, admin: Arc<Admin>, shutdown: impl Futu
             _ = &mut shutdown => break,
             () = &mut feeding => {}
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => match room.clone().try_acquire_owned() {
+                Ok((stream, peer)) => match room.clone().try_acquire_owned() {
                     Ok(permit) => {
                         let (shared, mut stopped) = (shared.clone(), stopped.clone());
                         connections.spawn(async move {
-                            connection(stream, shared, &mut stopped).await;
+                            connection(stream, peer, shared, &mut stopped).await;
                             drop(permit);
                         });
                     }
@@ -100,11 +102,16 @@ fn refuse(stream: &TcpStream) {
     let _ = stream.try_write(b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 21\r\n\r\ntoo many connections\n");
 }
 
-async fn connection(stream: TcpStream, shared: Arc<Shared>, stopped: &mut watch::Receiver<()>) {
+async fn connection(stream: TcpStream, peer: SocketAddr, shared: Arc<Shared>, stopped: &mut watch::Receiver<()>) {
     let _ = stream.set_nodelay(true);
     let service = service_fn(move |request| {
         let shared = shared.clone();
-        async move { Ok::<_, Infallible>(routes::answer(&shared, &request)) }
+        async move {
+            Ok::<_, Infallible>(match &shared.admin.control {
+                Some(control) if control::is_control(&request) => control::answer(control, peer, request).await,
+                _ => routes::answer(&shared, &request),
+            })
+        }
     });
     let io = TokioIo::new(Unblocked { stream, deadline: None });
     let serving = http1::Builder::new()

@@ -153,7 +153,7 @@ async fn tcp(target: &Target) -> Result<Stream, ConnectError> {
     let addresses: Vec<SocketAddr> =
         tokio::net::lookup_host((&*target.host, target.port)).await.map_err(ConnectError::Unreachable)?.collect();
     let stream = TcpStream::connect(addresses.as_slice()).await.map_err(ConnectError::Unreachable)?;
-    Stream::tcp(stream).map_err(ConnectError::Unreachable)
+    Stream::tcp_to_server(stream).map_err(ConnectError::Unreachable)
 }
 
 /// Asks for TLS. An inner stream without TLS: the server said 'N'. An inner error: the handshake failed.

@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use futures_util::{TryStreamExt, pin_mut};
 use switchyard_core::sql::Facts;
 use switchyard_core::sql::bodies::Language;
-use switchyard_core::sql::reach::{BODY_BYTES_MAX, Catalog, Function, Object, Relation, Volatility};
+use switchyard_core::sql::reach::{BODY_BYTES_MAX, Catalog, FIRST_NORMAL_OID, Function, Object, Relation, Volatility};
 use tokio_postgres::types::{FromSql, Type};
 use tokio_postgres::{Client, Row};
 
@@ -96,8 +96,11 @@ SELECT pg_catalog.concat_ws(' ',
   (SELECT sum(hashint8extended(inhrelid::int8, inhparent::int8)) FROM pg_catalog.pg_inherits),
   (WITH lasting AS (SELECT oid FROM pg_catalog.pg_class WHERE oid >= 16384 AND relpersistence <> 't')
    SELECT concat_ws(' ',
+     (SELECT sum(hashint8extended(hashint8extended(objid::int8, objsubid), refobjid::int8)) FROM pg_catalog.pg_depend
+       WHERE refclassid = 'pg_catalog.pg_type'::regclass AND classid = 'pg_catalog.pg_class'::regclass AND objsubid > 0
+         AND objid IN (SELECT oid FROM lasting)),
      (SELECT sum(hashint8extended(xmin::text::int8, oid::int8)) FROM pg_catalog.pg_trigger
-       WHERE tgfoid >= 16384 AND tgrelid IN (SELECT oid FROM lasting)),
+       WHERE NOT tgisinternal AND tgrelid IN (SELECT oid FROM lasting)),
      (SELECT sum(hashint8extended(xmin::text::int8, oid::int8)) FROM pg_catalog.pg_constraint WHERE conrelid IN (SELECT oid FROM lasting)),
      (SELECT sum(hashint8extended(xmin::text::int8, oid::int8)) FROM pg_catalog.pg_attrdef WHERE adrelid IN (SELECT oid FROM lasting)),
      (SELECT sum(hashint8extended(indexrelid::int8, indrelid::int8)) FROM pg_catalog.pg_index
@@ -174,7 +177,36 @@ SELECT DISTINCT a.attrelid, a.atttypid
  WHERE a.attnum > 0 AND NOT a.attisdropped AND c.oid >= 16384 AND c.relkind IN ('r', 'p', 'v', 'f') AND c.relpersistence <> 't'
    AND (a.atttypid >= 16384 OR a.atttypid IN (SELECT casttarget FROM pg_catalog.pg_cast WHERE castfunc::oid >= 16384))";
 
-const OPERATORS: &str = "SELECT oid, oprname, oprcode::oid FROM pg_catalog.pg_operator WHERE oprcode <> 0";
+/// The types that people made of which no value comes about by itself: nothing built in becomes one of them without being told to, as a value
+/// does that meets a domain, a row a composite type, and elements their array.
+const OWN_TYPES: &str = "(SELECT oid FROM pg_catalog.pg_type WHERE oid >= 16384 AND typtype IN ('b', 'e', 'r') AND typelem = 0)";
+
+/// Columns: oid, symbol, function, an operand's type where a value of it must be at hand for the operator to be meant: of two operands the other
+/// one mustn't have a built-in operator with an unknown literal to look for in vain.
+fn operators() -> String {
+    format!(
+        "WITH own AS {OWN_TYPES}
+         SELECT o.oid, o.oprname, o.oprcode::oid,
+                CASE WHEN o.oid < 16384 OR o.oprkind <> 'b' THEN NULL
+                     WHEN o.oprleft IN (TABLE own) AND o.oprright IN (TABLE own) THEN o.oprleft
+                     WHEN EXISTS (SELECT FROM pg_catalog.pg_operator b
+                                   WHERE b.oid < 16384 AND b.oprname = o.oprname AND b.oprleft = b.oprright
+                                     AND b.oprleft IN (o.oprleft, o.oprright))
+                     THEN coalesce((SELECT own.oid FROM own WHERE own.oid = o.oprleft), (SELECT own.oid FROM own WHERE own.oid = o.oprright))
+                END
+           FROM pg_catalog.pg_operator o WHERE o.oprcode <> 0"
+    )
+}
+
+/// What has values of a type: columns of relations, and parameters and results of functions. Columns: is a function, its oid, the type.
+const HOLDERS: &str = "\
+SELECT DISTINCT false, c.oid, a.atttypid
+  FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_class c ON c.oid = a.attrelid
+ WHERE a.atttypid >= 16384 AND a.attnum > 0 AND NOT a.attisdropped AND c.relkind IN ('r', 'p', 'v', 'm', 'f') AND c.relpersistence <> 't'
+UNION ALL
+SELECT DISTINCT true, p.oid, t
+  FROM pg_catalog.pg_proc p, unnest(p.proargtypes::oid[] || coalesce(p.proallargtypes, '{}') || p.prorettype) t
+ WHERE p.oid >= 16384 AND p.prokind <> 'p' AND t >= 16384";
 
 const TYPES: &str = "\
 SELECT t.oid, t.typname
@@ -192,17 +224,63 @@ UNION ALL SELECT c.reltype, a.atttypid
             FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_class c ON c.oid = a.attrelid
            WHERE a.attnum > 0 AND a.atttypid >= 16384 AND NOT a.attisdropped AND c.reltype <> 0 AND c.relpersistence <> 't'";
 
-/// Columns: source, target, function, implicit.
-const CASTS: &str = "\
-SELECT castsource, casttarget, castfunc::oid, castcontext = 'i' FROM pg_catalog.pg_cast WHERE castfunc::oid >= 16384";
+/// Columns: target, function (0: none is called), implicit, the source if it is a type of its own, the target if it is.
+fn casts() -> String {
+    format!(
+        "WITH own AS {OWN_TYPES}
+         SELECT casttarget, castfunc::oid, castcontext = 'i',
+                (SELECT own.oid FROM own WHERE own.oid = castsource), (SELECT own.oid FROM own WHERE own.oid = casttarget)
+           FROM pg_catalog.pg_cast WHERE oid >= 16384"
+    )
+}
 
-/// What sorting, DISTINCT, GROUP BY and joins call without an operator's name, where it isn't in C.
-const COMPARISONS: &str = "\
-SELECT DISTINCT p.oid
-  FROM pg_catalog.pg_amproc a
-  JOIN pg_catalog.pg_proc p ON p.oid = a.amproc::oid
-  JOIN pg_catalog.pg_language l ON l.oid = p.prolang
- WHERE p.oid >= 16384 AND l.lanname NOT IN ('c', 'internal')";
+/// What sorting, DISTINCT, GROUP BY and joins call without an operator's name, where it isn't in C. Columns: function, the type that it is for if
+/// that is one of its own.
+fn comparisons() -> String {
+    format!(
+        "WITH own AS {OWN_TYPES}
+         SELECT DISTINCT p.oid,
+                coalesce((SELECT own.oid FROM own WHERE own.oid = a.amproclefttype), (SELECT own.oid FROM own WHERE own.oid = a.amprocrighttype))
+           FROM pg_catalog.pg_amproc a
+           JOIN pg_catalog.pg_proc p ON p.oid = a.amproc::oid
+           JOIN pg_catalog.pg_language l ON l.oid = p.prolang
+          WHERE p.oid >= 16384 AND l.lanname NOT IN ('c', 'internal')"
+    )
+}
+
+/// Relations to which a write may do more than its transaction undoes: what isn't a plain table, has triggers or rules or columns of types that
+/// people made (but enums), or calls their functions in its defaults, constraints, indexes and policies; tables of which such a one is a part, and
+/// those whose foreign keys change others.
+const OUTSIDE: &str = "\
+WITH RECURSIVE suspect(oid) AS (
+  SELECT c.oid FROM pg_catalog.pg_class c
+   WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND c.relpersistence <> 't'
+     AND (c.relkind NOT IN ('r', 'p') OR c.relhasrules
+          OR EXISTS (SELECT FROM pg_catalog.pg_trigger t WHERE t.tgrelid = c.oid AND NOT t.tgisinternal)
+          OR EXISTS (SELECT FROM pg_catalog.pg_constraint f
+                      WHERE f.contype = 'f' AND f.confrelid = c.oid AND (f.confdeltype IN ('c', 'n', 'd') OR f.confupdtype IN ('c', 'n', 'd')))
+          OR EXISTS (SELECT FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
+                      WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND t.oid >= 16384
+                        AND t.typtype <> 'e' AND NOT (t.typcategory = 'A' AND EXISTS (SELECT FROM pg_catalog.pg_type e
+                                                       WHERE e.oid = t.typelem AND e.typtype = 'e'))))
+  UNION
+  SELECT part.relation
+    FROM (SELECT 'pg_catalog.pg_attrdef'::regclass AS catalog, oid, adrelid AS relation FROM pg_catalog.pg_attrdef
+          UNION ALL SELECT 'pg_catalog.pg_constraint'::regclass, oid, conrelid FROM pg_catalog.pg_constraint WHERE conrelid <> 0
+          UNION ALL SELECT 'pg_catalog.pg_class'::regclass, indexrelid, indrelid FROM pg_catalog.pg_index
+          UNION ALL SELECT 'pg_catalog.pg_class'::regclass, partrelid, partrelid FROM pg_catalog.pg_partitioned_table
+          UNION ALL SELECT 'pg_catalog.pg_policy'::regclass, oid, polrelid FROM pg_catalog.pg_policy) part
+    JOIN pg_catalog.pg_depend d ON d.classid = part.catalog AND d.objid = part.oid
+                               AND d.refclassid IN ('pg_catalog.pg_proc'::regclass, 'pg_catalog.pg_operator'::regclass,
+                                                    'pg_catalog.pg_opclass'::regclass, 'pg_catalog.pg_type'::regclass)
+                               AND d.refobjid >= 16384
+),
+tainted(oid) AS (
+  SELECT oid FROM suspect
+  UNION
+  SELECT i.inhparent FROM pg_catalog.pg_inherits i JOIN tainted t ON t.oid = i.inhrelid
+)
+SELECT DISTINCT c.relname FROM tainted t JOIN pg_catalog.pg_class c ON c.oid = t.oid WHERE c.oid >= 16384";
 
 fn views() -> String {
     format!(
@@ -272,8 +350,8 @@ pub async fn load_with_fingerprint(client: &Client, generation: u64) -> Result<(
     // In this order: what an expression names by OID or name must be known before it is read.
     functions(client, &mut catalog).await?;
     relations(client, &mut catalog).await?;
-    each(client, OPERATORS, |row| {
-        catalog.operator(oid(row, 0)?, &text(row, 1)?, oid(row, 2)?);
+    each(client, &operators(), |row| {
+        catalog.operator(oid(row, 0)?, &text(row, 1)?, oid(row, 2)?, row.try_get(3)?);
         Ok(())
     })
     .await?;
@@ -342,6 +420,11 @@ async fn relations(client: &Client, catalog: &mut Catalog) -> Result<(), tokio_p
         catalog.reaches(Object::Relation(oid(row, 0)?), Object::Relation(oid(row, 1)?));
         Ok(())
     })
+    .await?;
+    each(client, OUTSIDE, |row| {
+        catalog.acts_outside(&text(row, 0)?);
+        Ok(())
+    })
     .await
 }
 
@@ -352,21 +435,32 @@ async fn types(client: &Client, catalog: &mut Catalog) -> Result<(), tokio_postg
     })
     .await?;
     each(client, TYPE_PARTS, |row| {
-        catalog.reaches(Object::Type(oid(row, 0)?), Object::Type(oid(row, 1)?));
+        let (whole, part) = (oid(row, 0)?, oid(row, 1)?);
+        catalog.reaches(Object::Type(whole), Object::Type(part));
+        catalog.reaches(Object::Value(whole), Object::Value(part));
         Ok(())
     })
     .await?;
-    each(client, CASTS, |row| {
-        let (target, function) = (oid(row, 1)?, oid(row, 2)?);
-        catalog.made_of(Object::Type(target), function);
-        if row.try_get(3)? {
-            catalog.made_of(Object::KeyWords, function);
+    each(client, HOLDERS, |row| {
+        let holder = if row.try_get(0)? { Object::Function(oid(row, 1)?) } else { Object::Relation(oid(row, 1)?) };
+        catalog.reaches(holder, Object::Value(oid(row, 2)?));
+        Ok(())
+    })
+    .await?;
+    each(client, &casts(), |row| {
+        let (target, function, implicit) = (oid(row, 0)?, oid(row, 1)?, row.try_get(2)?);
+        if function >= FIRST_NORMAL_OID {
+            catalog.made_of(Object::Type(target), function);
+        }
+        if implicit {
+            catalog.implicit_cast(row.try_get(3)?, row.try_get(4)?, function);
         }
         Ok(())
     })
     .await?;
-    each(client, COMPARISONS, |row| {
-        catalog.made_of(Object::KeyWords, oid(row, 0)?);
+    each(client, &comparisons(), |row| {
+        let of: Option<u32> = row.try_get(1)?;
+        catalog.made_of(of.map_or(Object::KeyWords, Object::Value), oid(row, 0)?);
         Ok(())
     })
     .await

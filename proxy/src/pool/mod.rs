@@ -16,7 +16,7 @@ use rustc_hash::FxHashMap;
 use switchyard_config::Config;
 use switchyard_core::route::ServerRole;
 use switchyard_core::session::{Params, ServerState};
-use switchyard_core::topology::{Epoch, Topology};
+use switchyard_core::topology::{Epoch, Out, Topology};
 use switchyard_core::wire::reply::TxStatus;
 use tokio::sync::oneshot;
 
@@ -139,6 +139,23 @@ impl Pools {
                 }
             }
             pool.sweep(Instant::now());
+        }
+    }
+
+    /// Connections to a member that sessions use, or that are cleaned up after one.
+    pub(crate) fn busy(&self, node: &str) -> usize {
+        let busy = |pool: &Arc<Pool>| {
+            let book = pool.book.lock();
+            book.handles.len().saturating_sub(book.idle.len())
+        };
+        self.all().iter().filter(|pool| *pool.key.node == *node).map(busy).sum()
+    }
+
+    /// Closes what rests in the pools of a member.
+    pub(crate) fn close_idle(&self, node: &str) {
+        for pool in self.all().iter().filter(|pool| *pool.key.node == *node) {
+            let idle = std::mem::take(&mut pool.book.lock().idle);
+            pool.discard_all(idle);
         }
     }
 
@@ -338,6 +355,20 @@ impl Pool {
         drop(Permit { pool: Some(self.clone()) });
     }
 
+    /// Closes connections that have rested.
+    fn discard_all(self: &Arc<Pool>, idle: Vec<Box<Server>>) {
+        self.stats_idle(idle.len());
+        for server in idle {
+            self.discard(server);
+        }
+    }
+
+    /// Whether an operator has taken the member out: nothing rests there then.
+    fn is_drained(&self, pools: &Pools) -> bool {
+        self.key.role == ServerRole::Replica
+            && pools.topology.load().member(&self.key.node).is_some_and(|member| member.out == Some(Out::Drained))
+    }
+
     fn forget(&self, server: &Server) {
         self.book.lock().handles.remove(&server.id);
         self.node_stats.connections.down();
@@ -345,12 +376,13 @@ impl Pool {
 
     fn sweep(self: &Arc<Pool>, now: Instant) {
         let Some(pools) = self.pools.upgrade() else { return };
+        if self.is_drained(&pools) {
+            let idle = std::mem::take(&mut self.book.lock().idle);
+            return self.discard_all(idle);
+        }
         let config = pools.config.load();
         let expired = self.book.lock().expired(now, config.pool.idle_timeout, config.pool.max_lifetime, config.pool.min_size);
-        self.stats_idle(expired.len());
-        for server in expired {
-            self.discard(server);
-        }
+        self.discard_all(expired);
         let missing = config.pool.min_size.saturating_sub(self.book.lock().open);
         for _ in 0..missing {
             if !self.node.take_slot(config.pool.max_per_node) {

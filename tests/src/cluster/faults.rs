@@ -54,6 +54,12 @@ impl Cluster {
         self.up(member).await
     }
 
+    /// Starts a member that was stopped, with etcd at `address`. Done when it leads or streams.
+    pub async fn start_member_by(&self, member: &Member, address: &str) -> anyhow::Result<()> {
+        member.launch_by(address)?;
+        self.up(member).await
+    }
+
     /// One more member, with tags such as `json!({ "nofailover": true })`. Done when it streams.
     pub async fn add_member(&self, tags: Value) -> anyhow::Result<Member> {
         let index = self.members().len();

@@ -150,6 +150,12 @@ impl Member {
     }
 
     /// Starts its Patroni with changed settings.
+    /// As [`launch`](Member::launch), with etcd at another address, such as that of a line that can be cut.
+    pub(super) fn launch_by(&self, etcd: &str) -> anyhow::Result<()> {
+        // Without `use_proxies` Patroni asks etcd for its own address, and goes there.
+        self.launch_with(|settings| settings["etcd3"] = json!({ "hosts": etcd, "use_proxies": true }))
+    }
+
     pub(super) fn launch_with(&self, change: impl FnOnce(&mut Value)) -> anyhow::Result<()> {
         change(&mut self.0.settings.lock().unwrap_or_else(PoisonError::into_inner));
         self.launch()

@@ -6,12 +6,14 @@ use anyhow::{Context, ensure};
 use switchyard_tests::cluster::connect;
 use switchyard_tests::{Cluster, Result, Router, RouterOptions, eventually};
 
-use super::{SOON, Watched, whole};
+use super::{SOON, Watched, sync_standby, whole};
 
 pub(crate) async fn no_leader(cluster: &Cluster) -> Result {
     const HOLD: Duration = Duration::from_secs(3);
     let options = RouterOptions::new().set("failover.hold_timeout", "3s").set("failover.hold_max", 2);
     let router = Router::start(cluster, options).await?;
+    // With a timeline so young that the replicas' control files don't know it: they serve reads all the same when its leader dies.
+    cluster.switchover(&sync_standby(cluster).await?).await?;
     whole(cluster, &router).await?;
     let leader = cluster.leader().await?;
     connect(&leader.dsn_for("app")).await?.batch_execute("CREATE TABLE line (id int)").await?;

@@ -2,11 +2,15 @@
 //!
 //! One cluster of three with synchronous replication lives through all of it; each story leaves it whole for the next.
 
+mod cut_off;
 mod in_flight;
+mod last_words;
 mod line;
 mod paused;
+mod planned;
 mod read_only;
 mod rotation;
+mod tool;
 mod under_load;
 
 use std::sync::Arc;
@@ -32,6 +36,13 @@ async fn faults() -> Result {
 
     stories.tell("a replica is killed under read load", under_load::replica_killed(&cluster, &router)).await;
     stories.tell("a switchover under load", under_load::switchover(&cluster, &router)).await;
+    stories.tell("our own switchover under load", planned::switchover(&cluster, &router)).await;
+    stories.tell("our own switchover, refused", planned::switchover_refused(&cluster, &router)).await;
+    stories.tell("our own switchover, forced", planned::switchover_forced(&cluster, &router)).await;
+    stories.tell("a switchover behind our back under load", last_words::switchover_behind_our_back(&cluster, &router)).await;
+    stories.tell("what is in flight in a switchover behind our back", last_words::in_flight(&cluster, &router)).await;
+    stories.tell("an administrator ends a connection", last_words::terminated(&cluster, &router)).await;
+    stories.tell("a replica is drained under read load", planned::drain(&cluster, &router)).await;
     stories.tell("the leader is killed under load", under_load::leader_killed(&cluster, &router)).await;
     stories.tell("what is in flight when the leader dies", in_flight::leader_dies(&cluster, &router)).await;
     stories.tell("a read in flight on a replica that dies", in_flight::replica_dies(&cluster, &router)).await;
@@ -39,7 +50,9 @@ async fn faults() -> Result {
     stories.tell("the router is stopped over a switchover", paused::over_a_switchover(&cluster)).await;
     stories.tell("the router wakes to a leader that lost its key", paused::over_a_lost_lease(&cluster)).await;
     stories.tell("the leader hangs, and wakes up", paused::the_leader(&cluster)).await;
+    stories.tell("the leader is cut off from etcd", cut_off::from_etcd(&cluster, &router)).await;
     stories.tell("etcd is away under load", under_load::etcd_away(&cluster, &router)).await;
+    stories.tell("the tool that watches a failover", tool::figures(&cluster, &router)).await;
     stories.tell("a replica that lags gets nothing", rotation::lagging(&cluster)).await;
     stories.tell("a new member comes, and goes again", rotation::new_member(&cluster, &router)).await;
     stories.tell("the read-only port without a replica", read_only::no_replica(&cluster, &router)).await;

@@ -175,6 +175,29 @@ impl Batch {
         }
     }
 
+    /// The statement of a batch that runs one INSERT, UPDATE, DELETE, MERGE or SELECT and ends in ReadyForQuery.
+    pub(super) fn lone_change(&self) -> Option<(&Arc<Verdict>, &[u8])> {
+        let mut lone = None;
+        for (item, range) in &self.items {
+            let runs = match item {
+                Item::Query(verdict) => Some((verdict, &self.bytes[range.start + 5..range.end - 1])),
+                Item::Execute(Some(statement)) => Some((&statement.verdict, statement.text())),
+                Item::Parse { .. } | Item::Bind { .. } | Item::DescribeStatement { .. } | Item::DescribePortal | Item::Sync => None,
+                Item::Execute(None)
+                | Item::CloseStatement { .. }
+                | Item::ClosePortal
+                | Item::FunctionCall
+                | Item::Refused(_)
+                | Item::Flush => return None,
+            };
+            if runs.is_some() && std::mem::replace(&mut lone, runs).is_some() {
+                return None;
+            }
+        }
+        let changes = |kind| matches!(kind, Kind::Insert | Kind::Update | Kind::Delete | Kind::Merge | Kind::Select);
+        lone.filter(|(verdict, _)| self.end == End::Ready && verdict.statements == 1 && changes(verdict.kind) && verdict.ruling.is_none())
+    }
+
     /// A Sync alone, or an empty query: nothing that is worth being run again.
     pub(super) fn is_trivial(&self) -> bool {
         self.items.iter().all(|(item, _)| matches!(item, Item::Sync | Item::Flush))

@@ -11,6 +11,7 @@ use crate::refusal::Refusal;
 use crate::route::{self, Ask, Need, ServerRole, Why};
 use crate::sql::lexer::{Lexer, TokenKind};
 use crate::sql::{Class, Effect, Hint, RuledRoute, Ruling, TransactionModes, Verdict};
+use crate::topology::ClusterState;
 use crate::wire::frame;
 use crate::wire::reply::{self, TxStatus};
 
@@ -18,7 +19,9 @@ impl Session {
     /// Chooses a node for the batch that waits (or for the session's start), and says so in `want`.
     pub(super) fn decide(&mut self, env: &Env<'_>, work: &mut Work) {
         self.phase = Phase::Idle;
-        if self.lost == Some(Lost::Untold) && self.tell_of_lost_transaction(work) {
+        if let Some(Lost::Untold { reader }) = self.lost
+            && self.tell_of_lost_transaction(work, reader)
+        {
             return;
         }
         if self.starting.is_some() || self.lost.is_some() {
@@ -33,6 +36,8 @@ impl Session {
     /// A server connection that will do for settings and for what ends a failed transaction: the leader's, else any.
     fn lease_any(&mut self, env: &Env<'_>, work: &mut Work) {
         if env.policy.access == Access::ReadWrite
+            // What would be cut by a switchover in a moment needn't begin there.
+            && env.topology.state != ClusterState::Switching
             && let Some((leader, member)) = env.topology.leader_at(env.now)
             && !work.excluded.contains(&member.name)
         {
@@ -60,6 +65,9 @@ impl Session {
             return self.denied(work, &Refusal::NoReplica);
         }
         let Some((leader, member)) = env.topology.leader_at(env.now) else { return self.hold() };
+        if env.topology.state == ClusterState::Switching {
+            return self.hold();
+        }
         if work.excluded.contains(&member.name) {
             return self.denied(work, &Refusal::NoReplica);
         }
@@ -104,6 +112,8 @@ impl Session {
         let verdict = match item {
             Item::FunctionCall => return refused("fastpath function call"),
             Item::Query(verdict) => verdict,
+            // It may have been prepared before the relations in it were known.
+            Item::Execute(Some(statement)) if statement.verdict.class > Class::Read => &self.verdict(env, statement.text()),
             Item::Execute(Some(statement)) => &statement.verdict,
             Item::Execute(None) => return refused("EXECUTE"),
             _ => return None,

@@ -55,10 +55,13 @@ impl Session {
     /// The settings are accepted, or needn't be waited for.
     pub(super) fn send_batch(&mut self, env: &Env<'_>, work: &mut Work, server: &mut ServerState) {
         server.ready = false;
-        let class = work.batch.class();
-        if work.segment == Segment::Closed && work.owed.iter().all(|owed| matches!(owed, Owed::Bring)) {
-            self.begin_segment(env, work, server, class);
+        if !work.sent.is_empty() {
+            // A write with something behind it in the pipeline isn't a lone one any more.
+            self.deliver(env, work);
         }
+        let class = work.batch.class();
+        let begins = work.segment == Segment::Closed && work.owed.iter().all(|owed| matches!(owed, Owed::Bring));
+        let lone_write = begins && self.begin_segment(env, work, server, class);
         if env.policy.session_mode {
             self.pins.add(PinReason::SessionMode);
         }
@@ -101,6 +104,9 @@ impl Session {
             work.owed.push_back(Owed::Sync(Sync::Ours));
         }
         work.batch = batch;
+        if lone_write {
+            std::mem::swap(&mut work.batch, &mut work.sent);
+        }
         if work.attempt.is_none() {
             work.batch.clear();
         }
@@ -136,8 +142,8 @@ impl Session {
         }
     }
 
-    /// What comes before the first batch on this lease.
-    fn begin_segment(&mut self, env: &Env<'_>, work: &mut Work, server: &mut ServerState, class: Class) {
+    /// What comes before the first batch on this lease. Whether that is a lone write, which may run again if it is proven to be rolled back.
+    fn begin_segment(&mut self, env: &Env<'_>, work: &mut Work, server: &mut ServerState, class: Class) -> bool {
         work.segment_failed = false;
         // A COMMIT shows nothing, and yet says that something is done.
         work.shows = self.status != TxStatus::Idle;
@@ -153,7 +159,7 @@ impl Session {
             work.owed.extend([Owed::Prelude, Owed::Prelude]);
             server.unnamed = None;
             self.lost = Some(Lost::StoodIn);
-            return;
+            return false;
         }
         let outside = server.tx == TxStatus::Idle && self.pins.is_empty();
         let ends_here = work.batch.end == End::Ready || (work.batch.end == End::Flush && !work.batch.executes());
@@ -179,9 +185,12 @@ impl Session {
             // A READ ONLY transaction at READ COMMITTED may move to the leader with it.
             let one_snapshot = begin.modes.repeatable_read.unwrap_or_else(|| self.default_isolation_is("repeatable"));
             self.movable = (on_replica && env.policy.access == Access::ReadWrite && !one_snapshot).then_some(begin);
+        } else if class == Class::Write {
+            return outside && server.role == ServerRole::Leader && work.batch.lone_change().is_some();
         } else if outside && ends_here && class <= Class::Read && work.batch.repeatable() && !work.batch.is_trivial() {
             work.attempt = Some(Attempt::default());
         }
+        false
     }
 
     fn send_item(&mut self, item: &Item, message: &[u8], syncs_flush: bool, lone: bool, work: &mut Work, server: &mut ServerState) {

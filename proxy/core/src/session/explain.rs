@@ -175,7 +175,9 @@ impl Session {
                 Choice { text: "a replica that shows what the leader, asked first, says that it has written".to_owned(), node: None }
             }
             Some(Want::Hold) => Choice { text: "none: it waits in line until a leader is in force".to_owned(), node: None },
-            Some(Want::Return | Want::Close) | None => Choice { text: "none: no node can serve it now".to_owned(), node: None },
+            Some(Want::Return | Want::Close | Want::Departure(_)) | None => {
+                Choice { text: "none: no node can serve it now".to_owned(), node: None }
+            }
         }
     }
 
@@ -253,6 +255,9 @@ pub fn describe(verdict: &Verdict) -> Vec<String> {
     if !verdict.effects.is_empty() {
         let effects: Vec<String> = verdict.effects.iter().take(EFFECTS_SHOWN).map(|effect| format!("{effect:?}")).collect();
         lines.push(format!("Effects: {}", effects.join(", ")));
+    }
+    if verdict.class == Class::Write && verdict.acts_inside {
+        lines.push("If its server goes away: runs again, once its rollback is proven".to_owned());
     }
     lines
 }

@@ -1,17 +1,28 @@
 //! A server connection was lost: what each client gets to hear of it.
 //!
-//! Nothing was shown of a read: it runs again elsewhere. Something that may have taken effect: 08007. Surely rolled back: 40001. State that
+//! Nothing was shown of a read: it runs again elsewhere. So does a lone write whose server proves with its last words that it was rolled back, and
+//! goes away. Something that may have taken effect: 08007. Surely rolled back: 40001. State that
 //! can't be rebuilt: FATAL. An idle session: nothing.
 
 use super::batch::ends_transaction;
 use super::replies::{Owed, Prepares, Sync};
-use super::{Env, Lost, Phase, Segment, ServerState, Session, Work};
+use super::{Env, Lost, Phase, Segment, ServerState, Session, Want, Work};
 use crate::refusal::Refusal;
+use crate::route::ServerRole;
 use crate::sql::Effect;
 use crate::wire::reply::{self, TxStatus};
 
-/// Servers on which a read may be lost before its client is told.
+/// SQLSTATE 57P01, admin_shutdown.
+const ADMIN_SHUTDOWN: [u8; 5] = *b"57P01";
+/// Servers on which a read, or a write that is proven to be rolled back, may be lost before its client is told.
 const LOSSES_MAX: u8 = 2;
+
+/// Whether all that the client waits for is the end of its transaction by COMMIT.
+fn awaits_commit(work: &Work) -> bool {
+    let mut waits = work.owed.iter().filter(|owed| owed.is_clients());
+    let (Some(Owed::Query(verdict, _)), None) = (waits.next(), waits.next()) else { return false };
+    verdict.effects == [Effect::Commit { chain: false }]
+}
 
 impl Session {
     /// The server connection that was held is gone, and with it whatever it owed. `torn`: a message was forwarded in part.
@@ -40,16 +51,18 @@ impl Session {
         let waiting = std::mem::take(&mut work.after_bring);
         work.prelude_failed = None;
         work.segment_failed = false;
-        work.last_words = None;
+        let last_words = work.last_words.take();
+        // A FATAL of this code is sent before anything of a statement is committed, or after its answer (DESIGN, section 4).
+        let terminated = last_words.as_ref().is_some_and(|(sqlstate, _)| *sqlstate == ADMIN_SHUTDOWN);
         self.undo = None;
-        if self.want == Some(super::Want::Return) && !torn {
+        if self.want == Some(Want::Return) && !torn {
             // It was about to be given back, and nothing on it was anybody's any more.
             work.owed.clear();
             return;
         }
         if torn {
             // Half a row went out: no error can be put behind it.
-            self.want = Some(super::Want::Close);
+            self.want = Some(Want::Close);
             return;
         }
         if self.starting.is_some() {
@@ -74,12 +87,30 @@ impl Session {
             work.kept_back.clear();
             work.excluded.push(server.node.clone());
             self.put_begin_back(attempt.begin);
+            if terminated {
+                // An administrator's pg_terminate_backend isn't undone.
+                work.last_words = last_words;
+                return self.ask_for_departure(server);
+            }
             return self.decide(env, work);
         }
         if work.attempt.take().is_some() {
             // A statement under which servers die isn't tried on all of them.
             work.kept_back.clear();
             work.batch.clear();
+        }
+        if !work.sent.is_empty() {
+            if terminated && self.may_repeat_write(env, work) {
+                // What of the answer is kept back is void with the transaction.
+                work.owed.clear();
+                work.kept_back.clear();
+                work.losses += 1;
+                std::mem::swap(&mut work.batch, &mut work.sent);
+                work.sent.clear();
+                work.last_words = last_words;
+                return self.ask_for_departure(server);
+            }
+            self.deliver(env, work);
         }
         if waiting {
             // The batch was still waiting for the settings: never sent.
@@ -124,7 +155,13 @@ impl Session {
             TxStatus::Idle => work.owed.clear(),
             TxStatus::InTransaction | TxStatus::Failed if !in_flight => {
                 work.owed.clear();
-                self.lost = Some(if self.status == TxStatus::Failed { Lost::Told } else { Lost::Untold });
+                let reader = server.role == ServerRole::Replica;
+                self.lost = Some(if self.status == TxStatus::Failed { Lost::Told } else { Lost::Untold { reader } });
+            }
+            TxStatus::InTransaction if server.role == ServerRole::Replica && awaits_commit(work) => {
+                // What it has read was read in one transaction, and there was nothing else to commit.
+                work.owed.clear();
+                self.end_reader(work);
             }
             TxStatus::InTransaction | TxStatus::Failed if self.rolls_back(work) => {
                 // What the client asks for has happened.
@@ -156,6 +193,38 @@ impl Session {
         work.forget_attempts();
     }
 
+    /// Whether the lone write that was sent, and is proven to be rolled back, can run again without doing anything twice.
+    fn may_repeat_write(&self, env: &Env<'_>, work: &Work) -> bool {
+        if work.losses >= LOSSES_MAX || !self.pins.is_empty() || self.status != TxStatus::Idle || !work.batch.is_empty() {
+            return false;
+        }
+        let Some((verdict, text)) = work.sent.lone_change() else { return false };
+        // Prepared before the database's own objects were known, perhaps.
+        verdict.acts_inside || self.verdict(env, text).acts_inside
+    }
+
+    /// Whether the server goes away decides: then the batch runs again.
+    fn ask_for_departure(&mut self, server: &ServerState) {
+        self.phase = Phase::Waiting;
+        self.want = Some(Want::Departure(server.node.clone()));
+    }
+
+    /// The answer to [`Want::Departure`]. `leaves`: the server takes no new connections, or leads no more. Otherwise somebody has ended this one
+    /// connection on purpose: what the server said goes to the client, whose session ends as it would have there.
+    pub fn departure(&mut self, env: &Env<'_>, work: &mut Work, leaves: bool) {
+        let last_words = work.last_words.take();
+        if leaves {
+            return self.decide(env, work);
+        }
+        self.phase = Phase::Idle;
+        work.batch.clear();
+        work.tally.errors += 1;
+        if let Some((_, message)) = last_words {
+            work.to_client.extend_from_slice(&message);
+        }
+        self.want = Some(Want::Close);
+    }
+
     /// Whether all that the client waits for is the end of a transaction that can only be rolled back.
     fn rolls_back(&self, work: &Work) -> bool {
         let mut waits = work.owed.iter().filter(|owed| owed.is_clients());
@@ -165,6 +234,16 @@ impl Session {
             [Effect::Commit { chain: false }] => self.status == TxStatus::Failed,
             _ => false,
         }
+    }
+
+    /// Answers the COMMIT of a transaction that has only read.
+    fn end_reader(&mut self, work: &mut Work) {
+        self.status = TxStatus::Idle;
+        self.lost = None;
+        self.own.transaction_over(true);
+        work.tally.queries += 1;
+        reply::command_complete(&mut work.to_client, b"COMMIT");
+        reply::ready_for_query(&mut work.to_client, self.status);
     }
 
     /// Puts `refusal` in the place of every answer that is owed to the client.
@@ -204,7 +283,12 @@ impl Session {
 
     /// The transaction's server was lost while the client was idle; now the client has sent something.
     /// True where the batch has been answered.
-    pub(super) fn tell_of_lost_transaction(&mut self, work: &mut Work) -> bool {
+    pub(super) fn tell_of_lost_transaction(&mut self, work: &mut Work, reader: bool) -> bool {
+        if reader && work.batch.lone_query().is_some_and(|(verdict, _)| verdict.effects == [Effect::Commit { chain: false }]) {
+            work.batch.clear();
+            self.end_reader(work);
+            return true;
+        }
         let rolls_back = work.batch.executed().any(|verdict| matches!(verdict.effects.as_slice(), [Effect::Rollback { chain: false }]));
         let commits = work.batch.executed().any(|verdict| verdict.effects.iter().any(ends_transaction));
         if rolls_back {
@@ -212,7 +296,7 @@ impl Session {
             self.lost = Some(Lost::Told);
             return false;
         }
-        let refusal = Refusal::TransactionLost { node: "the leader".into() };
+        let refusal = Refusal::TransactionLost { node: if reader { "the replica" } else { "the leader" }.into() };
         if commits {
             self.lost = None;
             self.status = TxStatus::Idle;

@@ -42,7 +42,7 @@ use crate::marks::{Marks, Touched};
 use crate::refusal::{Refusal, Severity};
 use crate::route::{Excluded, Loads, Need, ServerRole, Why};
 use crate::sql::{Dialect, Effect, PinReason, TransactionModes, Verdict};
-use crate::topology::{Epoch, Member, Topology};
+use crate::topology::{ClusterState, Epoch, Member, Topology};
 use crate::wire::reply::TxStatus;
 use crate::wire::{frame, reply, view};
 
@@ -90,6 +90,11 @@ pub trait Judge {
         Level::Eventual
     }
 
+    /// See [`Facts::bad_value`](crate::sql::Facts::bad_value).
+    fn bad_value(&self) -> Option<&'static str> {
+        None
+    }
+
     /// What its verdicts rest on, in lines for EXPLAIN (ROUTE).
     fn grounds(&self) -> Vec<String> {
         Vec::new()
@@ -119,6 +124,8 @@ pub enum Want {
     Hold,
     /// A sample of the leader, and of the replicas, whose question is sent from now on: call [`Session::decide_again`] when one has come.
     Sample,
+    /// Whether that server is going away, or has only ended one connection: answer with [`Session::departure`].
+    Departure(Arc<str>),
     /// Give the server connection back, then call [`Session::returned`].
     Return,
     /// Send what is left, then hang up.
@@ -148,8 +155,8 @@ struct HeldBegin {
 /// A transaction whose server was lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Lost {
-    /// The client doesn't know yet.
-    Untold,
+    /// The client doesn't know yet. `reader`: it ran on a replica, so that its COMMIT has nothing to do.
+    Untold { reader: bool },
     /// Only the end of the transaction is accepted now.
     Told,
     /// A failed transaction on another server stands in for it, and answers in PostgreSQL's words until the client ends it.
@@ -192,6 +199,9 @@ pub struct Work {
     /// The answer of a batch that can still run elsewhere.
     kept_back: Vec<u8>,
     attempt: Option<Attempt>,
+    /// A lone write that was sent, as long as nothing of its answer has been forwarded: if the server proves that it was rolled back, it runs
+    /// again. Empty: there is none. Its answer is in `kept_back`, too; unlike an attempt it doesn't keep the client from sending on, which ends it.
+    sent: Batch,
     /// Rest of a client's CopyData, in bytes, and whether it goes to the server or nowhere.
     client_passing: usize,
     client_passing_on: bool,
@@ -225,8 +235,8 @@ pub struct Work {
     stand_ins: Vec<Box<[u8]>>,
     /// The current segment, or one before it that is still owed, may write.
     writing: bool,
-    /// The FATAL that a server sent before it hung up.
-    last_words: Option<[u8; 5]>,
+    /// The FATAL that a server sent before it hung up: SQLSTATE, and the whole message.
+    last_words: Option<([u8; 5], Box<[u8]>)>,
     /// The last CommandComplete was ROLLBACK.
     rolled_back: bool,
     /// As `rolled_back`, for what was written.
@@ -291,6 +301,7 @@ impl Work {
             && self.batch.is_empty()
             && self.owed.is_empty()
             && self.attempt.is_none()
+            && self.sent.is_empty()
             && self.client_passing == 0
             && self.segment == Segment::Closed
             && !self.copy_in
@@ -707,6 +718,7 @@ impl Session {
 
     /// The server connection that was asked for. `member`: as it was when the lease was given.
     pub fn granted(&mut self, env: &Env<'_>, work: &mut Work, server: &mut ServerState, member: Arc<Member>) {
+        work.last_words = None;
         self.phase = Phase::Holding { member, role: server.role };
         if server.role == ServerRole::Leader {
             let in_force = env.topology.leader_at(env.now).is_some_and(|(leader, _)| leader.epoch == server.epoch);
@@ -715,6 +727,12 @@ impl Session {
                 self.want = Some(Want::Return);
                 return;
             }
+        }
+        if env.topology.state == ClusterState::Switching && leads(env.topology, &server.node) {
+            // A switchover began while the lease was on its way. Whoever drains the leader counts leases, and after its hold has been
+            // published no new one may come to be used.
+            self.want = Some(Want::Return);
+            return;
         }
         if self.starting.is_some() {
             return self.bring_or_start(env, work, server);
@@ -859,7 +877,6 @@ impl Session {
     }
 
     fn lease_leader(&mut self, env: &Env<'_>, why: Why) {
-        use crate::topology::ClusterState;
         match env.topology.leader_at(env.now) {
             Some((leader, member)) if env.topology.state == ClusterState::Stable => {
                 self.lease(Need { node: member.name.clone(), role: ServerRole::Leader, epoch: leader.epoch, why });
@@ -867,6 +884,10 @@ impl Session {
             _ => self.hold(),
         }
     }
+}
+
+fn leads(topology: &Topology, node: &Arc<str>) -> bool {
+    topology.leader.as_ref().and_then(|leader| topology.members.get(leader.member)).is_some_and(|member| member.name == *node)
 }
 
 #[cfg(test)]

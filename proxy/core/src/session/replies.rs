@@ -172,7 +172,7 @@ impl Session {
             }
             let seen = header.total.min(rest.len());
             let fate = if matches!(header.tag, b'D' | b'd') {
-                self.row(env, work)
+                self.row(env, work, header.total)
             } else {
                 // What the message causes comes behind what came before it.
                 self.forward(work, &input[run..*at]);
@@ -195,22 +195,29 @@ impl Session {
     }
 
     /// Rows are about to be shown: the batch can't run elsewhere any more.
-    fn row(&mut self, env: &Env<'_>, work: &mut Work) -> Fate {
+    fn row(&mut self, env: &Env<'_>, work: &mut Work, bytes: usize) -> Fate {
         if work.runs_again() || !work.owed.front().is_some_and(Owed::is_clients) {
             return Fate::Swallow;
+        }
+        if !work.sent.is_empty() && work.kept_back.len() + bytes <= KEPT_BACK_MAX {
+            // What a write returns is kept back until it has succeeded.
+            return Fate::Forward;
         }
         self.deliver(env, work);
         Fate::Forward
     }
 
     /// From here on the answer is this server's.
-    fn deliver(&mut self, env: &Env<'_>, work: &mut Work) {
+    pub(super) fn deliver(&mut self, env: &Env<'_>, work: &mut Work) {
         if work.shows {
             self.showed(env, work);
         }
         if work.attempt.take().is_some() {
             work.to_client.append(&mut work.kept_back);
             work.batch.clear();
+        } else if !work.sent.is_empty() {
+            work.to_client.append(&mut work.kept_back);
+            work.sent.clear();
         }
     }
 
@@ -227,7 +234,7 @@ impl Session {
         if bytes.is_empty() {
             return;
         }
-        if work.attempt.is_some() {
+        if work.attempt.is_some() || !work.sent.is_empty() {
             work.kept_back.extend_from_slice(bytes);
         } else {
             work.to_client.extend_from_slice(bytes);
@@ -258,7 +265,8 @@ impl Session {
                 Some(owed) if !owed.is_clients() => Fate::Swallow,
                 _ if work.runs_again() => Fate::Swallow,
                 _ => {
-                    if work.kept_back.len() > KEPT_BACK_MAX {
+                    // A write's notices tell how far it has come.
+                    if work.kept_back.len() > KEPT_BACK_MAX || !work.sent.is_empty() {
                         self.deliver(env, work);
                     }
                     Fate::Forward
@@ -364,7 +372,7 @@ impl Session {
         }
         if fault.is_fatal() {
             // The end of the connection follows, and says what it means for the session.
-            work.last_words = Some(sqlstate);
+            work.last_words = Some((sqlstate, message.into()));
             server.tainted = true;
             return Fate::Swallow;
         }

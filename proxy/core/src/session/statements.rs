@@ -9,12 +9,27 @@ use super::batch::{Item, Statement};
 use super::server::StatementId;
 use super::{Env, Session, Work};
 use crate::refusal::Refusal;
-use crate::sql::{Effect, Verdict};
+use crate::sql::reach::FIRST_NORMAL_OID;
+use crate::sql::{Class, Effect, Reason, Verdict};
 use crate::wire::view;
 
 impl Session {
     pub(super) fn verdict(&self, env: &Env<'_>, sql: &[u8]) -> Arc<Verdict> {
         env.judge.verdict(sql, self.standard_conforming_strings, self.ascii_safe)
+    }
+
+    fn verdict_of(&self, env: &Env<'_>, parse: &view::Parse<'_>) -> Arc<Verdict> {
+        let verdict = self.verdict(env, parse.text);
+        if verdict.class < Class::Write
+            && parse.parameter_types().any(|oid| oid >= FIRST_NORMAL_OID)
+            && let Some(rule) = env.judge.bad_value()
+        {
+            let mut verdict = Verdict::clone(&verdict);
+            verdict.class = Class::Write;
+            verdict.reasons.push(Reason { rule, piece: "a parameter's type".into() });
+            return Arc::new(verdict);
+        }
+        verdict
     }
 
     pub(super) fn statement(&self, name: &[u8]) -> Option<Arc<Statement>> {
@@ -98,7 +113,7 @@ impl Session {
             // Drivers prepare the same unnamed statement over and over.
             let statement = match &self.unnamed {
                 Some(last) if last.id == id && *last.tail == *parse.tail => last.clone(),
-                _ => Arc::new(Statement { id, seed, tail: parse.tail.into(), verdict: self.verdict(env, parse.text) }),
+                _ => Arc::new(Statement { id, seed, tail: parse.tail.into(), verdict: self.verdict_of(env, &parse) }),
             };
             let previous = self.unnamed.replace(statement.clone());
             return Ok(Item::Parse { name: Box::default(), statement, previous });
@@ -109,7 +124,7 @@ impl Session {
         }
         // The server that gets a duplicate says so; see `dispatch`.
         let id = if duplicate { 0 } else { id };
-        let statement = Arc::new(Statement { id, seed, tail: parse.tail.into(), verdict: self.verdict(env, parse.text) });
+        let statement = Arc::new(Statement { id, seed, tail: parse.tail.into(), verdict: self.verdict_of(env, &parse) });
         if !duplicate {
             self.statements.insert(parse.name.into(), statement.clone());
         }

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::verdict::Class;
 use crate::marks::Touched;
@@ -61,6 +61,8 @@ struct Known {
     operator_reads: FxHashMap<Box<str>, Touched>,
     /// What every statement may read without naming it.
     key_word_reads: Touched,
+    bad_value: Option<&'static str>,
+    outside: FxHashSet<Box<str>>,
 }
 
 /// Operators that the grammar puts for key words (`gram.y`: LIKE, ILIKE, SIMILAR TO, BETWEEN, IN, CASE, NULLIF, IS DISTINCT FROM, USING).
@@ -114,8 +116,8 @@ impl Facts {
         self.known.operators.get(symbol).copied()
     }
 
-    /// Why an operator that a key word stands for (LIKE, IN, BETWEEN, CASE, USING, DISTINCT...) can't run on a replica. Which operands it has
-    /// isn't known here, so one such operator makes every query suspect.
+    /// Why an operator that a key word stands for (LIKE, IN, BETWEEN, CASE, USING, DISTINCT...) can't run on a replica. Those that need a value of
+    /// some own type at hand count with what has such values; one of any other kind makes every query suspect.
     pub fn bad_key_word_operator(&self) -> Option<&'static str> {
         self.known.bad_key_word_operator
     }
@@ -133,6 +135,17 @@ impl Facts {
     /// What operators behind key words and implicit casts read.
     pub fn key_word_reads(&self) -> &Touched {
         &self.known.key_word_reads
+    }
+
+    /// Why values of some own type may bring what can't run on a replica: where a parameter's type is told by its OID, it may be that one.
+    pub fn bad_value(&self) -> Option<&'static str> {
+        self.known.bad_value
+    }
+
+    /// Whether a write to a relation of this name may do something that a rollback doesn't undo: by triggers, rules, foreign tables, or functions
+    /// that people made in its defaults, constraints, indexes, policies and types.
+    pub fn may_act_outside(&self, relation: &str) -> bool {
+        self.known.outside.contains(relation)
     }
 
     /// Why a type's casts or constraints can't run on a replica.
@@ -177,9 +190,21 @@ impl FactsBuilder {
         self
     }
 
+    /// Values of some own type may bring what can't run on a replica.
+    pub fn bad_value(mut self, rule: &'static str) -> FactsBuilder {
+        self.known.bad_value = Some(rule);
+        self
+    }
+
     /// Adds a type (a domain, or one with a cast) whose use can't run on a replica.
     pub fn bad_type(mut self, name: &str, rule: &'static str) -> FactsBuilder {
         self.known.types.insert(name.into(), rule);
+        self
+    }
+
+    /// Says that a write to the relation may do more than its transaction undoes.
+    pub fn acts_outside(mut self, relation: &str) -> FactsBuilder {
+        self.known.outside.insert(relation.into());
         self
     }
 

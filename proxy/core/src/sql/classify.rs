@@ -11,7 +11,7 @@ use super::fingerprint::{Fingerprint, leading_hint};
 use super::lexer::{Lexer, Name, Token, TokenKind};
 use super::touch::Causes;
 use super::verdict::{Class, Effect, Kind, PinReason, REASONS_LIMIT, Reason, Verdict};
-use super::{control, query, touch};
+use super::{control, inside, query, touch};
 use crate::marks::Touched;
 
 /// What decides how a session's text is read.
@@ -80,6 +80,8 @@ pub(super) struct Judge<'a> {
     causes: Causes,
     /// Effects that are told once; a handful at most.
     once: Vec<Effect>,
+    /// Something in the statement may do more than its transaction undoes.
+    pub(super) outside: bool,
 }
 
 impl<'a> Judge<'a> {
@@ -93,12 +95,13 @@ impl<'a> Judge<'a> {
             command: "",
             hint: leading_hint(sql),
             ruling: None,
+            acts_inside: false,
             fingerprint: Fingerprint::default(),
             reads: Touched::Nothing,
             writes: Touched::Nothing,
             generation: facts.generation(),
         };
-        Judge { sql, facts, dialect, verdict, causes: Causes::default(), once: Vec::new() }
+        Judge { sql, facts, dialect, verdict, causes: Causes::default(), once: Vec::new(), outside: false }
     }
 
     fn all_statements(&mut self) {
@@ -133,6 +136,7 @@ impl<'a> Judge<'a> {
             (self.verdict.kind, self.verdict.command) = described;
         }
         touch::note(self, words, self.causes, described);
+        self.verdict.acts_inside = self.verdict.statements == 1 && inside::is_inside(self, words);
     }
 
     fn dispatch(&mut self, words: Words<'_>) -> (Kind, &'static str) {

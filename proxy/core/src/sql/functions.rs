@@ -220,12 +220,32 @@ fn server_family(name: &str) -> Option<Call> {
     server.then_some(SERVER)
 }
 
+/// Types that are written like calls (`func_get_detail` of `src/backend/parser/parse_func.c`: a cast then), and that no function is named after.
+/// Their input functions read catalogs at most.
+const TYPES_AS_FUNCTIONS: [&str; 15] = [
+    "regclass",
+    "regcollation",
+    "regconfig",
+    "regdictionary",
+    "regnamespace",
+    "regoper",
+    "regoperator",
+    "regproc",
+    "regprocedure",
+    "regrole",
+    "regtype",
+    "tsquery",
+    "tsvector",
+    "uuid",
+    "jsonpath",
+];
+
 /// What calling a function of `pg_catalog` means; `None` where there is none of that name.
 pub(super) fn builtin(name: &str) -> Option<Call> {
     let among = |list: &[&str]| list.binary_search(&name).is_ok();
     let volatile = among(builtins::VOLATILE);
     if !volatile && !among(builtins::STABLE) && !among(builtins::IMMUTABLE) {
-        return None;
+        return TYPES_AS_FUNCTIONS.contains(&name).then_some(Call::Read);
     }
     Some(overridden(name).unwrap_or(if volatile { write("volatile") } else { Call::Read }))
 }

@@ -9,6 +9,7 @@ pub mod classify;
 mod control;
 pub mod fingerprint;
 mod functions;
+mod inside;
 mod keywords;
 pub mod lexer;
 pub mod memo;

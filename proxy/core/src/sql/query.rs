@@ -111,10 +111,11 @@ impl<'j, 'a, 'w> Reader<'j, 'a, 'w> {
     }
 
     fn read(&mut self) {
-        if let Some(rule) = self.judge.facts.bad_key_word_operator()
-            && self.purpose == Purpose::Verdict
-        {
-            self.judge.write(rule, "operators behind key words");
+        if let Some(rule) = self.judge.facts.bad_key_word_operator() {
+            self.judge.outside = true;
+            if self.purpose == Purpose::Verdict {
+                self.judge.write(rule, "operators behind key words");
+            }
         }
         if self.judge.facts.is_complete() {
             self.collect_bound();
@@ -177,6 +178,7 @@ impl<'j, 'a, 'w> Reader<'j, 'a, 'w> {
     }
 
     fn write(&mut self, rule: &'static str, at: usize) {
+        self.judge.outside = true;
         if self.purpose == Purpose::Verdict {
             let piece = self.words.text(at);
             self.judge.write(rule, &piece);
@@ -309,6 +311,8 @@ impl<'j, 'a, 'w> Reader<'j, 'a, 'w> {
             Call::Read => {}
             Call::Clock => self.judge.effect(Effect::UsesClock),
             Call::Write { rule, command, effect } => {
+                // A value that a sequence gave is lost, as ever after a rollback.
+                self.judge.outside |= name != "nextval";
                 if let Some(effect) = effect.effect().filter(|_| effect != functions::CallEffect::SetConfig) {
                     self.judge.effect(effect);
                 }
@@ -375,6 +379,8 @@ impl<'j, 'a, 'w> Reader<'j, 'a, 'w> {
             "insert" | "update" | "delete" | "merge" => self.data_change(at, word),
             "current_timestamp" | "current_date" | "current_time" | "localtime" | "localtimestamp" => self.judge.effect(Effect::UsesClock),
             "tablesample" => {}
+            // ROWS FROM (function, ...)
+            "rows" if self.words.is(at + 1, "from") => {}
             _ => {
                 // Most key words can name relations as well.
                 let names =

@@ -70,6 +70,10 @@ pub enum Object {
     Operator(u32),
     /// `pg_type`
     Type(u32),
+    /// A value of a type (`pg_type`) at hand: what a statement may then use without naming it, as with [`Object::KeyWords`].
+    Value(u32),
+    /// The operators behind key words that are for such values.
+    Operators(u32),
     /// What every statement may use without naming it: operators behind key words, implicit casts, comparisons for sorting.
     KeyWords,
 }
@@ -157,6 +161,7 @@ pub struct Catalog {
     relations: Vec<(u32, u32, Box<str>, RelationFact)>,
     operators: Vec<(u32, Box<str>)>,
     types: Vec<(u32, Box<str>)>,
+    outside: Vec<Box<str>>,
 }
 
 fn inherits(object: Object) -> Rule {
@@ -166,6 +171,7 @@ fn inherits(object: Object) -> Rule {
         Object::Change(_) => "runs_code",
         Object::Operator(_) => "operator",
         Object::Type(_) => "type",
+        Object::Value(_) | Object::Operators(_) => "operator_of_type",
         Object::KeyWords => "key_word_operator",
     }
 }
@@ -182,7 +188,7 @@ impl Catalog {
 
     fn node(&mut self, object: Object) -> u32 {
         let nodes = &mut self.nodes;
-        let described = matches!(object, Object::Type(_) | Object::KeyWords | Object::Change(_));
+        let described = matches!(object, Object::Type(_) | Object::Value(_) | Object::Operators(_) | Object::KeyWords | Object::Change(_));
         *self.objects.entry(object).or_insert_with(|| Catalog::new_node(nodes, described, inherits(object)))
     }
 
@@ -344,12 +350,18 @@ impl Catalog {
         self.relations.push((node, change, name.into(), fact));
     }
 
-    /// An operator by its symbol. Those of PostgreSQL itself are given too: expressions name them by OID.
-    pub fn operator(&mut self, oid: u32, symbol: &str, function: u32) {
+    /// An operator by its symbol. Those of PostgreSQL itself are given too: expressions name them by OID. `of`: a type of which a value must be
+    /// at hand for this operator to be meant by its symbol, if it is one that key words stand for.
+    pub fn operator(&mut self, oid: u32, symbol: &str, function: u32, of: Option<u32>) {
         let node = self.describe(Object::Operator(oid));
         self.made_of(Object::Operator(oid), function);
         if oid < FIRST_NORMAL_OID {
             return;
+        }
+        if let Some(of) = of.filter(|_| KEY_WORD_OPERATORS.contains(&symbol)) {
+            self.reaches(Object::Value(of), Object::Operators(of));
+            self.reaches(Object::Operators(of), Object::Operator(oid));
+            return self.reaches(Object::Operator(oid), Object::Value(of));
         }
         let of_symbol = Catalog::name_node(&mut self.nodes, &mut self.symbols, symbol);
         self.edges.push((node, of_symbol));
@@ -360,9 +372,28 @@ impl Catalog {
         self.operators.push((node, symbol.into()));
     }
 
+    /// A cast that PostgreSQL uses unasked. `source` and `target`: types that people made of which no value comes about otherwise; `function`: 0 if
+    /// none is called. From a built-in type it is used where something is there that wants the target: a function's parameter, which counts as
+    /// having such values, or an operator behind a key word.
+    pub fn implicit_cast(&mut self, source: Option<u32>, target: Option<u32>, function: u32) {
+        let caller = match (source, target) {
+            (Some(of), _) | (None, Some(of)) => Object::Value(of),
+            (None, None) => Object::KeyWords,
+        };
+        if function >= FIRST_NORMAL_OID {
+            self.made_of(caller, function);
+        }
+        match (source, target) {
+            (Some(source), Some(target)) => self.reaches(Object::Value(source), Object::Value(target)),
+            (None, Some(target)) => self.reaches(Object::KeyWords, Object::Operators(target)),
+            (_, None) => {}
+        }
+    }
+
     /// A type by its name; what it is made of is told with [`Catalog::reaches`].
     pub fn type_name(&mut self, oid: u32, name: &str) {
         let node = self.node(Object::Type(oid));
+        self.reaches(Object::Type(oid), Object::Value(oid));
         for name in std::iter::once(name).chain(spellings(name).iter().copied()) {
             let named = Catalog::name_node(&mut self.nodes, &mut self.named, name);
             self.edges.push((node, named));
@@ -450,6 +481,11 @@ impl Catalog {
         }
     }
 
+    /// A relation on which a write may do more than its transaction undoes.
+    pub fn acts_outside(&mut self, name: &str) {
+        self.outside.push(name.into());
+    }
+
     /// Gives badness and relations to all that reach them, and makes facts of what is known.
     pub fn finish(mut self, generation: u64) -> Facts {
         self.spread();
@@ -471,8 +507,8 @@ impl Catalog {
             let runs_code = bad(change).is_some() || matches!(bad(node), Some("view" | "relation_kind"));
             fact.writes = if runs_code { Touched::Everything } else { fact.reads.clone() };
             if let Some(rule) = bad(node) {
-                // A table that reaches something does so by its policies or children.
-                let rule = if rule == "view" && fact.rule != "view" { "policy_or_child" } else { rule };
+                // A table that reaches something does so by its policies, its children or its columns' types.
+                let rule = if rule == "view" && fact.rule != "view" { "policy_child_or_type" } else { rule };
                 (fact.class, fact.rule) = (Class::Write, rule);
             }
             facts = facts.relation(&name, fact);
@@ -490,11 +526,22 @@ impl Catalog {
             }
             facts = facts.type_reads(&name, reads(node));
         }
-        if let Some(node) = self.objects.get(&Object::KeyWords) {
-            facts = facts.key_word_reads(reads(*node));
+        // A parameter's type is told by its OID: a value of any type may be one.
+        let unnamed = self.objects.iter().filter(|(object, _)| matches!(object, Object::KeyWords | Object::Value(_)));
+        let mut unnamed_reads = Touched::Nothing;
+        for (_, node) in unnamed {
+            unnamed_reads.merge(reads(*node));
+        }
+        facts = facts.key_word_reads(&unnamed_reads);
+        let values = self.objects.iter().filter(|(object, _)| matches!(object, Object::Value(_)));
+        if let Some(rule) = values.filter_map(|(_, node)| bad(*node)).min() {
+            facts = facts.bad_value(rule);
         }
         if let Some(rule) = self.objects.get(&Object::KeyWords).and_then(|node| bad(*node)) {
             facts = facts.bad_key_word_operator(rule);
+        }
+        for name in &self.outside {
+            facts = facts.acts_outside(name);
         }
         facts.complete().build()
     }

@@ -188,6 +188,9 @@ pub struct Verdict {
     pub hint: Option<Hint>,
     /// What a `[[rule]]` of the configuration says of it.
     pub ruling: Option<Ruling>,
+    /// One INSERT, UPDATE, DELETE, MERGE or SELECT, of which everything that it does is known to be undone with its transaction: no function, trigger
+    /// or table in it acts outside. If it is proven to have been rolled back, running it again is as running it once.
+    pub acts_inside: bool,
     /// Of the string, where a memo has judged it.
     pub fingerprint: Fingerprint,
     /// The relations that it reads, or may read.

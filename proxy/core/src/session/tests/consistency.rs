@@ -6,7 +6,7 @@ use crate::session::Access;
 /// A session that has begun, at a level, where the replicas have caught up with all there is.
 fn at(access: Access, level: &str) -> Story {
     let mut story = Story::on(access);
-    story.rig.know(1, &["a", "b"]);
+    story.rig.know_tables(1, &["a", "b"]);
     story.tell(&format!("level {level}\n caught"));
     story
 }
@@ -261,7 +261,7 @@ fn a_prepared_statement_is_judged_by_the_facts_of_now() {
          return",
     );
     // `a` is another table's view now, for all that is known.
-    story.rig.know(2, &["b"]);
+    story.rig.know_tables(2, &["b"]);
     story.tell(
         "C> B s / E / S
          lease l leader

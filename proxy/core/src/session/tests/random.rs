@@ -114,6 +114,7 @@ impl World {
                     client.held = Some(server);
                 }
                 Want::Sample | Want::Hold => client.session.denied(&mut client.work, &crate::refusal::Refusal::NoReplica),
+                Want::Departure(_) => client.session.departure(&self.rig.env(), &mut client.work, true),
                 Want::Return => {
                     if let Some(server) = client.held.take() {
                         self.give_back(server);
@@ -401,6 +402,7 @@ proptest! {
                         client.held = Some(Server { state, model: model::Server::new(false, &[]), answers: Vec::new() });
                     }
                     Want::Sample | Want::Hold => client.session.denied(&mut client.work, &crate::refusal::Refusal::NoReplica),
+                    Want::Departure(_) => client.session.departure(&world.rig.env(), &mut client.work, true),
                     Want::Return => {
                         client.held = None;
                         client.session.returned(&world.rig.env(), &mut client.work);

@@ -28,6 +28,7 @@ impl Loads for Even {
     }
 }
 
+/// By these facts.
 struct Real(Facts);
 impl Judge for Real {
     fn verdict(&self, sql: &[u8], standard_conforming_strings: bool, client_encoding_is_ascii_safe: bool) -> Arc<Verdict> {
@@ -36,6 +37,10 @@ impl Judge for Real {
 
     fn generation(&self) -> u64 {
         self.0.generation()
+    }
+
+    fn bad_value(&self) -> Option<&'static str> {
+        Some("volatile")
     }
 }
 
@@ -71,8 +76,12 @@ impl Rig {
         rig
     }
 
+    pub(super) fn know(&mut self, facts: Facts) {
+        self.judge = Real(facts);
+    }
+
     /// Tables that are known, so that verdicts tell them apart.
-    pub(super) fn know(&mut self, generation: u64, tables: &[&str]) {
+    pub(super) fn know_tables(&mut self, generation: u64, tables: &[&str]) {
         let fact = |name: &&str| RelationFact {
             schema: "public".into(),
             class: Class::Read,

@@ -4,8 +4,9 @@
 //! - `S> ...`: this and nothing else has been sent to the server that is held; `S< ...`: it answers.
 //! - `lease r1 replica`: the session wants this server connection, and gets it; `lease r1 replica unreachable`, `... canceled`.
 //! - `hold`, `return`, `close`: what the session wants; `deny`: time in the hold line is up.
+//! - `departure l`: it wants to know whether that server goes away; `leaves`, `stays`: the answer.
 //! - `lost`: the server connection breaks; `half 7 S< ...`: only the first bytes of an answer come.
-//! - `cluster l 2: r1 r2`, `cluster none: r1`: the topology changes; `caught up`: replicas have replayed all; `+3s`.
+//! - `cluster l 2: r1 r2`, `cluster none: r1`: the topology changes; `switching`: a switchover was announced; `caught up`: replicas have replayed all; `+3s`.
 //!
 //! Every output must be named before the next input.
 
@@ -20,6 +21,7 @@ use crate::causal::Level;
 use crate::marks::Touched;
 use crate::refusal::Refusal;
 use crate::route::ServerRole;
+use crate::topology::ClusterState;
 use crate::wire::reply::TxStatus;
 
 pub(super) struct Story {
@@ -101,6 +103,11 @@ impl Story {
             "C<" => return self.expect(line, rest, true),
             "S>" => return self.expect(line, rest, false),
             "lease" => return self.lease(line, rest),
+            "departure" => {
+                let want = self.session.take_want(Some(&self.work));
+                assert_eq!(want, Some(Want::Departure(rest.into())), "{line}");
+                return;
+            }
             "hold" => {
                 assert_eq!(self.session.take_want(Some(&self.work)), Some(Want::Hold), "{line}");
                 return;
@@ -128,6 +135,11 @@ impl Story {
             }
             _ => {}
         }
+        if word == "switching" {
+            // Also while a lease is on its way.
+            self.rig.topology.state = ClusterState::Switching;
+            return;
+        }
         self.nothing_left(line);
         match word {
             "start" => self.session.returned(&self.rig.env(), &mut self.work),
@@ -144,6 +156,8 @@ impl Story {
                 self.answers(answer);
             }
             "lost" => self.lose(),
+            "leaves" => self.session.departure(&self.rig.env(), &mut self.work, true),
+            "stays" => self.session.departure(&self.rig.env(), &mut self.work, false),
             "deny" => self.session.denied(&mut self.work, &Refusal::NoLeader { waited: Duration::from_secs(1) }),
             "again" => self.session.decide_again(&self.rig.env(), &mut self.work),
             "cluster" => {

@@ -2,6 +2,7 @@
 
 use super::super::{Access, Pins, TxStatus};
 use super::script::Story;
+use crate::marks::Touched;
 use crate::route::ServerRole;
 use crate::sql::PinReason;
 
@@ -448,6 +449,48 @@ mod losses {
     }
 
     #[test]
+    fn a_commit_of_what_has_only_read_on_a_replica_doesnt_fail() {
+        let begun = "C> Q begin read only
+             C< C BEGIN / Z T
+             C> Q select 1
+             lease r1 replica
+             S> P - begin read only / B - - / E - / Q select 1
+             S< 1 / 2 / C BEGIN / T x / D 1 / C SELECT 1 / Z T
+             C< T x / D 1 / C SELECT 1 / Z T";
+        Story::run(&format!(
+            "{begun}
+             lost
+             C> Q commit
+             C< C COMMIT / Z I
+             C> Q select 1
+             lease r replica
+             S> Q select 1
+             S< T x / D 1 / C SELECT 1 / Z I
+             C< T x / D 1 / C SELECT 1 / Z I
+             return"
+        ));
+        Story::run(&format!(
+            "{begun}
+             C> Q commit
+             S> Q commit
+             lost
+             C< C COMMIT / Z I"
+        ));
+        Story::run(&format!(
+            "{begun}
+             lost
+             C> Q select 1
+             C< E 40001 / Z E"
+        ));
+        Story::run(&format!(
+            "{begun}
+             lost
+             C> Q commit and chain
+             C< E 40001 / Z I"
+        ));
+    }
+
+    #[test]
     fn a_commit_of_a_lost_transaction_fails_and_a_rollback_doesnt() {
         let begun = "C> Q begin
              C< C BEGIN / Z T
@@ -788,6 +831,22 @@ mod flush {
              C< 2 / D 1 / C SELECT 1 / Z I
              return",
         );
+    }
+
+    #[test]
+    fn a_parameter_of_an_own_type_may_bring_its_operators() {
+        let read = |oid: &str, lease: &str| {
+            Story::run(&format!(
+                "C> P - select $1 = $1 {{{oid}}} / D S - / S
+                 lease {lease}
+                 S> P - select $1 = $1 / D S - / S
+                 S< 1 / t / T / Z I
+                 C< 1 / t / T / Z I
+                 return"
+            ));
+        };
+        read("23", "r replica");
+        read("50000", "l leader");
     }
 
     #[test]
@@ -1201,6 +1260,280 @@ mod limits {
     }
 }
 
+/// What a server's FATAL 57P01 proves (DESIGN, section 4).
+mod last_words {
+    use super::*;
+    use crate::sql::catalog::{FunctionFact, RelationFact};
+    use crate::sql::{Class, Facts};
+
+    fn table(name: &str) -> RelationFact {
+        let touched = Touched::relation(name);
+        RelationFact { schema: "public".into(), class: Class::Read, rule: "table", reads: touched.clone(), writes: touched }
+    }
+
+    /// A database with a plain table `t`, a table `triggered`, and a volatile function `f`.
+    fn facts() -> crate::sql::catalog::FactsBuilder {
+        let f = FunctionFact {
+            schema: "public".into(),
+            class: Class::Write,
+            rule: "volatile",
+            hidden_by_builtin: false,
+            one_argument: true,
+            reads: Touched::Nothing,
+        };
+        Facts::builder(1)
+            .relation("t", table("t"))
+            .relation("triggered", table("triggered"))
+            .acts_outside("triggered")
+            .function("f", f)
+            .complete()
+    }
+
+    fn run(text: &str) {
+        let mut story = Story::on(Access::ReadWrite);
+        story.rig.know(facts().build());
+        story.tell(text);
+    }
+
+    /// A lone statement whose server says FATAL 57P01 instead of an answer isn't run again.
+    fn is_unknown(facts: Facts, statement: &str) {
+        let mut story = Story::on(Access::ReadWrite);
+        story.rig.know(facts);
+        story.tell(&format!(
+            "C> Q {statement}
+             lease l leader
+             S> Q {statement}
+             S< FATAL 57P01 terminating
+             lost
+             C< E 08007 / Z I"
+        ));
+    }
+
+    #[test]
+    fn a_lone_write_runs_again_on_the_next_leader() {
+        run("C> Q insert into t values (1)
+             lease l leader
+             S> Q insert into t values (1)
+             S< FATAL 57P01 terminating
+             lost
+             departure l
+             cluster none: r1
+             leaves
+             hold
+             cluster r1 2: l
+             again
+             lease r1 leader
+             S> Q insert into t values (1)
+             S< C INSERT 0 1 / Z I
+             C< C INSERT 0 1 / Z I
+             return");
+    }
+
+    #[test]
+    fn a_prepared_one_too_with_what_it_had_returned() {
+        run("C> P s insert into t values (1) returning x / S
+             lease l leader
+             S> P sy1 insert into t values (1) returning x / S
+             S< 1 / Z I
+             C< 1 / Z I
+             return
+             C> B - s / D P - / E - / S
+             lease l leader
+             S> B - sy1 / D P - / E - / S
+             S< 2 / T x / D 1
+             S< FATAL 57P01 terminating
+             lost
+             departure l
+             cluster none: r1
+             leaves
+             hold
+             cluster r1 2: l
+             again
+             lease r1 leader
+             S> P sy1 insert into t values (1) returning x / B - sy1 / D P - / E - / S
+             S< 1 / 2 / T x / D 2 / C INSERT 0 1 / Z I
+             C< 2 / T x / D 2 / C INSERT 0 1 / Z I
+             return");
+    }
+
+    #[test]
+    fn an_administrators_kill_is_told_as_it_is() {
+        run("C> Q insert into t values (1)
+             lease l leader
+             S> Q insert into t values (1)
+             S< FATAL 57P01 terminating
+             lost
+             departure l
+             stays
+             C< FATAL 57P01
+             close");
+        run("C> Q select 1
+             lease r1 replica
+             S> Q select 1
+             S< FATAL 57P01 terminating
+             lost
+             departure r1
+             stays
+             C< FATAL 57P01
+             close");
+    }
+
+    #[test]
+    fn a_read_goes_elsewhere_where_the_server_goes() {
+        run("C> Q select 1
+             lease r1 replica
+             S> Q select 1
+             S< FATAL 57P01 terminating
+             lost
+             departure r1
+             leaves
+             lease r2 replica
+             S> Q select 1
+             S< T x / D 1 / C SELECT 1 / Z I
+             C< T x / D 1 / C SELECT 1 / Z I
+             return");
+    }
+
+    #[test]
+    fn behind_a_completion_nothing_is_proven() {
+        run("C> P - insert into t values (1) / B - - / E - / S
+             lease l leader
+             S> P - insert into t values (1) / B - - / E - / S
+             S< 1 / 2 / C INSERT 0 1 / FATAL 57P01 terminating
+             C< 1 / 2 / C INSERT 0 1
+             lost
+             C< E 08007 / Z I");
+    }
+
+    #[test]
+    fn nor_by_another_code_a_mere_error_or_silence() {
+        let lost = "lost
+             C< E 08007 / Z I";
+        for last in ["S< FATAL 57P02 crash", "S< FATAL 57P04 dropped", "S< N 57P01 terminating\nC< N 57P01", ""] {
+            run(&format!("C> Q insert into t values (1)\nlease l leader\nS> Q insert into t values (1)\n{last}\n{lost}"));
+        }
+    }
+
+    #[test]
+    fn what_may_act_outside_or_commit_inside_is_unknown() {
+        for statement in [
+            "insert into triggered values (1)",
+            "insert into t values (f(1))",
+            "insert into younger values (1)",
+            "update t set x = (select count(*) from triggered)",
+            "with a as (insert into t values (1) returning x) select * from a",
+            "call p()",
+            "vacuum t",
+            "create index concurrently on t (x)",
+            "insert into t values (1); insert into t values (2)",
+            "insert into t values (1); vacuum t",
+            "commit prepared 'x'",
+            "truncate t",
+        ] {
+            is_unknown(facts().build(), statement);
+        }
+        // Nothing known, or nothing for sure.
+        is_unknown(Facts::empty(), "insert into t values (1)");
+        is_unknown(facts().build().in_doubt(2), "insert into t values (1)");
+        is_unknown(facts().bad_key_word_operator("operator").build(), "insert into t values (1)");
+    }
+
+    #[test]
+    fn in_a_pipeline_it_is_unknown() {
+        run("C> P - insert into t values (1) / B - - / E - / S / P - insert into t values (2) / B - - / E - / S
+             lease l leader
+             S> P - insert into t values (1) / B - - / E - / S / P - insert into t values (2) / B - - / E - / S
+             S< 1 / 2 / FATAL 57P01 terminating
+             C< 1 / 2
+             lost
+             C< E 08007 / Z I / E 08007 / Z I");
+    }
+
+    #[test]
+    fn in_a_transaction_it_is_surely_rolled_back() {
+        run("C> Q begin
+             C< C BEGIN / Z T
+             C> Q insert into t values (1)
+             lease l leader
+             S> P - begin / B - - / E - / Q insert into t values (1)
+             S< 1 / 2 / C BEGIN / FATAL 57P01 terminating
+             lost
+             C< E 40001 / Z E");
+    }
+
+    #[test]
+    fn servers_that_go_one_after_the_other_are_not_all_tried() {
+        let once = "S> Q insert into t values (1)
+             S< FATAL 57P01 terminating
+             lost";
+        run(&format!(
+            "C> Q insert into t values (1)
+             lease l leader
+             {once}
+             departure l
+             leaves
+             lease l leader
+             {once}
+             departure l
+             leaves
+             lease l leader
+             {once}
+             C< E 08007 / Z I"
+        ));
+    }
+
+    #[test]
+    fn a_write_that_is_canceled_meanwhile_is_over() {
+        run("C> Q insert into t values (1)
+             lease l leader
+             S> Q insert into t values (1)
+             S< FATAL 57P01 terminating
+             lost
+             departure l
+             deny
+             C< E 57P03 / Z I
+             C> Q insert into t values (2)
+             lease l leader
+             S> Q insert into t values (2)
+             lost
+             C< E 08007 / Z I");
+    }
+
+    #[test]
+    fn an_error_a_large_answer_and_a_notice_are_forwarded_as_they_come() {
+        run("C> Q insert into t values (1) returning x
+             lease l leader
+             S> Q insert into t values (1) returning x
+             S< T x / D 1
+             S< E 23505 duplicate / Z I
+             C< T x / D 1 / E 23505 / Z I
+             return
+             C> Q insert into t values (1) returning x
+             lease l leader
+             S> Q insert into t values (1) returning x
+             S< T x / D 1
+             S< N 00000 hello
+             C< T x / D 1 / N 00000
+             S< FATAL 57P01 terminating
+             lost
+             C< E 08007 / Z I");
+        let large = "y".repeat(30_000);
+        let mut story = Story::on(Access::ReadWrite);
+        story.rig.know(facts().build());
+        story.tell(
+            "C> Q insert into t values (1) returning x
+             lease l leader
+             S> Q insert into t values (1) returning x
+             S< T x",
+        );
+        for _ in 0..8 {
+            story.tell(&format!("S< D {large}"));
+        }
+        let row = format!("D {large}");
+        story.tell(&format!("S< D {large}\nC< T x / {}", [row.as_str(); 9].join(" / ")));
+    }
+}
+
 mod waiting {
     use super::*;
 
@@ -1219,6 +1552,82 @@ mod waiting {
              S> Q insert into t values (1)
              S< C INSERT 0 1 / Z I
              C< C INSERT 0 1 / Z I
+             return",
+        );
+    }
+
+    #[test]
+    fn once_a_switchover_is_announced_only_what_has_begun_goes_on() {
+        Story::run(
+            "C> Q begin
+             C< C BEGIN / Z T
+             C> Q insert into t values (1)
+             lease l leader
+             S> P - begin / B - - / E - / Q insert into t values (1)
+             S< 1 / 2 / C BEGIN / C INSERT 0 1 / Z T
+             C< C INSERT 0 1 / Z T
+             switching
+             C> Q insert into t values (2)
+             S> Q insert into t values (2)
+             S< C INSERT 0 1 / Z T
+             C< C INSERT 0 1 / Z T
+             C> Q commit
+             S> Q commit
+             S< C COMMIT / Z I
+             C< C COMMIT / Z I
+             return
+             C> Q insert into t values (3)
+             hold
+             cluster r1 2: l
+             again
+             lease r1 leader
+             S> Q insert into t values (3)
+             S< C INSERT 0 1 / Z I
+             C< C INSERT 0 1 / Z I
+             return",
+        );
+    }
+
+    #[test]
+    fn a_lease_that_was_on_its_way_then_is_given_back_unused() {
+        Story::run(
+            "C> Q insert into t values (1)
+             switching
+             lease l leader
+             return
+             hold
+             cluster r1 2: l
+             again
+             lease r1 leader
+             S> Q insert into t values (1)
+             S< C INSERT 0 1 / Z I
+             C< C INSERT 0 1 / Z I
+             return",
+        );
+    }
+
+    #[test]
+    fn nor_does_anything_else_begin_on_the_leader_then() {
+        Story::run(
+            "switching
+             C> Q set work_mem to '1MB'
+             lease r replica
+             S> Q set work_mem to '1MB'
+             S< C SET / Z I
+             C< C SET / Z I
+             return",
+        );
+        Story::run_read_only(
+            "cluster l 1:
+             switching
+             C> Q select 1
+             hold
+             cluster l 1:
+             again
+             lease l replica
+             S> Q select 1
+             S< T x / D 1 / C SELECT 1 / Z I
+             C< T x / D 1 / C SELECT 1 / Z I
              return",
         );
     }
@@ -1308,6 +1717,42 @@ mod read_only_port {
              S> P - notify n / B - - / P switchyard refused by switchyard / S
              S< 1 / 2 / E 42601 syntax error / Z I
              C< 1 / 2 / E 25006 / Z I
+             return",
+        );
+    }
+
+    #[test]
+    fn what_was_prepared_before_its_table_was_known_is_judged_anew_there() {
+        use crate::sql::catalog::RelationFact;
+        use crate::sql::{Class, Facts};
+        let mut story = Story::on(Access::ReadOnly);
+        story.rig.know(Facts::builder(1).complete().build());
+        story.tell(
+            "C> P s select x from t / S
+             lease r1 replica
+             S> P sy1 select x from t / S
+             S< 1 / Z I
+             C< 1 / Z I
+             return
+             cluster l 1:
+             C> B - s / E - / S
+             lease l replica
+             S> P sy1 select x from t / B - sy1 / P switchyard refused by switchyard / S
+             S< 1 / 2 / E 42601 syntax
+             C< 2 / E 25006
+             S< Z I
+             C< Z I
+             return",
+        );
+        let touched = Touched::relation("t");
+        let table = RelationFact { schema: "public".into(), class: Class::Read, rule: "table", reads: touched.clone(), writes: touched };
+        story.rig.know(Facts::builder(2).relation("t", table).complete().build());
+        story.tell(
+            "C> B - s / E - / S
+             lease l replica
+             S> B - sy1 / E - / S
+             S< 2 / D 1 / C SELECT 1 / Z I
+             C< 2 / D 1 / C SELECT 1 / Z I
              return",
         );
     }
