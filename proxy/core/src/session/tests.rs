@@ -5,4 +5,5 @@ mod random;
 mod rig;
 mod script;
 mod stories;
+mod table;
 mod text;
