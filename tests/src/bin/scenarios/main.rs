@@ -65,7 +65,7 @@ async fn main() -> ExitCode {
 async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let synchronous = if arguments.asynchronous { Synchronous::Off } else { Synchronous::On };
     let cluster = Cluster::start(Options::new().members(3).synchronous(synchronous)).await?;
-    let options = || RouterOptions::new().set("log.filter", "info");
+    let options = || RouterOptions::new().set("log.filter", "info,switchyard=debug");
     let routers = [Router::start(&cluster, options()).await?, Router::start(&cluster, options()).await?];
     let haproxies = [Haproxy::start(&cluster).await?, Haproxy::start(&cluster).await?];
     let etcd_down = Duration::from_secs(arguments.etcd_down);
