@@ -1,6 +1,6 @@
 //! The mishaps: what each does to the cluster, or to what stands before it.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use serde_json::json;
@@ -92,10 +92,11 @@ impl Stage {
         if mishap == Mishap::EtcdDownFailsafe { self.failsafe(false).await } else { Ok(()) }
     }
 
-    pub(crate) async fn happens(&self, mishap: Mishap, front: Front) -> anyhow::Result<()> {
+    /// When Patroni was asked, where the router asked it.
+    pub(crate) async fn happens(&self, mishap: Mishap, front: Front) -> anyhow::Result<Option<Instant>> {
         let cluster = &self.cluster;
-        match mishap {
-            Mishap::OwnSwitchover => self.own_switchover().await,
+        let done = match mishap {
+            Mishap::OwnSwitchover => return self.own_switchover().await.map(Some),
             Mishap::Switchover => cluster.switchover(&self.standby().await?).await,
             Mishap::LeaderKilled => {
                 let old = cluster.kill_leader().await?;
@@ -165,15 +166,22 @@ impl Stage {
                 router.resume()?;
                 done
             }
-        }
+        };
+        done.map(|()| None)
     }
 
-    async fn own_switchover(&self) -> anyhow::Result<()> {
+    /// When Patroni was asked.
+    async fn own_switchover(&self) -> anyhow::Result<Instant> {
         let [router, _] = &self.routers;
         let said = router.order(&["switchover", "--to", self.standby().await?.name()]).await?;
+        let ended = Instant::now();
         print!("{}", said.text);
         ensure!(said.done, "the switchover failed");
-        Ok(())
+        let seconds = |line: &str| line.trim().split(' ').next().and_then(|seconds| seconds.parse::<f64>().ok());
+        let asked = said.text.lines().find(|line| line.contains("asking Patroni")).and_then(seconds);
+        let last = said.text.lines().last().and_then(seconds);
+        let since = asked.zip(last).map(|(asked, last)| last - asked).context("lines with times")?;
+        Ok(ended - Duration::from_secs_f64(since.max(0.0)))
     }
 
     /// Replicas, then a switchover, then the old leader, then what stands before them, one after the other.
@@ -184,7 +192,7 @@ impl Stage {
         }
         self.whole().await?;
         match front {
-            Front::Switchyard => self.own_switchover().await?,
+            Front::Switchyard => self.own_switchover().await.map(drop)?,
             Front::Haproxy => self.cluster.switchover(&self.standby().await?).await?,
         }
         self.follows(&leader).await?;
