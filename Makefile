@@ -1,7 +1,7 @@
 # What people do with Switchyard. Each target installs what it needs and this machine lacks (scripts/install.sh), and says what it does.
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test unit integration regress mix verdicts failover bench bench-verdicts fuzz lint
+.PHONY: help build demo test unit integration regress mix verdicts failover bench bench-consistency bench-verdicts fuzz lint
 
 # rustup's cargo, where the shell doesn't know it.
 export PATH := $(PATH):$(HOME)/.cargo/bin
@@ -12,7 +12,7 @@ unit integration: export RUST_BACKTRACE := 0
 help: ## show this
 	@echo 'Switchyard: a PostgreSQL router for Patroni clusters'
 	@echo
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' Makefile
 
 build: ## build the router (target/release/switchyard)
 	@scripts/install.sh build
@@ -57,6 +57,11 @@ bench: ## measure against PgBouncer, HAProxy and a direct connection, in one tab
 	@scripts/install.sh bench
 	cargo build --locked --release --bin switchyard --bin bench
 	@exec "$${CARGO_TARGET_DIR:-target}/release/bench" $(if $(QUICK),--quick)
+
+bench-consistency: ## measure what the consistency levels cost, and how many reads replicas serve at each: 4 minutes, or 1 with QUICK=1
+	@scripts/install.sh bench
+	cargo build --locked --release --bin switchyard --bin bench
+	@exec "$${CARGO_TARGET_DIR:-target}/release/bench" --consistency $(if $(QUICK),--quick)
 
 bench-verdicts: ## measure what a verdict costs, in time and memory: a minute
 	@scripts/install.sh build

@@ -11,9 +11,11 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::Parser;
 use switchyard::app::{self, ConfigSource};
+use switchyard::consistency::Plan;
 use switchyard::control::{self, Job, Line};
 use switchyard::logging::Logging;
 use switchyard_config::{Config, Problem, Problems};
+use switchyard_core::causal::Level;
 use switchyard_core::sql::{Dialect, Facts, Hint, Memo};
 use tokio_postgres::SimpleQueryMessage;
 
@@ -41,7 +43,23 @@ fn main() -> ExitCode {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => fail(&error),
         },
+        Command::CheckConsistency { dsn, other, sessions, reads, level } => {
+            let level = level.and_then(|word| Level::ALL.into_iter().find(|level| level.as_str() == word));
+            match check_consistency(&Plan { dsn, other, sessions, reads, level }) {
+                Ok(true) => ExitCode::SUCCESS,
+                Ok(false) => ExitCode::FAILURE,
+                Err(error) => fail(&error),
+            }
+        }
     }
+}
+
+/// Whether every read was right.
+fn check_consistency(plan: &Plan) -> anyhow::Result<bool> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let report = runtime.block_on(plan.check())?;
+    write!(std::io::stdout(), "{report}")?;
+    Ok(report.is_clean())
 }
 
 fn run(source: ConfigSource) -> ExitCode {

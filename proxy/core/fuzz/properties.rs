@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use switchyard_core::marks::Touched;
 use switchyard_core::sql::catalog::{FunctionFact, RelationFact};
 use switchyard_core::sql::fingerprint::{leading_hint, summarize};
 use switchyard_core::sql::lexer::{Lexer, Token, TokenKind};
@@ -23,12 +24,15 @@ struct Outcome {
     kind: Kind,
     command: &'static str,
     hint: Option<Hint>,
+    reads: Touched,
+    writes: Touched,
 }
 
 impl From<&Verdict> for Outcome {
     fn from(verdict: &Verdict) -> Outcome {
-        let Verdict { class, effects, statements, kind, command, hint, .. } = verdict;
-        Outcome { class: *class, effects: effects.clone(), statements: *statements, kind: *kind, command, hint: *hint }
+        let Verdict { class, effects, statements, kind, command, hint, reads, writes, .. } = verdict;
+        let (reads, writes) = (reads.clone(), writes.clone());
+        Outcome { class: *class, effects: effects.clone(), statements: *statements, kind: *kind, command, hint: *hint, reads, writes }
     }
 }
 
@@ -150,15 +154,22 @@ fn facts() -> Facts {
         rule: if class == Class::Write { "volatile" } else { "stable" },
         hidden_by_builtin: name == "lower",
         one_argument: true,
+        reads: Touched::Nothing,
     };
-    let relation = |class| RelationFact { schema: "public".into(), class, rule: if class == Class::Write { "view" } else { "table" } };
+    let relation = |name: &str, class| RelationFact {
+        schema: "public".into(),
+        class,
+        rule: if class == Class::Write { "view" } else { "table" },
+        reads: Touched::relation(name),
+        writes: if class == Class::Write { Touched::Everything } else { Touched::relation(name) },
+    };
     Facts::builder(1)
         .function("f_stable", function("f_stable", Class::Read))
         .function("f_immutable", function("f_immutable", Class::Read))
         .function("f", function("f", Class::Write))
         .function("lower", function("lower", Class::Write))
-        .relation("t", relation(Class::Read))
-        .relation("v", relation(Class::Write))
+        .relation("t", relation("t", Class::Read))
+        .relation("v", relation("v", Class::Write))
         .operator("~~~~", Class::Write, "operator")
         .bad_type("checked", "domain")
         .complete()

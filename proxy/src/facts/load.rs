@@ -82,7 +82,7 @@ SELECT pg_catalog.concat_ws(' ',
                                (oid::int8 << 32) + relnamespace::int8))
      FROM pg_catalog.pg_class
     WHERE oid >= 16384 AND relkind IN ('r', 'p', 'v', 'm', 'f', 'S', 'c') AND relpersistence <> 't'),
-  (SELECT sum(hashint8extended(xmin::text::int8, oid::int8)) FROM pg_catalog.pg_rewrite WHERE oid >= 16384 AND ev_type = '1'),
+  (SELECT sum(hashint8extended(xmin::text::int8, oid::int8)) FROM pg_catalog.pg_rewrite WHERE oid >= 16384),
   (SELECT sum(hashint8extended(xmin::text::int8, oid::int8)) FROM pg_catalog.pg_policy),
   (SELECT sum(hashint8extended(xmin::text::int8, oid::int8)) FROM pg_catalog.pg_operator WHERE oid >= 16384),
   (SELECT sum(hashint8extended(xmin::text::int8, oid::int8)) FROM pg_catalog.pg_cast WHERE oid >= 16384),
@@ -93,14 +93,20 @@ SELECT pg_catalog.concat_ws(' ',
   (SELECT sum(hashint8extended(xmin::text::int8, oid::int8)) FROM pg_catalog.pg_namespace
     WHERE oid >= 16384 AND nspname !~ '^pg_(toast_)?temp_'),
   (SELECT sum(hashint8extended(xmin::text::int8, oid::int8)) FROM pg_catalog.pg_extension),
-  (SELECT sum(hashint8extended(hashint8extended(objid::int8, objsubid), refobjid::int8)) FROM pg_catalog.pg_depend
-    WHERE refclassid = 'pg_catalog.pg_type'::regclass AND classid = 'pg_catalog.pg_class'::regclass AND objsubid > 0
-      AND EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = objid AND c.relpersistence <> 't')),
-  (SELECT sum(hashint8extended(xmin::text::int8, oid::int8)) FROM pg_catalog.pg_trigger WHERE NOT tgisinternal),
-  (SELECT sum(hashint8extended(xmin::text::int8, oid::int8)) FROM pg_catalog.pg_attrdef),
-  (SELECT sum(hashint8extended(xmin::text::int8, oid::int8)) FROM pg_catalog.pg_constraint WHERE conrelid <> 0 AND oid >= 16384),
-  (SELECT sum(hashint8extended(xmin::text::int8, oid::int8)) FROM pg_catalog.pg_rewrite WHERE oid >= 16384 AND ev_type <> '1'),
-  (SELECT sum(hashint8extended(inhrelid::int8, inhparent::int8)) FROM pg_catalog.pg_inherits))";
+  (SELECT sum(hashint8extended(inhrelid::int8, inhparent::int8)) FROM pg_catalog.pg_inherits),
+  (WITH lasting AS (SELECT oid FROM pg_catalog.pg_class WHERE oid >= 16384 AND relpersistence <> 't')
+   SELECT concat_ws(' ',
+     (SELECT sum(hashint8extended(hashint8extended(objid::int8, objsubid), refobjid::int8)) FROM pg_catalog.pg_depend
+       WHERE refclassid = 'pg_catalog.pg_type'::regclass AND classid = 'pg_catalog.pg_class'::regclass AND objsubid > 0
+         AND objid IN (SELECT oid FROM lasting)),
+     (SELECT sum(hashint8extended(xmin::text::int8, oid::int8)) FROM pg_catalog.pg_trigger
+       WHERE NOT tgisinternal AND tgrelid IN (SELECT oid FROM lasting)),
+     (SELECT sum(hashint8extended(xmin::text::int8, oid::int8)) FROM pg_catalog.pg_constraint WHERE conrelid IN (SELECT oid FROM lasting)),
+     (SELECT sum(hashint8extended(xmin::text::int8, oid::int8)) FROM pg_catalog.pg_attrdef WHERE adrelid IN (SELECT oid FROM lasting)),
+     (SELECT sum(hashint8extended(indexrelid::int8, indrelid::int8)) FROM pg_catalog.pg_index
+       WHERE indexprs IS NOT NULL AND indrelid IN (SELECT oid FROM lasting)),
+     (SELECT sum(hashint8extended(atttypid::int8, (attrelid::int8 << 16) + attnum)) FROM pg_catalog.pg_attribute
+       WHERE attnum > 0 AND atttypid >= 16384 AND NOT attisdropped AND attrelid IN (SELECT oid FROM lasting)))))";
 
 const BUILTIN_FUNCTIONS: &str = "\
 SELECT p.oid, n.nspname, p.proname
@@ -144,6 +150,32 @@ SELECT i.inhparent, i.inhrelid
   FROM pg_catalog.pg_inherits i
   JOIN pg_catalog.pg_class p ON p.oid = i.inhparent AND p.relkind IN ('r', 'p', 'f') AND p.relpersistence <> 't'
   JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid AND c.relpersistence <> 't'";
+
+/// What makes a data change of a relation run code: triggers of people's functions, rules, and foreign keys of others that cascade.
+const CHANGES: &str = "\
+SELECT tgrelid, 'trigger' FROM pg_catalog.pg_trigger WHERE tgfoid >= 16384
+UNION ALL SELECT ev_class, 'rule' FROM pg_catalog.pg_rewrite WHERE ev_type <> '1' AND oid >= 16384
+UNION ALL SELECT confrelid, 'cascade' FROM pg_catalog.pg_constraint
+           WHERE contype = 'f' AND (confdeltype IN ('c', 'n', 'd') OR confupdtype IN ('c', 'n', 'd'))";
+
+/// The functions that defaults, constraints, indexes and policies of relations call.
+const CHANGE_FUNCTIONS: &str = "\
+WITH calls AS (SELECT classid, objid, refobjid FROM pg_catalog.pg_depend
+                WHERE refclassid = 'pg_catalog.pg_proc'::regclass AND refobjid >= 16384)
+SELECT d.adrelid, c.refobjid FROM calls c JOIN pg_catalog.pg_attrdef d ON c.classid = 'pg_catalog.pg_attrdef'::regclass AND d.oid = c.objid
+UNION ALL SELECT k.conrelid, c.refobjid FROM calls c JOIN pg_catalog.pg_constraint k
+              ON c.classid = 'pg_catalog.pg_constraint'::regclass AND k.oid = c.objid WHERE k.conrelid <> 0
+UNION ALL SELECT i.indrelid, c.refobjid FROM calls c JOIN pg_catalog.pg_index i
+              ON c.classid = 'pg_catalog.pg_class'::regclass AND i.indexrelid = c.objid
+UNION ALL SELECT p.polrelid, c.refobjid FROM calls c JOIN pg_catalog.pg_policy p
+              ON c.classid = 'pg_catalog.pg_policy'::regclass AND p.oid = c.objid";
+
+/// The types of columns: what is written is cast to them, and checked by their constraints.
+const CHANGE_TYPES: &str = "\
+SELECT DISTINCT a.attrelid, a.atttypid
+  FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_class c ON c.oid = a.attrelid
+ WHERE a.attnum > 0 AND NOT a.attisdropped AND c.oid >= 16384 AND c.relkind IN ('r', 'p', 'v', 'f') AND c.relpersistence <> 't'
+   AND (a.atttypid >= 16384 OR a.atttypid IN (SELECT casttarget FROM pg_catalog.pg_cast WHERE castfunc::oid >= 16384))";
 
 /// The types that people made of which no value comes about by itself: nothing built in becomes one of them without being told to, as a value
 /// does that meets a domain, a row a composite type, and elements their array.
@@ -324,6 +356,7 @@ pub async fn load_with_fingerprint(client: &Client, generation: u64) -> Result<(
     })
     .await?;
     types(client, &mut catalog).await?;
+    changes(client, &mut catalog).await?;
     expressions(client, &mut catalog).await?;
     client.batch_execute("COMMIT").await?;
     // Pure computing, a second at most for a hundred thousand functions: not on a thread that relays.
@@ -428,6 +461,30 @@ async fn types(client: &Client, catalog: &mut Catalog) -> Result<(), tokio_postg
     each(client, &comparisons(), |row| {
         let of: Option<u32> = row.try_get(1)?;
         catalog.made_of(of.map_or(Object::KeyWords, Object::Value), oid(row, 0)?);
+        Ok(())
+    })
+    .await
+}
+
+/// What data changes run.
+async fn changes(client: &Client, catalog: &mut Catalog) -> Result<(), tokio_postgres::Error> {
+    each(client, CHANGES, |row| {
+        let rule = match &*text(row, 1)? {
+            "trigger" => "trigger",
+            "rule" => "rule",
+            _ => "cascade",
+        };
+        catalog.bad(Object::Change(oid(row, 0)?), rule);
+        Ok(())
+    })
+    .await?;
+    each(client, CHANGE_FUNCTIONS, |row| {
+        catalog.change_calls(oid(row, 0)?, oid(row, 1)?);
+        Ok(())
+    })
+    .await?;
+    each(client, CHANGE_TYPES, |row| {
+        catalog.reaches(Object::Change(oid(row, 0)?), Object::Type(oid(row, 1)?));
         Ok(())
     })
     .await

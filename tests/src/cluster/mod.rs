@@ -3,6 +3,7 @@
 mod faults;
 mod member;
 mod options;
+mod steps;
 
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -13,6 +14,7 @@ use serde_json::{Value, json};
 
 pub use member::{Member, connect};
 pub use options::{Options, Synchronous};
+pub use steps::{Seen, Steps};
 
 use crate::etcd::Etcd;
 use crate::home::{self, Home};
@@ -187,7 +189,7 @@ impl Cluster {
         format!("{}/{}/{key}", self.namespace(), self.scope())
     }
 
-    async fn leader_now(&self) -> anyhow::Result<Option<Member>> {
+    pub async fn leader_now(&self) -> anyhow::Result<Option<Member>> {
         let Some(name) = self.leader_key().await? else { return Ok(None) };
         let member = self.named(&name).with_context(|| format!("{name} isn't one of ours"))?;
         Ok((!member.is_in_recovery().await?).then_some(member))

@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
 use super::server::StatementId;
+use crate::causal::Level;
 use crate::refusal::Refusal;
 use crate::sql::{Class, Effect, Hint, Kind, RuledRoute, Verdict};
 
@@ -20,11 +21,17 @@ pub(super) struct Statement {
     pub(super) verdict: Arc<Verdict>,
     /// [`Judge::shape`](super::Judge::shape) at the client's Parse.
     pub(super) shape: u64,
-    /// What the client was told that it gives, as a hash; unset where it hasn't asked.
-    pub(super) described: OnceLock<u64>,
+    /// What the client was told that it gives, as a hash; unset where it hasn't asked. Shared by what one Parse has made, also where it was judged
+    /// anew.
+    pub(super) described: Arc<OnceLock<u64>>,
 }
 
 impl Statement {
+    /// Of the same Parse.
+    pub(super) fn is(&self, other: &Statement) -> bool {
+        Arc::ptr_eq(&self.described, &other.described)
+    }
+
     /// The text without its terminator.
     pub(super) fn text(&self) -> &[u8] {
         self.tail.split(|byte| *byte == 0).next().unwrap_or_default()
@@ -152,10 +159,16 @@ impl Batch {
 
     /// Where a rule of the configuration sends it.
     pub(super) fn ruled(&self) -> Option<Hint> {
-        self.verdicts().find_map(|verdict| match verdict.ruling.as_ref()?.route {
+        self.verdicts().find_map(|verdict| match verdict.ruling.as_ref()?.route? {
             RuledRoute::To(hint) => Some(hint),
             RuledRoute::Reject => None,
         })
+    }
+
+    /// What its reads must show: of each statement what a rule of the configuration says, else `otherwise`, and the highest of all.
+    pub(super) fn level(&self, otherwise: Level) -> Level {
+        let of = |verdict: &Arc<Verdict>| verdict.ruling.as_ref().and_then(|ruling| ruling.level).unwrap_or(otherwise);
+        self.executed().map(of).max().unwrap_or(otherwise)
     }
 
     pub(super) fn executes(&self) -> bool {

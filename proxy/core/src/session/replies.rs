@@ -7,6 +7,7 @@ use super::batch::{End, Item, Statement};
 use super::dispatch::sets;
 use super::server::{StatementId, server_name};
 use super::{Access, Env, Garbled, Lost, Phase, Segment, ServerState, Session, Want, Work};
+use crate::marks::Touched;
 use crate::refusal::Refusal;
 use crate::route::ServerRole;
 use crate::sql::{Effect, PinReason, Verdict};
@@ -120,6 +121,9 @@ const RESULT_TYPE_CHANGED: &[u8] = b"RevalidateCachedQuery";
 /// SQLSTATE 42602, invalid_name.
 const INVALID_NAME: [u8; 5] = *b"42602";
 
+/// SQLSTATE 25006, read_only_sql_transaction.
+const READ_ONLY_TRANSACTION: [u8; 5] = *b"25006";
+
 /// SQLSTATE 57014, query_canceled.
 const QUERY_CANCELED: &[u8] = b"57014";
 
@@ -219,7 +223,7 @@ impl Session {
     /// From here on the answer is this server's.
     pub(super) fn deliver(&mut self, env: &Env<'_>, work: &mut Work) {
         if work.shows {
-            self.showed(env);
+            self.showed(env, work);
         }
         if work.attempt.take().is_some() {
             work.to_client.append(&mut work.kept_back);
@@ -231,9 +235,11 @@ impl Session {
     }
 
     /// The watermark is set before the bytes go on.
-    fn showed(&mut self, env: &Env<'_>) {
-        if let Phase::Holding { member, .. } = &self.phase {
-            self.watermark.saw(member, env.now);
+    fn showed(&mut self, env: &Env<'_>, work: &Work) {
+        match &self.phase {
+            Phase::Holding { role: ServerRole::Replica, .. } if work.unproven => self.watermark.saw_unproven(env.now),
+            Phase::Holding { member, .. } => self.watermark.saw(member, env.now),
+            Phase::Idle | Phase::Waiting => {}
         }
     }
 
@@ -265,7 +271,7 @@ impl Session {
                 Fate::Swallow
             }
             b'A' => {
-                self.showed(env);
+                self.showed(env, work);
                 let (pid, rest) = body.split_first_chunk::<4>().ok_or(Garbled)?;
                 match env.voices.told(i32::from_be_bytes(*pid)) {
                     // Who notified is told as that client knows itself: some look whether it was them.
@@ -301,14 +307,12 @@ impl Session {
                 self.copies_in(work);
                 Fate::Forward
             }
-            b'H' => {
-                self.deliver(env, work);
-                Fate::Forward
-            }
+            // As a RowDescription: a COPY of which no row was sent may run elsewhere.
+            b'H' => Fate::Forward,
             // CopyDone ('c') of COPY TO, FunctionCallResponse ('V') and whatever a later PostgreSQL may add.
             _ => {
                 self.deliver(env, work);
-                self.showed(env);
+                self.showed(env, work);
                 Fate::Forward
             }
         };
@@ -368,7 +372,13 @@ impl Session {
         }
         self.deliver(env, work);
         if tag == b'C' {
-            work.rolled_back = view::command_tag(body) == b"ROLLBACK";
+            let tag = view::command_tag(body);
+            work.rolled_back = tag == b"ROLLBACK";
+            work.undone = work.rolled_back;
+            // Within a transaction nothing is acknowledged before its COMMIT; outside, a statement may have been committed by itself.
+            if self.status == TxStatus::Idle || tag == b"COMMIT" {
+                env.marks.wrote(&self.written, env.now);
+            }
         }
         work.copy_in = false;
         if matches!(work.owed.front(), Some(Owed::Execute(_)))
@@ -743,6 +753,7 @@ impl Session {
             return Fate::Swallow;
         }
         self.deliver(env, work);
+        self.acknowledge(env, work, status);
         let went_back = self.settle(work, server);
         work.segment_failed = false;
         work.copy_in = false;
@@ -778,6 +789,22 @@ impl Session {
         Fate::Swallow
     }
 
+    /// The client is about to hear that what it wrote is committed, or that it isn't: the marks are set before that.
+    fn acknowledge(&mut self, env: &Env<'_>, work: &Work, status: TxStatus) {
+        if status != TxStatus::Idle || self.written.is_nothing() {
+            return;
+        }
+        // What fails or is rolled back has written nothing, unless it is something that commits on its own (and may write everything).
+        let undone = (work.segment_failed || work.undone) && matches!(self.written, Touched::Relations(_));
+        if !undone {
+            env.marks.wrote(&self.written, env.now);
+        }
+        if work.owed.is_empty() && work.segment == Segment::Closed {
+            // Otherwise some of it is of a segment behind this one.
+            self.written = Touched::Nothing;
+        }
+    }
+
     /// Gives the server connection back where nothing is owed and nothing keeps it.
     pub(super) fn return_if_done(&mut self, env: &Env<'_>, work: &mut Work) {
         if !work.owed.is_empty() || work.segment != Segment::Closed {
@@ -795,6 +822,10 @@ impl Session {
     /// What the server said shows that it couldn't answer: another one will.
     fn run_again(&mut self, env: &Env<'_>, work: &mut Work, server: &ServerState) {
         let attempt = work.attempt.take().unwrap_or_default();
+        if attempt.failed == Some(READ_ONLY_TRANSACTION) {
+            // It writes, though nobody knew.
+            self.written.merge(&Touched::Everything);
+        }
         work.kept_back.clear();
         work.segment_failed = false;
         work.segment = Segment::Closed;
@@ -815,11 +846,11 @@ impl Session {
 
 /// A Parse of the unnamed statement was for nothing: what has come behind it may be, too, and goes back to `instead` then.
 fn amend(work: &mut Work, statement: &Arc<Statement>, instead: Option<&Arc<Statement>>) {
-    let meant = |known: &Option<Arc<Statement>>| known.as_ref().is_some_and(|known| Arc::ptr_eq(known, statement));
+    let meant = |known: &Option<Arc<Statement>>| known.as_ref().is_some_and(|known| known.is(statement));
     for owed in &mut work.owed {
         match owed {
             Owed::Parse { prepares: Some(prepares), .. } if meant(&prepares.previous) => prepares.previous = instead.cloned(),
-            Owed::Close { closed, .. } if closed.as_ref().is_some_and(|(_, known)| Arc::ptr_eq(known, statement)) => {
+            Owed::Close { closed, .. } if closed.as_ref().is_some_and(|(_, known)| known.is(statement)) => {
                 *closed = instead.map(|instead| (Box::default(), instead.clone()));
             }
             _ => {}

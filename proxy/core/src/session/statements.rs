@@ -3,7 +3,7 @@
 //! Invariant: a Parse or Close counts from the moment it is taken, so that what follows it in the batch finds it, and is undone where the
 //! server skips it.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use super::batch::{Item, Statement};
 use super::server::StatementId;
@@ -36,6 +36,27 @@ impl Session {
         if name.is_empty() { self.unnamed.clone() } else { self.statements.get(name).cloned() }
     }
 
+    /// As [`Session::statement`], judged by the facts of now: since its Parse, a view may read other tables, and a table have a trigger.
+    pub(super) fn statement_now(&mut self, env: &Env<'_>, name: &[u8]) -> Option<Arc<Statement>> {
+        let known = self.statement(name)?;
+        if known.verdict.generation == env.judge.generation() {
+            return Some(known);
+        }
+        let mut verdict = self.verdict(env, known.text());
+        if verdict.ruling != known.verdict.ruling {
+            // Rules are those of its Parse.
+            Arc::make_mut(&mut verdict).ruling.clone_from(&known.verdict.ruling);
+        }
+        let Statement { id, seed, ref tail, shape, ref described, .. } = *known;
+        let judged = Arc::new(Statement { id, seed, tail: tail.clone(), verdict, shape, described: described.clone() });
+        if name.is_empty() {
+            self.unnamed = Some(judged.clone());
+        } else {
+            self.statements.insert(name.into(), judged.clone());
+        }
+        Some(judged)
+    }
+
     pub(super) fn forget_statement(&mut self, name: &[u8]) -> Option<Arc<Statement>> {
         if name.is_empty() { self.unnamed.take() } else { self.statements.remove(name) }
     }
@@ -43,10 +64,10 @@ impl Session {
     /// A Parse that failed or was skipped. `previous`: what the unnamed statement was before, if it is to be that again.
     pub(super) fn unprepare(&mut self, name: &[u8], statement: &Arc<Statement>, previous: Option<Arc<Statement>>) {
         if name.is_empty() {
-            if self.unnamed.as_ref().is_some_and(|known| Arc::ptr_eq(known, statement)) {
+            if self.unnamed.as_ref().is_some_and(|known| known.is(statement)) {
                 self.unnamed = previous;
             }
-        } else if self.statements.get(name).is_some_and(|known| Arc::ptr_eq(known, statement)) {
+        } else if self.statements.get(name).is_some_and(|known| known.is(statement)) {
             self.statements.remove(name);
         }
     }
@@ -113,7 +134,7 @@ impl Session {
 
     fn new_statement(&self, env: &Env<'_>, id: StatementId, seed: u64, parse: &view::Parse<'_>) -> Arc<Statement> {
         let (verdict, shape) = (self.verdict_of(env, parse), env.judge.shape());
-        Arc::new(Statement { id, seed, tail: parse.tail.into(), verdict, shape, described: OnceLock::new() })
+        Arc::new(Statement { id, seed, tail: parse.tail.into(), verdict, shape, described: Arc::default() })
     }
 
     /// Of what analysis reads of the settings.

@@ -396,6 +396,7 @@ mod tests {
             rule: "volatile",
             hidden_by_builtin: hidden,
             one_argument: true,
+            reads: crate::marks::Touched::Nothing,
         };
         let facts = Facts::builder(1).function("lower", fact("other", true)).function("upper", fact("other", false)).build();
         assert_eq!(call(None, "lower", &facts), Call::Read);
