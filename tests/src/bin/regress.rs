@@ -131,7 +131,9 @@ async fn one(name: &str, arguments: &Arguments, suite: &Suite, base: &Path, resu
             // It asks the leader's lock table whether a session waits, as soon as that may have sent its statement.
             Kind::Isolation => options.set("pool.max_size", ISOLATION_POOL_SIZE).set("rule", leaders_own()),
         };
-        let options = if arguments.everywhere { options.set("routing.consistency_read_write", "eventual") } else { options };
+        // The suite's sessions read what others have written.
+        let consistency = if arguments.everywhere { "eventual" } else { "global" };
+        let options = options.set("routing.consistency_read_write", consistency);
         Some(Router::start(&cluster, options).await?)
     } else {
         None
