@@ -22,9 +22,14 @@ use tokio::sync::oneshot;
 
 use self::book::{Book, Offer};
 use crate::auth::{ConnectError, Credential, Login, Target};
-use crate::server::Server;
+use crate::clients::Slot;
+use crate::server::{Processes, Server};
 use crate::stats::{NodeStats, PoolName, PoolStats, Stats};
 use crate::tls::Connector;
+
+/// How long a database is left alone for a statement that wants it for itself: PostgreSQL waits that long for others to go
+/// (`CountOtherDBBackends`).
+const LEAVING: Duration = Duration::from_secs(5);
 
 /// Which pool.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -52,6 +57,7 @@ pub(crate) enum LeaseError {
 pub(crate) struct Pools {
     pools: RwLock<FxHashMap<Key, Arc<Pool>>>,
     nodes: RwLock<FxHashMap<Arc<str>, Arc<Node>>>,
+    pub(crate) processes: Processes,
     pub(crate) config: Arc<ArcSwap<Config>>,
     topology: Arc<ArcSwap<Topology>>,
     pub(crate) tls: ArcSwap<Connector>,
@@ -87,7 +93,16 @@ pub(crate) struct Pool {
 
 impl Pools {
     pub(crate) fn new(config: Arc<ArcSwap<Config>>, topology: Arc<ArcSwap<Topology>>, tls: Connector, stats: Arc<Stats>) -> Arc<Pools> {
-        Arc::new(Pools { pools: RwLock::default(), nodes: RwLock::default(), config, topology, tls: ArcSwap::from_pointee(tls), stats })
+        let processes = Processes::default();
+        Arc::new(Pools {
+            pools: RwLock::default(),
+            nodes: RwLock::default(),
+            processes,
+            config,
+            topology,
+            tls: ArcSwap::from_pointee(tls),
+            stats,
+        })
     }
 
     /// The pool of `key`, made where there is none.
@@ -121,6 +136,18 @@ impl Pools {
             if *key.database == *database && *key.user == *user {
                 pool.credential.store(credential.clone());
             }
+        }
+    }
+
+    /// Closes what is idle in a database, and for a while what comes back from it, on every node.
+    pub(crate) fn leave(&self, database: &str) {
+        for pool in self.all().into_iter().filter(|pool| *pool.key.database == *database) {
+            let idle = {
+                let mut book = pool.book.lock();
+                book.leaving_until = Some(Instant::now() + LEAVING);
+                std::mem::take(&mut book.idle)
+            };
+            pool.discard_all(idle);
         }
     }
 
@@ -252,7 +279,7 @@ impl Drop for Counted {
 impl Pool {
     /// A connection for `client`: an idle one at once, else the right to open one, else a place in the waiting line. `fresh`: one that nobody has
     /// used, be it in the place of one that is closed for it.
-    pub(crate) fn acquire(self: &Arc<Pool>, client: u64, epoch: Epoch, fresh: bool) -> Acquired {
+    pub(crate) fn acquire(self: &Arc<Pool>, client: &Weak<Slot>, epoch: Epoch, fresh: bool) -> Acquired {
         let Some(pools) = self.pools.upgrade() else { return self.never() };
         let config = pools.config.load();
         let mut dead = Vec::new();
@@ -341,6 +368,9 @@ impl Pool {
             server.state.params.share(&reported);
             *reported = server.state.params.clone();
         }
+        if self.key.role == ServerRole::Leader {
+            pools.processes.add(&server.handle);
+        }
         self.book.lock().handles.insert(server.id, server.handle.clone());
         self.node_stats.connections.up();
         self.node_stats.connections_total.add(1);
@@ -383,7 +413,11 @@ impl Pool {
         let config = pools.config.load();
         let expired = self.book.lock().expired(now, config.pool.idle_timeout, config.pool.max_lifetime, config.pool.min_size);
         self.discard_all(expired);
-        let missing = config.pool.min_size.saturating_sub(self.book.lock().open);
+        let missing = {
+            let book = self.book.lock();
+            let leaving = book.leaving_until.is_some_and(|until| now < until);
+            if leaving { 0 } else { config.pool.min_size.saturating_sub(book.open) }
+        };
         for _ in 0..missing {
             if !self.node.take_slot(config.pool.max_per_node) {
                 break;
@@ -405,8 +439,9 @@ impl Pool {
         server.state.fresh = false;
         let max_size = self.pools.upgrade().map_or(0, |pools| pools.config.load().pool.max_size);
         let mut book = self.book.lock();
-        if book.open > max_size {
-            // Others took its place while a session kept it for itself.
+        let leaving = book.leaving_until.is_some_and(|until| server.idle_since < until);
+        if leaving || book.open > max_size {
+            // The database is to be left alone, or others took its place while a session kept it for itself.
             drop(book);
             return self.discard(server);
         }
