@@ -24,6 +24,8 @@ pub(super) struct Book {
     pub(super) idle: Vec<Box<Server>>,
     /// Open or being opened, idle ones included.
     pub(super) open: usize,
+    /// Of them, being opened for clients.
+    pub(super) opening: usize,
     pub(super) waiting: VecDeque<oneshot::Sender<Offer>>,
     /// Every open connection's handle.
     pub(super) handles: FxHashMap<u64, Arc<Handle>>,
