@@ -4,6 +4,7 @@
 //! load turns from round to round. What disturbs the machine for a while then disturbs all of them, and the medians of the rounds are compared.
 //! Timings never fail: a target that can't do what it is asked does.
 
+mod consistency;
 mod idle;
 mod load;
 mod proxies;
@@ -53,6 +54,9 @@ struct Arguments {
     /// A key of the router's configuration, such as workers=1 or health.busy_interval=50ms.
     #[arg(long, value_name = "KEY=VALUE", value_parser = setting)]
     set: Vec<Setting>,
+    /// What the levels of consistency cost, and how many reads replicas serve at each: a table of its own, in about 4 minutes.
+    #[arg(long, conflicts_with_all = ["only", "list"])]
+    consistency: bool,
     /// Tell the names of the loads.
     #[arg(long)]
     list: bool,
@@ -105,6 +109,11 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
 
 async fn measure(arguments: Arguments) -> anyhow::Result<()> {
     let plan = if arguments.quick { QUICK } else { FULL };
+    if arguments.consistency {
+        let table = consistency::measure(&arguments.set, plan.run).await?;
+        println!("{table}");
+        return Ok(());
+    }
     eprintln!("Starting three members, Switchyard, HAProxy and PgBouncer");
     let stage = Stage::set(&arguments.set).await?;
     if let Some(load) = arguments.only {

@@ -192,6 +192,8 @@ pub struct Routing {
     /// Levels of the two ports.
     pub consistency_read_write: Consistency,
     pub consistency_read_only: Consistency,
+    /// How long a read waits for a replica that shows what it must, before it goes to the leader.
+    pub consistency_wait: Duration,
     /// A batch longer than this goes to the leader undecided, in bytes.
     pub look_ahead_bytes: usize,
     /// Cached verdicts, at most.
@@ -211,7 +213,9 @@ pub struct RoutingRule {
     pub application_names: Vec<String>,
     pub fingerprints: Vec<u128>,
     pub pattern: Option<Pattern>,
-    pub route: RuleRoute,
+    /// At least one of the two.
+    pub route: Option<RuleRoute>,
+    pub consistency: Option<Consistency>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -235,6 +239,20 @@ impl PartialEq for Pattern {
 pub enum Consistency {
     Eventual,
     Session,
+    Global,
+    Strong,
+}
+
+impl Consistency {
+    /// As the configuration, `switchyard.consistency` and the page spell it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Consistency::Eventual => "eventual",
+            Consistency::Session => "session",
+            Consistency::Global => "global",
+            Consistency::Strong => "strong",
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

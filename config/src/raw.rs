@@ -267,6 +267,7 @@ section! {
         hold_begin: At<bool>,
         consistency_read_write: At<Consistency>,
         consistency_read_only: At<Consistency>,
+        consistency_wait: At<Duration>,
         look_ahead_bytes: At<Size>,
         verdict_cache_size: At<usize>,
         zone: At<Text>,
@@ -281,6 +282,7 @@ section! {
         fingerprints: List<FingerprintText>,
         pattern: At<Pattern>,
         route: At<RuleRoute>,
+        consistency: At<Consistency>,
     }
 }
 

@@ -69,8 +69,8 @@ fn each_mistake_is_told_with_its_place() {
             "c.toml:4:8: pool.mode: expected \"transaction\" or \"session\", found \"transactoin\" (did you mean \"transaction\"?)",
         ),
         (
-            "[routing]\nconsistency_read_write = 'global'",
-            "c.toml:4:26: routing.consistency_read_write: expected \"session\" or \"eventual\", found \"global\"",
+            "[routing]\nconsistency_read_write = 'causal'",
+            "c.toml:4:26: routing.consistency_read_write: expected \"eventual\", \"session\", \"global\" or \"strong\", found \"causal\"",
         ),
         (
             "[pool]\nidle_timeout = '5m'",
@@ -148,7 +148,10 @@ fn each_mistake_is_told_with_its_place() {
             "[[server_auth]]\nmethod = 'cert'",
             "c.toml:4:10: server_auth[1].method: is \"cert\", which needs server_tls.cert_file, server_tls.key_file and a server_tls.mode other than \"disable\"",
         ),
-        ("[[rule]]\nusers = 'a'", "c.toml:3:1: rule[1].route: is not set: expected \"leader\", \"replica\" or \"reject\""),
+        (
+            "[[rule]]\nusers = 'a'",
+            "c.toml:3:1: rule[1].route: is not set: expected \"leader\", \"replica\" or \"reject\", or rule.consistency",
+        ),
         (
             "[[rule]]\nroute = 'leader'\n[[rule]]\nroute = 'master'",
             "c.toml:6:9: rule[2].route: expected \"leader\", \"replica\" or \"reject\", found \"master\"",
@@ -275,6 +278,7 @@ fn every_default() {
             hold_begin: true,
             consistency_read_write: Consistency::Session,
             consistency_read_only: Consistency::Eventual,
+            consistency_wait: Duration::ZERO,
             look_ahead_bytes: 64 << 10,
             verdict_cache_size: 16_384,
             zone: None,
@@ -579,6 +583,7 @@ fn the_document_says_rightly_what_a_reload_changes() {
             "routing.readonly_transactions" => "'leader'",
             "routing.consistency_read_write" => "'eventual'",
             "routing.consistency_read_only" => "'session'",
+            "routing.consistency_wait" => "'7ms'",
             "routing.zone" => "'other'",
             "routing.max_lag" | "failover.lease_margin" | "log.slow_query" => "'7s'",
             "health.interval" | "health.busy_interval" => "'77ms'",
@@ -692,10 +697,12 @@ impl Drop for Folder {
 fn rules_keep_their_order_and_a_reload_takes_them() {
     let config = good(
         "[[rule]]\nusers = ['report', 'bi']\nroute = 'replica'\n\
-         [[rule]]\nfingerprints = '000102030405060708090a0b0c0d0e0f'\npattern = '(?i)^\\s*truncate'\nroute = 'reject'\n",
+         [[rule]]\nfingerprints = '000102030405060708090a0b0c0d0e0f'\npattern = '(?i)^\\s*truncate'\nroute = 'reject'\n\
+         [[rule]]\nusers = 'web'\nconsistency = 'strong'\n",
     );
-    let [first, second] = config.rules.as_slice() else { panic!("{:?}", config.rules) };
-    assert_eq!((first.number, first.users.len(), first.route), (1, 2, RuleRoute::Replica));
+    let [first, second, third] = config.rules.as_slice() else { panic!("{:?}", config.rules) };
+    assert_eq!((first.number, first.users.len(), first.route), (1, 2, Some(RuleRoute::Replica)));
+    assert_eq!((third.route, third.consistency), (None, Some(Consistency::Strong)));
     assert_eq!((second.number, second.fingerprints.as_slice()), (2, &[0x0001_0203_0405_0607_0809_0a0b_0c0d_0e0f][..]));
     assert!(second.pattern.as_ref().is_some_and(|pattern| pattern.0.is_match(b" TRUNCATE t")));
     let (reloaded, kept) = reload(&good(""), config.clone());

@@ -403,7 +403,13 @@ macro_rules! words {
 }
 
 words!(PoolMode, "\"transaction\" or \"session\"", "transaction" => PoolMode::Transaction, "session" => PoolMode::Session);
-words!(Consistency, "\"session\" or \"eventual\"", "session" => Consistency::Session, "eventual" => Consistency::Eventual);
+words!(
+    Consistency, "\"eventual\", \"session\", \"global\" or \"strong\"",
+    "eventual" => Consistency::Eventual,
+    "session" => Consistency::Session,
+    "global" => Consistency::Global,
+    "strong" => Consistency::Strong,
+);
 words!(
     RuleRoute, "\"leader\", \"replica\" or \"reject\"",
     "leader" => RuleRoute::Leader,

@@ -153,6 +153,7 @@ pub(crate) struct Judge {
     doubt: Option<Doubt>,
     marks: Marks,
     samples: Arc<[Sample]>,
+    history_samples: Arc<[Sample]>,
     changes: VecDeque<LeaderChange>,
     published_changes: Arc<[LeaderChange]>,
     generation: u64,
@@ -203,6 +204,7 @@ impl Judge {
             doubt: None,
             marks: Marks::default(),
             samples: Arc::new([]),
+            history_samples: Arc::new([]),
             changes: VecDeque::new(),
             published_changes: Arc::new([]),
             generation: 0,
@@ -455,6 +457,7 @@ impl Judge {
     fn clear_samples(&mut self) {
         self.marks.clear();
         self.samples = Arc::new([]);
+        self.history_samples = Arc::new([]);
     }
 
     fn found(&mut self, now: Moment, member: &str, post: u64, found: Found) {
@@ -542,6 +545,7 @@ impl Judge {
                 leader,
                 members,
                 samples: self.samples.clone(),
+                history: self.history_samples.clone(),
                 changes: self.published_changes.clone(),
                 etcd_error: self.etcd_error.clone(),
                 ready: self.ready,
@@ -703,9 +707,18 @@ impl Judge {
     /// Keeps the leader's newest probe as a sample.
     fn sample(&mut self, leader: &str) {
         let Some(found) = self.seats.get(leader).and_then(Seat::reachable) else { return };
-        let sample = Sample { sent_at: found.sent_at, insert_lsn: found.insert_lsn, flush_lsn: found.replay_lsn };
-        if self.marks.push(sample) {
+        let sample = Sample {
+            sent_at: found.sent_at,
+            insert_lsn: found.insert_lsn,
+            flush_lsn: found.replay_lsn,
+            settled_at: found.sync_wait.map(|waits| found.sent_at.checked_sub(waits).unwrap_or(found.sent_at)),
+        };
+        let (recent, coarse) = self.marks.push(sample);
+        if recent {
             self.samples = self.marks.recent();
+        }
+        if coarse {
+            self.history_samples = self.marks.history();
         }
     }
 

@@ -31,11 +31,12 @@ impl Marks {
         self.coarse.clear();
     }
 
-    /// Whether `sample` is new.
-    pub(crate) fn push(&mut self, sample: Sample) -> bool {
+    /// Whether `sample` is new, and one for the history too.
+    pub(crate) fn push(&mut self, sample: Sample) -> (bool, bool) {
         if self.recent.back().is_some_and(|last| sample.sent_at <= last.sent_at) {
-            return false;
+            return (false, false);
         }
+        let before = self.coarse.back().copied();
         if self.coarse.back().is_none_or(|last| sample.sent_at >= last.sent_at + COARSE_STEP) {
             if self.coarse.len() == COARSE_MAX {
                 self.coarse.pop_front();
@@ -46,12 +47,17 @@ impl Marks {
             self.recent.pop_front();
         }
         self.recent.push_back(sample);
-        true
+        (true, self.coarse.back().copied() != before)
     }
 
     /// The newest ones, oldest first.
     pub(crate) fn recent(&self) -> Arc<[Sample]> {
         self.recent.iter().copied().collect()
+    }
+
+    /// One for each second of the last hour, oldest first.
+    pub(crate) fn history(&self) -> Arc<[Sample]> {
+        self.coarse.iter().copied().collect()
     }
 }
 

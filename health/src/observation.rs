@@ -87,6 +87,8 @@ pub(crate) struct Found {
     pub(crate) replay_lsn: Lsn,
     /// Leader: inserted. Standby: received or replayed, whichever is further.
     pub(crate) insert_lsn: Lsn,
+    /// A leader with synchronous standbys: since how long the oldest commit may be waiting for one, or zero.
+    pub(crate) sync_wait: Option<Duration>,
     pub(crate) timeline: Option<Timeline>,
     pub(crate) system_identifier: i64,
     pub(crate) started_at_unix_seconds: f64,

@@ -45,7 +45,8 @@ SELECT (SELECT system_identifier FROM pg_catalog.pg_control_system()),
 /// The probe. The leader's functions raise an error in recovery, hence CASE; `OFFSET 0` keeps one answer of
 /// `pg_is_in_recovery()` for all of them. A leader's timeline comes from the WAL file that it writes: the control file
 /// stays on the old one until the next checkpoint. A standby's comes from its WAL receiver; without one, the control
-/// file's is a lower bound.
+/// file's is a lower bound. A commit may be shown by replicas before the leader shows it while it waits for a synchronous standby, and until
+/// its process has run again: by then it still has its transaction's id.
 const PROBE: &str = "\
 SELECT s.r,
        CASE WHEN s.r THEN pg_catalog.pg_last_wal_replay_lsn() ELSE pg_catalog.pg_current_wal_flush_lsn() END,
@@ -55,7 +56,12 @@ SELECT s.r,
                                    (SELECT greatest(c.timeline_id, r.min_recovery_end_timeline)
                                       FROM pg_catalog.pg_control_checkpoint() c, pg_catalog.pg_control_recovery() r)::int8)
             ELSE ('x' || substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8))::bit(32)::int8 END,
-       extract(epoch FROM pg_catalog.clock_timestamp())::float8
+       extract(epoch FROM pg_catalog.clock_timestamp())::float8,
+       CASE WHEN NOT s.r AND pg_catalog.current_setting('synchronous_standby_names') <> ''
+            THEN coalesce((SELECT extract(epoch FROM max(pg_catalog.clock_timestamp() - state_change))
+                             FROM pg_catalog.pg_stat_activity
+                            WHERE wait_event = 'SyncRep' OR (state = 'active' AND backend_xid IS NOT NULL
+                                                             AND state_change > pg_catalog.clock_timestamp() - interval '1s')), 0)::float8 END
   FROM (SELECT pg_catalog.pg_is_in_recovery() AS r OFFSET 0) s";
 
 const HISTORY: &str = "SELECT pg_catalog.pg_read_file('pg_wal/' || lpad(upper(to_hex($1::int8)), 8, '0') || '.history', 0, $2, true)";
@@ -249,6 +255,8 @@ impl Connection {
         let timeline = row.try_get::<_, Option<i64>>(3)?.and_then(|timeline| u32::try_from(timeline).ok()).filter(|timeline| *timeline > 0);
         let timeline = timeline.map(Timeline);
         let clock: f64 = row.try_get(4)?;
+        // A wait of more than a day is as good as one of a day.
+        let sync_wait = row.try_get::<_, Option<f64>>(5)?.map(|seconds| Duration::from_secs_f64(seconds.clamp(0.0, 86_400.0)));
         let middle = (sent_at_unix + round_trip / 2).as_secs_f64();
         let forks = self.history.as_ref().filter(|(of, _)| Some(*of) == timeline).and_then(|(_, forks)| forks.clone());
         Ok(Found {
@@ -257,6 +265,7 @@ impl Connection {
             in_recovery,
             replay_lsn,
             insert_lsn: if in_recovery { insert_lsn } else { self.wal.before_page_header(insert_lsn) },
+            sync_wait,
             timeline,
             system_identifier: self.system_identifier,
             started_at_unix_seconds: self.started_at_unix_seconds,

@@ -46,6 +46,29 @@ Exit codes: 0 if the configuration is good, 64 if not.")]
         #[arg(value_name = "FILE")]
         file: PathBuf,
     },
+    /// Read and write known values through the router, and report every read that is stale or goes back
+    #[command(after_help = "\
+Makes a table of its own, switchyard_consistency_<number>, in the database of the DSN, and drops it at the end. Connects without TLS.
+At the levels global and strong the sessions tell each other what was acknowledged, as applications do; a second router is given by --other.
+What is checked follows from the level: that of --level, which every session sets, or else the one that the port has.
+Exit codes: 0 if every read was right, 1 if one wasn't or the check couldn't be made.")]
+    CheckConsistency {
+        /// The router's port, such as "host=127.0.0.1 port=15000 dbname=app user=app password=..."
+        #[arg(value_name = "DSN")]
+        dsn: String,
+        /// Every other session uses this one, such as another router's port
+        #[arg(long, value_name = "DSN")]
+        other: Option<String>,
+        /// Sessions at the same time
+        #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=1000))]
+        sessions: u16,
+        /// Reads by all of them together
+        #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..=1_000_000_000))]
+        reads: u64,
+        /// What reads must show: eventual, session, global or strong
+        #[arg(long, value_name = "LEVEL", value_parser = ["eventual", "session", "global", "strong"])]
+        level: Option<String>,
+    },
     /// Change the leader with no client error: hold writes, let what runs end, ask Patroni, release
     #[command(after_help = SWITCHOVER_HELP)]
     Switchover {
@@ -86,11 +109,11 @@ Exit codes: 0 when it is not drained (any more), 1 if the router can't be asked,
     },
     /// Say what the router would make of a statement, and why
     #[command(after_help = "\
-Without --schema-from nothing is known of a database's own functions and views. For the candidates and the choice as a running router sees
-them, ask it: psql -p 15000 -c 'EXPLAIN (ROUTE) SELECT ...'.
+Without --schema-from nothing is known of a database's own functions and views. Given a running router's port instead of a server's, it says what
+EXPLAIN (ROUTE) says there: the candidates with their lag and cost, and the choice.
 Exit codes: 0, or 1 if the schema can't be read.")]
     Explain {
-        /// Read functions, views and policies from this database, without TLS, such as "host=10.0.0.1 dbname=app user=postgres"
+        /// Read functions, views and policies from this database, or ask this router; without TLS, such as "host=10.0.0.1 dbname=app user=postgres"
         #[arg(long, value_name = "DSN")]
         schema_from: Option<String>,
         /// The statement

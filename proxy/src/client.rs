@@ -206,6 +206,7 @@ impl Client {
             now: Instant::now(),
             topology: &topology,
             loads: &self.context.loads,
+            marks: self.database.marks(),
             judge: &self.context.verdicts.of(&self.database, &self.rules, application),
             policy: &self.policy,
             random: next_random(&mut self.random),
@@ -223,6 +224,7 @@ impl Client {
             match want {
                 Want::Lease(need) => self.ask_for(need),
                 Want::Hold => self.hold(None),
+                Want::Sample => self.await_sample(),
                 Want::Departure(node) => {
                     let context = self.context.clone();
                     self.waiting =
@@ -389,6 +391,22 @@ impl Client {
                 Ok(()) = sampled.changed() => Waited::TopologyChanged,
                 () = tokio::time::sleep(retry) => Waited::TopologyChanged,
                 () = tokio::time::sleep_until(until.into()) => Waited::HoldTimedOut,
+            }
+        }));
+    }
+
+    /// Waits for a sample of the leader that is asked for now, together with all others that wait for one.
+    fn await_sample(&mut self) {
+        let mut changed = self.context.health.changed();
+        let mut sampled = self.context.health.sampled();
+        changed.mark_unchanged();
+        sampled.mark_unchanged();
+        self.context.health.poke();
+        self.waiting = Some(Box::pin(async move {
+            tokio::select! {
+                Ok(()) = sampled.changed() => Waited::TopologyChanged,
+                Ok(()) = changed.changed() => Waited::TopologyChanged,
+                () = tokio::time::sleep(HOLD_LOOK) => Waited::TopologyChanged,
             }
         }));
     }
@@ -704,6 +722,7 @@ impl Client {
             now: Instant::now(),
             topology: &topology,
             loads: &self.context.loads,
+            marks: self.database.marks(),
             judge: &self.context.verdicts.of(&self.database, &self.rules, None),
             policy: &self.policy,
             random: next_random(&mut self.random),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use rustc_hash::FxHashMap;
 use switchyard_config::Config;
+use switchyard_core::causal::Level;
 use switchyard_core::route::Loads;
 use switchyard_core::session::Judge;
 use switchyard_core::sql::{Dialect, Effect, Facts, Memo, PinReason, Verdict};
@@ -71,6 +72,18 @@ impl Judge for DatabaseVerdicts<'_> {
             Ddl::Changes => self.database.ddl_passed(true),
         }
         self.rules.apply(verdict, sql, self.application.as_deref())
+    }
+
+    fn generation(&self) -> u64 {
+        self.database.generation()
+    }
+
+    fn highest_ruled(&self) -> Level {
+        self.rules.highest_level()
+    }
+
+    fn bad_value(&self) -> Option<&'static str> {
+        self.database.facts().bad_value()
     }
 
     fn grounds(&self) -> Vec<String> {

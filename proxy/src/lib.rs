@@ -5,6 +5,7 @@ pub mod app;
 pub mod auth;
 mod client;
 mod clients;
+pub mod consistency;
 mod context;
 pub mod control;
 pub mod decisions;

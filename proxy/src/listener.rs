@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use socket2::{Domain, Protocol, Socket, Type};
+use switchyard_config::Consistency;
+use switchyard_core::causal::Level;
 use switchyard_core::refusal::Refusal;
 use switchyard_core::session::{Access, Policy};
 use switchyard_core::wire::startup::Replication;
@@ -36,7 +38,7 @@ pub(crate) struct Entrance {
 
 impl Entrance {
     pub(crate) fn new(config: &switchyard_config::Config, port: Port, door: Door) -> Entrance {
-        use switchyard_config::{Consistency, PoolMode};
+        use switchyard_config::PoolMode;
         let level = match port {
             Port::ReadWrite => config.routing.consistency_read_write,
             Port::ReadOnly => config.routing.consistency_read_only,
@@ -49,7 +51,8 @@ impl Entrance {
                     Port::ReadWrite => Access::ReadWrite,
                     Port::ReadOnly => Access::ReadOnly,
                 },
-                causal: level == Consistency::Session,
+                level: level_of(level),
+                consistency_wait: config.routing.consistency_wait,
                 hold_begin: config.routing.hold_begin,
                 readonly_on_replica: config.routing.readonly_transactions_on_replica,
                 fallback_to_leader: config.routing.fallback_to_leader,
@@ -60,6 +63,16 @@ impl Entrance {
                 zone: config.routing.zone.as_deref().map(Arc::from),
             }),
         }
+    }
+}
+
+/// The core's word for a level of the configuration.
+pub(crate) fn level_of(level: Consistency) -> Level {
+    match level {
+        Consistency::Eventual => Level::Eventual,
+        Consistency::Session => Level::Session,
+        Consistency::Global => Level::Global,
+        Consistency::Strong => Level::Strong,
     }
 }
 

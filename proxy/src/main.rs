@@ -11,10 +11,13 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::Parser;
 use switchyard::app::{self, ConfigSource};
+use switchyard::consistency::Plan;
 use switchyard::control::{self, Job, Line};
 use switchyard::logging::Logging;
 use switchyard_config::{Config, Problem, Problems};
+use switchyard_core::causal::Level;
 use switchyard_core::sql::{Dialect, Facts, Hint, Memo};
+use tokio_postgres::SimpleQueryMessage;
 
 use crate::cli::{Cli, Command, Running};
 
@@ -40,7 +43,23 @@ fn main() -> ExitCode {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => fail(&error),
         },
+        Command::CheckConsistency { dsn, other, sessions, reads, level } => {
+            let level = level.and_then(|word| Level::ALL.into_iter().find(|level| level.as_str() == word));
+            match check_consistency(&Plan { dsn, other, sessions, reads, level }) {
+                Ok(true) => ExitCode::SUCCESS,
+                Ok(false) => ExitCode::FAILURE,
+                Err(error) => fail(&error),
+            }
+        }
     }
+}
+
+/// Whether every read was right.
+fn check_consistency(plan: &Plan) -> anyhow::Result<bool> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let report = runtime.block_on(plan.check())?;
+    write!(std::io::stdout(), "{report}")?;
+    Ok(report.is_clean())
 }
 
 fn run(source: ConfigSource) -> ExitCode {
@@ -86,13 +105,13 @@ fn explain(schema_from: Option<&str>, statement: &str) -> anyhow::Result<()> {
     let facts = match schema_from {
         Some(dsn) => {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            runtime.block_on(async {
-                let (client, connection) = tokio_postgres::connect(dsn, tokio_postgres::NoTls).await?;
-                let connection = tokio::spawn(connection);
-                let facts = switchyard::facts::load(&client, 1).await?;
-                connection.abort();
-                anyhow::Ok(facts)
-            })?
+            match runtime.block_on(look_behind(dsn, statement))? {
+                Asked::Server(facts) => facts,
+                Asked::Router(lines) => {
+                    let mut out = std::io::stdout();
+                    return Ok(lines.iter().try_for_each(|line| writeln!(out, "{line}"))?);
+                }
+            }
         }
         None => Facts::empty(),
     };
@@ -112,6 +131,32 @@ fn explain(schema_from: Option<&str>, statement: &str) -> anyhow::Result<()> {
         if facts.is_complete() { "as the database's catalogs say" } else { "built-in functions only" }
     )?;
     Ok(())
+}
+
+/// What is behind a connection string, and what it says.
+enum Asked {
+    /// A server: its catalogs.
+    Server(Facts),
+    /// A router: its own explanation, with candidates and choice.
+    Router(Vec<String>),
+}
+
+async fn look_behind(dsn: &str, statement: &str) -> anyhow::Result<Asked> {
+    let (client, connection) = tokio_postgres::connect(dsn, tokio_postgres::NoTls).await?;
+    let connection = tokio::spawn(connection);
+    // A parameter that only a router has.
+    let asked = if client.simple_query("SHOW switchyard.route").await.is_ok() {
+        let answer = client.simple_query(&format!("EXPLAIN (ROUTE) {statement}")).await?;
+        let lines = answer.iter().filter_map(|message| match message {
+            SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+            _ => None,
+        });
+        Asked::Router(lines.collect())
+    } else {
+        Asked::Server(switchyard::facts::load(&client, 1).await?)
+    };
+    connection.abort();
+    Ok(asked)
 }
 
 fn check(file: &Path) -> ExitCode {

@@ -6,7 +6,10 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use switchyard_config::{RoutingRule, RuleRoute};
+use switchyard_core::causal::Level;
 use switchyard_core::sql::{Hint, RuledRoute, Ruling, Verdict};
+
+use crate::listener::level_of;
 
 /// The rules in force; replaced by a reload.
 pub(crate) type Rules = ArcSwap<Vec<RoutingRule>>;
@@ -42,6 +45,11 @@ impl SessionRules {
         self.by_application
     }
 
+    /// The highest level that one of them asks for.
+    pub(crate) fn highest_level(&self) -> Level {
+        self.mine.iter().filter_map(|(_, ruling)| ruling.level).max().unwrap_or(Level::Eventual)
+    }
+
     /// The verdict with the first rule that matches.
     pub(crate) fn apply(&self, verdict: Arc<Verdict>, sql: &[u8], application: Option<&[u8]>) -> Arc<Verdict> {
         if self.mine.is_empty() || verdict.statements == 0 {
@@ -61,12 +69,12 @@ impl SessionRules {
 }
 
 fn ruling(rule: &RoutingRule) -> Ruling {
-    let route = match rule.route {
+    let route = rule.route.map(|route| match route {
         RuleRoute::Leader => RuledRoute::To(Hint::Leader),
         RuleRoute::Replica => RuledRoute::To(Hint::Replica),
         RuleRoute::Reject => RuledRoute::Reject,
-    };
-    Ruling { rule: format!("rule[{}]", rule.number).into(), route }
+    });
+    Ruling { rule: format!("rule[{}]", rule.number).into(), route, level: rule.consistency.map(level_of) }
 }
 
 #[cfg(test)]
@@ -77,7 +85,16 @@ mod tests {
     use super::*;
 
     fn rule(number: usize, route: RuleRoute) -> RoutingRule {
-        RoutingRule { number, users: vec![], databases: vec![], application_names: vec![], fingerprints: vec![], pattern: None, route }
+        RoutingRule {
+            number,
+            users: vec![],
+            databases: vec![],
+            application_names: vec![],
+            fingerprints: vec![],
+            pattern: None,
+            route: Some(route),
+            consistency: None,
+        }
     }
 
     fn ruled(rules: &[RoutingRule], user: &str, application: Option<&[u8]>, sql: &str) -> Option<String> {

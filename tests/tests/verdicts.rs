@@ -109,6 +109,11 @@ CREATE TYPE span AS RANGE (SUBTYPE = float8);
 CREATE FUNCTION volatile_one(t) RETURNS int LANGUAGE sql VOLATILE AS 'SELECT 1';
 CREATE SEQUENCE numbers;
 CREATE TEMP TABLE parted (id int);
+CREATE TYPE coin AS ENUM ('a', 'b'); CREATE TABLE coins (c coin); CREATE TABLE purses (id int, cs coin[]);
+CREATE FUNCTION coin_eq(coin, coin) RETURNS boolean LANGUAGE plpgsql AS 'BEGIN RETURN f_writes(''c'') = 1; END';
+CREATE OPERATOR = (LEFTARG = coin, RIGHTARG = coin, FUNCTION = coin_eq);
+CREATE VIEW dearest AS SELECT max(c) AS c FROM coins;
+CREATE FUNCTION first_coin() RETURNS coin LANGUAGE sql STABLE AS 'SELECT NULL::coin';
 "#;
 
 const REACHED: &str = "\
@@ -143,6 +148,13 @@ leader SELECT * FROM crosstab('SELECT 1') AS c(a int)
 leader SELECT t.volatile_one FROM t
 leader SELECT last_value FROM numbers
 replica SELECT * FROM parted
+replica SELECT DISTINCT id FROM t WHERE id = 1 AND v IN ('a', 'b')
+leader SELECT * FROM coins WHERE c IN ('a')
+leader SELECT * FROM purses
+leader SELECT * FROM dearest
+leader SELECT first_coin() = 'a'
+leader SELECT 'a'::coin = 'a'
+leader SELECT 'a'::coin IN (NULL)
 leader SELECT * FROM not_there
 leader SELECT not_there(1)";
 

@@ -109,6 +109,12 @@ impl Resolver {
             hold_begin: or(raw.hold_begin, true),
             consistency_read_write: or(raw.consistency_read_write, Consistency::Session),
             consistency_read_only: or(raw.consistency_read_only, Consistency::Eventual),
+            consistency_wait: self.time(
+                "routing.consistency_wait",
+                &raw.consistency_wait,
+                Duration::ZERO,
+                Duration::ZERO..=Duration::from_secs(10),
+            ),
             look_ahead_bytes: usize::try_from(look_ahead).unwrap_or(usize::MAX),
             verdict_cache_size: self.number("routing.verdict_cache_size", &raw.verdict_cache_size, VERDICT_CACHE_SIZE, 16..=1 << 24),
             zone: text(raw.zone),

@@ -17,13 +17,10 @@ impl Resolver {
             let number = index + 1;
             let key = format!("rule[{number}]");
             let place = self.first([raw.place.clone()]);
-            let route = match &raw.route {
-                Some(route) => route.value,
-                None => {
-                    self.not_set(&key, "route", &place, "\"leader\", \"replica\" or \"reject\"");
-                    RuleRoute::Leader
-                }
-            };
+            let (route, consistency) = (raw.route.map(|route| route.value), raw.consistency.map(|level| level.value));
+            if route.is_none() && consistency.is_none() {
+                self.not_set(&key, "route", &place, "\"leader\", \"replica\" or \"reject\", or rule.consistency");
+            }
             let rule = RoutingRule {
                 number,
                 users: self.names(&format!("{key}.users"), raw.users),
@@ -32,10 +29,11 @@ impl Resolver {
                 fingerprints: self.fingerprints(&format!("{key}.fingerprints"), raw.fingerprints),
                 pattern: raw.pattern.map(|pattern| pattern.value),
                 route,
+                consistency,
             };
             if rules.iter().any(|earlier| covers(earlier, &rule)) {
                 self.warning(place, &key, "is never reached: an earlier rule matches all that it does");
-            } else if route == RuleRoute::Reject && matches_all(&rule) {
+            } else if route == Some(RuleRoute::Reject) && matches_all(&rule) {
                 self.warning(place, &key, "rejects every statement");
             }
             rules.push(rule);

@@ -30,6 +30,7 @@ struct Story {
 /// The members' `Found`, with a story's defaults.
 fn probe(in_recovery: bool, timeline: u32, lsn: u64) -> Found {
     Found {
+        sync_wait: None,
         sent_at: Instant::now(),
         round_trip: Duration::ZERO,
         in_recovery,

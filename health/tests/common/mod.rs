@@ -49,6 +49,7 @@ pub(crate) fn config() -> Config {
             hold_begin: true,
             consistency_read_write: Consistency::Session,
             consistency_read_only: Consistency::Eventual,
+            consistency_wait: Duration::ZERO,
             look_ahead_bytes: 1 << 16,
             verdict_cache_size: 1,
             zone: None,

@@ -9,9 +9,11 @@
 //! - A replica's sampled replay position is a lower bound on what it shows from then on: commits become visible before the
 //!   replay position passes them.
 //! - Hence a replica whose sample is at or above `needed`, on the leader's timeline, shows everything that the session has seen.
-//! - A replica that showed something goes on showing it, so staying there needs no check, as long as it hasn't restarted (a
-//!   standby killed and started again opens at its minimum recovery point, which may lie before what it showed; so does one that
+//! - A replica that showed something goes on showing it, so staying there needs no check, as long as it was proven fresh when the session came
+//!   to it (not so at the level `eventual`, which a statement alone may have) and it hasn't restarted (a standby killed and started again opens at its minimum recovery point, which may lie before what it showed; so does one that
 //!   lost a backend to a crash, though its postmaster lives on).
+//! - From a replica to the leader there is one race, PostgreSQL's own: a commit that waits for its synchronous standby is visible on replicas
+//!   and not on the leader. Such a read waits for a sample that shows no commit that has waited since before the replica's answer.
 //!
 //! `causal_model.rs` plays this against random schedules of a simulated cluster, and shows that each rule is needed.
 //!
@@ -23,10 +25,35 @@ use std::time::Instant;
 use crate::lsn::Lsn;
 use crate::topology::{Epoch, Member, Topology};
 
+/// What a read must show. A higher level shows all that a lower one does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Level {
+    /// Whatever a replica within the limits of lag shows.
+    Eventual,
+    /// What the session has seen and done itself.
+    Session,
+    /// Also the writes that this router has acknowledged to any session before the read came.
+    Global,
+    /// Also those that any other router, or the leader directly, has acknowledged before the read came.
+    Strong,
+}
+
+impl Level {
+    /// All of them, from the lowest to the highest.
+    pub const ALL: [Level; 4] = [Level::Eventual, Level::Session, Level::Global, Level::Strong];
+    /// How each is spelled, in the same order.
+    pub const WORDS: [&'static str; 4] = ["eventual", "session", "global", "strong"];
+
+    pub fn as_str(self) -> &'static str {
+        Level::WORDS[self as usize]
+    }
+}
+
 /// The node that showed the session something last, and when.
 #[derive(Clone, Debug)]
 struct Seen {
-    node: Arc<str>,
+    /// `None`: nobody shows for certain all that the session has seen.
+    node: Option<Arc<str>>,
     /// Start time of that node's server: 0.0 where it isn't known.
     started_at: f64,
     at: Instant,
@@ -45,12 +72,14 @@ pub struct Watermark {
     seen: Option<Seen>,
     /// Taken from the ring once, when a read needs it; void when something new is seen.
     needed: Option<Needed>,
+    /// When a replica showed something last.
+    on_replica: Option<Instant>,
 }
 
-/// What a replica has to show.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What a replica has to show. A greater one asks for more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Bound {
-    /// The session has seen nothing.
+    /// Nothing has been seen or written.
     Nothing,
     /// Everything up to this position of the leader's WAL.
     At(Lsn),
@@ -58,25 +87,46 @@ pub enum Bound {
     Unknown,
 }
 
+impl Bound {
+    /// What bounds all that the leader showed or acknowledged until `at`.
+    pub fn since(at: Instant, topology: &Topology) -> Bound {
+        topology.sample_after(at).map_or(Bound::Unknown, |sample| Bound::At(sample.insert_lsn))
+    }
+}
+
 impl Watermark {
     /// The session is about to be shown what `member` answered. Call before the bytes are forwarded.
     pub fn saw(&mut self, member: &Member, now: Instant) {
         let started_at = started_at(member);
+        if member.probed.as_ref().is_none_or(|probed| probed.in_recovery) {
+            self.on_replica = Some(now);
+        }
         match &mut self.seen {
-            Some(seen) if seen.node == member.name => {
+            Some(seen) if seen.node.as_ref() == Some(&member.name) => {
                 seen.at = now;
                 // A restart between two answers: what counts is the server that answered last.
                 seen.started_at = started_at;
             }
-            seen => *seen = Some(Seen { node: member.name.clone(), started_at, at: now }),
+            seen => *seen = Some(Seen { node: Some(member.name.clone()), started_at, at: now }),
         }
         self.needed = None;
     }
 
-    /// Something was seen, or may have been done, that no member's name can be put to (an unknown outcome).
+    /// Something may have been done by a server that is gone (an unknown outcome).
     pub fn saw_unknown(&mut self, now: Instant) {
-        self.seen = Some(Seen { node: Arc::from(""), started_at: 0.0, at: now });
+        self.seen = Some(Seen { node: None, started_at: 0.0, at: now });
         self.needed = None;
+    }
+
+    /// As [`Watermark::saw`], of a replica that was chosen without regard to what the session has seen: staying there proves nothing.
+    pub fn saw_unproven(&mut self, now: Instant) {
+        self.on_replica = Some(now);
+        self.saw_unknown(now);
+    }
+
+    /// Whether `member` shows all that the session has seen, as far as can be told without a sample.
+    pub fn proves(&self, member: &Member) -> bool {
+        self.seen.is_none() || self.stays_on(member)
     }
 
     /// The bound that a replica has to meet under `topology`, taken from its samples once and kept.
@@ -93,8 +143,7 @@ impl Watermark {
         }
         // Samples are of this epoch only. One that was sent after `at` bounds what was seen, also across a change of leader: the new
         // leader's WAL continues the old one's, less what is lost.
-        let sample = topology.samples.iter().find(|sample| sample.sent_at > seen.at);
-        match sample {
+        match topology.sample_after(seen.at) {
             Some(sample) => {
                 self.needed = Some(Needed { epoch: topology.epoch, lsn: sample.insert_lsn });
                 Bound::At(sample.insert_lsn)
@@ -103,9 +152,16 @@ impl Watermark {
         }
     }
 
+    /// Whether a replica has shown something that the leader may not show yet. Only where it waits for synchronous standbys.
+    pub fn is_ahead_of_leader(&self, topology: &Topology) -> bool {
+        self.on_replica.is_some_and(|at| topology.is_unsettled(at))
+    }
+
     /// Whether `member` answered last, and hasn't restarted since.
     pub fn stays_on(&self, member: &Member) -> bool {
-        self.seen.as_ref().is_some_and(|seen| seen.node == member.name && seen.started_at == started_at(member) && seen.started_at != 0.0)
+        self.seen
+            .as_ref()
+            .is_some_and(|seen| seen.node.as_ref() == Some(&member.name) && seen.started_at == started_at(member) && seen.started_at != 0.0)
     }
 }
 

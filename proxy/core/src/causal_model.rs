@@ -424,7 +424,12 @@ impl World {
             }
             let counts_from = if self.broken == Broken::ReceiveTime { self.now } else { sent_at };
             let lsn = if self.broken == Broken::FlushedForInserted { answer.flushed } else { answer.shows.lsn };
-            self.samples.push(Sample { sent_at: self.at(counts_from), insert_lsn: Lsn(lsn), flush_lsn: Lsn(answer.flushed) });
+            self.samples.push(Sample {
+                sent_at: self.at(counts_from),
+                insert_lsn: Lsn(lsn),
+                flush_lsn: Lsn(answer.flushed),
+                settled_at: None,
+            });
             if self.samples.len() > SAMPLES_MAX {
                 self.samples.remove(0);
             }
@@ -563,7 +568,13 @@ impl World {
         } else {
             let bounded = matches!(session.watermark.bound(&self.topology, now), Bound::At(_));
             let watermark = (self.broken != Broken::Eventual).then_some(&mut session.watermark);
-            let chosen = route::replica(Ask { watermark, excluded: &excluded, zone: None, random }, &self.topology, &Free, now).ok();
+            let chosen = route::replica(
+                Ask { watermark, bound: Bound::Nothing, excluded: &excluded, zone: None, random },
+                &self.topology,
+                &Free,
+                now,
+            )
+            .ok();
             self.tally.bounded_replica_reads += u64::from(bounded && chosen.is_some());
             self.tally.leader_reads += u64::from(chosen.is_none());
             chosen

@@ -9,6 +9,7 @@ pub mod causal;
 #[cfg(test)]
 mod causal_model;
 pub mod lsn;
+pub mod marks;
 pub mod refusal;
 pub mod route;
 pub mod session;

@@ -96,8 +96,10 @@ pub type Excluded = Vec<Arc<str>>;
 /// What a read asks of a replica.
 #[derive(Debug)]
 pub struct Ask<'a> {
-    /// `None`: any replica (level `eventual`).
+    /// What the session has seen; `None` where that doesn't count.
     pub watermark: Option<&'a mut Watermark>,
+    /// What else a replica has to show, the one that served the session last, too.
+    pub bound: Bound,
     pub excluded: &'a Excluded,
     pub zone: Option<&'a str>,
     /// Any number; two candidates are drawn by it.
@@ -120,7 +122,8 @@ pub fn replica<'t>(ask: Ask<'_>, topology: &'t Topology, loads: &dyn Loads, now:
             continue;
         }
         in_rotation = true;
-        if causal::shows(member, bound) || stay.is_some_and(|watermark| watermark.stays_on(member)) {
+        let seen = causal::shows(member, bound) || stay.is_some_and(|watermark| watermark.stays_on(member));
+        if seen && causal::shows(member, ask.bound) {
             fresh.push(member);
         }
     }

@@ -60,13 +60,16 @@ fn cluster(at: Instant, samples: &[(Instant, u64)], replays: [u64; 2]) -> Topolo
             failsafe: false,
         }),
         members: vec![member("leader", 0, at), member("r1", replays[0], at), member("r2", replays[1], at)],
-        samples: samples.iter().map(|(sent_at, lsn)| Sample { sent_at: *sent_at, insert_lsn: Lsn(*lsn), flush_lsn: Lsn(*lsn) }).collect(),
+        samples: samples
+            .iter()
+            .map(|(sent_at, lsn)| Sample { sent_at: *sent_at, insert_lsn: Lsn(*lsn), flush_lsn: Lsn(*lsn), settled_at: None })
+            .collect(),
         ..Topology::default()
     }
 }
 
 fn choose(watermark: &mut Watermark, topology: &Topology, now: Instant, random: u64) -> Result<String, Why> {
-    let ask = Ask { watermark: Some(watermark), excluded: &Vec::new(), zone: None, random };
+    let ask = Ask { watermark: Some(watermark), bound: Bound::Nothing, excluded: &Vec::new(), zone: None, random };
     replica(ask, topology, &Idle, now).map(|member| member.name.to_string())
 }
 
@@ -125,7 +128,7 @@ fn a_new_epoch_asks_for_a_new_sample() {
     let mut next = cluster(t, &[(t + ms(3), 50)], [0, 0]);
     next.epoch = Epoch(2);
     assert_eq!(watermark.bound(&next, t + ms(4)), Bound::Unknown);
-    next.samples = [Sample { sent_at: t + ms(5), insert_lsn: Lsn(60), flush_lsn: Lsn(60) }].into();
+    next.samples = [Sample { sent_at: t + ms(5), insert_lsn: Lsn(60), flush_lsn: Lsn(60), settled_at: None }].into();
     assert_eq!(watermark.bound(&next, t + ms(6)), Bound::At(Lsn(60)));
 }
 
@@ -134,11 +137,11 @@ fn of_two_candidates_the_cheaper_serves() {
     let t = Instant::now();
     let topology = cluster(t, &[], [0, 0]);
     for random in [0_u64, 1, 2, 3, 1 << 32, u64::MAX] {
-        let ask = Ask { watermark: None, excluded: &Vec::new(), zone: None, random };
+        let ask = Ask { watermark: None, bound: Bound::Nothing, excluded: &Vec::new(), zone: None, random };
         let chosen = replica(ask, &topology, &Busy("r1"), t).map(|member| member.name.to_string());
         assert_eq!(chosen, Ok("r2".into()));
     }
     let excluded = vec![Arc::from("r2")];
-    let ask = Ask { watermark: None, excluded: &excluded, zone: None, random: 0 };
+    let ask = Ask { watermark: None, bound: Bound::Nothing, excluded: &excluded, zone: None, random: 0 };
     assert_eq!(replica(ask, &topology, &Busy("r1"), t).map(|member| member.name.to_string()), Ok("r1".into()));
 }

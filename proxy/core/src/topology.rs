@@ -47,6 +47,9 @@ pub struct Sample {
     pub sent_at: Instant,
     pub insert_lsn: Lsn,
     pub flush_lsn: Lsn,
+    /// Of a leader that waits for synchronous standbys: it shows what anybody has shown before this, as no commit has been waiting for
+    /// longer. `None`: it doesn't wait for any.
+    pub settled_at: Option<Instant>,
 }
 
 /// The role that Patroni announces for a member.
@@ -163,8 +166,10 @@ pub struct Topology {
     pub leader: Option<Leader>,
     /// Sorted by name.
     pub members: Vec<Arc<Member>>,
-    /// Leader samples of this epoch, oldest first.
+    /// The latest leader samples of this epoch, oldest first.
     pub samples: Arc<[Sample]>,
+    /// Of an hour of this epoch about one sample a second, oldest first: for what was seen or written before those.
+    pub history: Arc<[Sample]>,
     /// Newest first, bounded.
     pub changes: Arc<[LeaderChange]>,
     /// Whether the last etcd read succeeded, and what went wrong if not.
@@ -178,6 +183,27 @@ impl Topology {
     pub fn leader_at(&self, now: Instant) -> Option<(&Leader, &Arc<Member>)> {
         let leader = self.leader.as_ref().filter(|leader| now < leader.valid_until)?;
         Some((leader, self.members.get(leader.member)?))
+    }
+
+    /// The first leader sample at hand that was sent after `at`: its insert position bounds what was shown or acknowledged until then.
+    pub fn sample_after(&self, at: Instant) -> Option<&Sample> {
+        let first = |samples: &Arc<[Sample]>| samples.partition_point(|sample| sample.sent_at <= at);
+        let recent = first(&self.samples);
+        if recent > 0 {
+            // Nothing in the history is between two of these.
+            return self.samples.get(recent);
+        }
+        let old =
+            self.history.get(first(&self.history)).filter(|old| self.samples.first().is_none_or(|recent| old.sent_at < recent.sent_at));
+        old.or_else(|| self.samples.first())
+    }
+
+    /// Whether a replica may for a while have shown, before `at`, what the leader doesn't show yet: a commit that waits for its synchronous
+    /// standby is visible everywhere but on the leader.
+    pub fn is_unsettled(&self, at: Instant) -> bool {
+        let waits = self.samples.last().is_some_and(|sample| sample.settled_at.is_some());
+        let settled = |sample: &Sample| sample.settled_at.is_none_or(|settled| settled > at);
+        waits && !self.samples[self.samples.partition_point(|sample| sample.sent_at <= at)..].iter().any(settled)
     }
 
     /// Members that may serve reads, without the leader.

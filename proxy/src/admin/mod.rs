@@ -20,7 +20,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
-use switchyard_config::{Config, Consistency, PoolMode};
+use switchyard_config::{Config, PoolMode};
 use switchyard_core::topology::Topology;
 
 use crate::control::Control;
@@ -88,10 +88,6 @@ pub struct Statements {
 
 impl Summary {
     pub fn of(config: &Config) -> Summary {
-        let level = |level: Consistency| match level {
-            Consistency::Eventual => "eventual",
-            Consistency::Session => "session",
-        };
         Summary {
             cluster: config.cluster.scope.clone(),
             read_write: config.listen.read_write.clone(),
@@ -108,8 +104,8 @@ impl Summary {
             hold_timeout: config.failover.hold_timeout,
             hold_max: config.failover.hold_max,
             fallback_to_leader: config.routing.fallback_to_leader,
-            consistency_read_write: level(config.routing.consistency_read_write),
-            consistency_read_only: level(config.routing.consistency_read_only),
+            consistency_read_write: config.routing.consistency_read_write.as_str(),
+            consistency_read_only: config.routing.consistency_read_only.as_str(),
         }
     }
 }

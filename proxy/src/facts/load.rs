@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use futures_util::{TryStreamExt, pin_mut};
 use switchyard_core::sql::Facts;
 use switchyard_core::sql::bodies::Language;
-use switchyard_core::sql::reach::{BODY_BYTES_MAX, Catalog, Function, Object, Relation, Volatility};
+use switchyard_core::sql::reach::{BODY_BYTES_MAX, Catalog, FIRST_NORMAL_OID, Function, Object, Relation, Volatility};
 use tokio_postgres::types::{FromSql, Type};
 use tokio_postgres::{Client, Row};
 
@@ -82,7 +82,7 @@ SELECT pg_catalog.concat_ws(' ',
                                (oid::int8 << 32) + relnamespace::int8))
      FROM pg_catalog.pg_class
     WHERE oid >= 16384 AND relkind IN ('r', 'p', 'v', 'm', 'f', 'S', 'c') AND relpersistence <> 't'),
-  (SELECT sum(hashint8extended(xmin::text::int8, oid::int8)) FROM pg_catalog.pg_rewrite WHERE oid >= 16384 AND ev_type = '1'),
+  (SELECT sum(hashint8extended(xmin::text::int8, oid::int8)) FROM pg_catalog.pg_rewrite WHERE oid >= 16384),
   (SELECT sum(hashint8extended(xmin::text::int8, oid::int8)) FROM pg_catalog.pg_policy),
   (SELECT sum(hashint8extended(xmin::text::int8, oid::int8)) FROM pg_catalog.pg_operator WHERE oid >= 16384),
   (SELECT sum(hashint8extended(xmin::text::int8, oid::int8)) FROM pg_catalog.pg_cast WHERE oid >= 16384),
@@ -93,11 +93,20 @@ SELECT pg_catalog.concat_ws(' ',
   (SELECT sum(hashint8extended(xmin::text::int8, oid::int8)) FROM pg_catalog.pg_namespace
     WHERE oid >= 16384 AND nspname !~ '^pg_(toast_)?temp_'),
   (SELECT sum(hashint8extended(xmin::text::int8, oid::int8)) FROM pg_catalog.pg_extension),
-  (SELECT sum(hashint8extended(xmin::text::int8, oid::int8)) FROM pg_catalog.pg_trigger WHERE NOT tgisinternal),
-  (SELECT sum(hashint8extended(xmin::text::int8, oid::int8)) FROM pg_catalog.pg_attrdef),
-  (SELECT sum(hashint8extended(xmin::text::int8, oid::int8)) FROM pg_catalog.pg_constraint WHERE conrelid <> 0 AND oid >= 16384),
-  (SELECT sum(hashint8extended(xmin::text::int8, oid::int8)) FROM pg_catalog.pg_rewrite WHERE oid >= 16384 AND ev_type <> '1'),
-  (SELECT sum(hashint8extended(inhrelid::int8, inhparent::int8)) FROM pg_catalog.pg_inherits))";
+  (SELECT sum(hashint8extended(inhrelid::int8, inhparent::int8)) FROM pg_catalog.pg_inherits),
+  (WITH lasting AS (SELECT oid FROM pg_catalog.pg_class WHERE oid >= 16384 AND relpersistence <> 't')
+   SELECT concat_ws(' ',
+     (SELECT sum(hashint8extended(hashint8extended(objid::int8, objsubid), refobjid::int8)) FROM pg_catalog.pg_depend
+       WHERE refclassid = 'pg_catalog.pg_type'::regclass AND classid = 'pg_catalog.pg_class'::regclass AND objsubid > 0
+         AND objid IN (SELECT oid FROM lasting)),
+     (SELECT sum(hashint8extended(xmin::text::int8, oid::int8)) FROM pg_catalog.pg_trigger
+       WHERE NOT tgisinternal AND tgrelid IN (SELECT oid FROM lasting)),
+     (SELECT sum(hashint8extended(xmin::text::int8, oid::int8)) FROM pg_catalog.pg_constraint WHERE conrelid IN (SELECT oid FROM lasting)),
+     (SELECT sum(hashint8extended(xmin::text::int8, oid::int8)) FROM pg_catalog.pg_attrdef WHERE adrelid IN (SELECT oid FROM lasting)),
+     (SELECT sum(hashint8extended(indexrelid::int8, indrelid::int8)) FROM pg_catalog.pg_index
+       WHERE indexprs IS NOT NULL AND indrelid IN (SELECT oid FROM lasting)),
+     (SELECT sum(hashint8extended(atttypid::int8, (attrelid::int8 << 16) + attnum)) FROM pg_catalog.pg_attribute
+       WHERE attnum > 0 AND atttypid >= 16384 AND NOT attisdropped AND attrelid IN (SELECT oid FROM lasting)))))";
 
 const BUILTIN_FUNCTIONS: &str = "\
 SELECT p.oid, n.nspname, p.proname
@@ -142,7 +151,62 @@ SELECT i.inhparent, i.inhrelid
   JOIN pg_catalog.pg_class p ON p.oid = i.inhparent AND p.relkind IN ('r', 'p', 'f') AND p.relpersistence <> 't'
   JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid AND c.relpersistence <> 't'";
 
-const OPERATORS: &str = "SELECT oid, oprname, oprcode::oid FROM pg_catalog.pg_operator WHERE oprcode <> 0";
+/// What makes a data change of a relation run code: triggers of people's functions, rules, and foreign keys of others that cascade.
+const CHANGES: &str = "\
+SELECT tgrelid, 'trigger' FROM pg_catalog.pg_trigger WHERE tgfoid >= 16384
+UNION ALL SELECT ev_class, 'rule' FROM pg_catalog.pg_rewrite WHERE ev_type <> '1' AND oid >= 16384
+UNION ALL SELECT confrelid, 'cascade' FROM pg_catalog.pg_constraint
+           WHERE contype = 'f' AND (confdeltype IN ('c', 'n', 'd') OR confupdtype IN ('c', 'n', 'd'))";
+
+/// The functions that defaults, constraints, indexes and policies of relations call.
+const CHANGE_FUNCTIONS: &str = "\
+WITH calls AS (SELECT classid, objid, refobjid FROM pg_catalog.pg_depend
+                WHERE refclassid = 'pg_catalog.pg_proc'::regclass AND refobjid >= 16384)
+SELECT d.adrelid, c.refobjid FROM calls c JOIN pg_catalog.pg_attrdef d ON c.classid = 'pg_catalog.pg_attrdef'::regclass AND d.oid = c.objid
+UNION ALL SELECT k.conrelid, c.refobjid FROM calls c JOIN pg_catalog.pg_constraint k
+              ON c.classid = 'pg_catalog.pg_constraint'::regclass AND k.oid = c.objid WHERE k.conrelid <> 0
+UNION ALL SELECT i.indrelid, c.refobjid FROM calls c JOIN pg_catalog.pg_index i
+              ON c.classid = 'pg_catalog.pg_class'::regclass AND i.indexrelid = c.objid
+UNION ALL SELECT p.polrelid, c.refobjid FROM calls c JOIN pg_catalog.pg_policy p
+              ON c.classid = 'pg_catalog.pg_policy'::regclass AND p.oid = c.objid";
+
+/// The types of columns: what is written is cast to them, and checked by their constraints.
+const CHANGE_TYPES: &str = "\
+SELECT DISTINCT a.attrelid, a.atttypid
+  FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_class c ON c.oid = a.attrelid
+ WHERE a.attnum > 0 AND NOT a.attisdropped AND c.oid >= 16384 AND c.relkind IN ('r', 'p', 'v', 'f') AND c.relpersistence <> 't'
+   AND (a.atttypid >= 16384 OR a.atttypid IN (SELECT casttarget FROM pg_catalog.pg_cast WHERE castfunc::oid >= 16384))";
+
+/// The types that people made of which no value comes about by itself: nothing built in becomes one of them without being told to, as a value
+/// does that meets a domain, a row a composite type, and elements their array.
+const OWN_TYPES: &str = "(SELECT oid FROM pg_catalog.pg_type WHERE oid >= 16384 AND typtype IN ('b', 'e', 'r') AND typelem = 0)";
+
+/// Columns: oid, symbol, function, an operand's type where a value of it must be at hand for the operator to be meant: of two operands the other
+/// one mustn't have a built-in operator with an unknown literal to look for in vain.
+fn operators() -> String {
+    format!(
+        "WITH own AS {OWN_TYPES}
+         SELECT o.oid, o.oprname, o.oprcode::oid,
+                CASE WHEN o.oid < 16384 OR o.oprkind <> 'b' THEN NULL
+                     WHEN o.oprleft IN (TABLE own) AND o.oprright IN (TABLE own) THEN o.oprleft
+                     WHEN EXISTS (SELECT FROM pg_catalog.pg_operator b
+                                   WHERE b.oid < 16384 AND b.oprname = o.oprname AND b.oprleft = b.oprright
+                                     AND b.oprleft IN (o.oprleft, o.oprright))
+                     THEN coalesce((SELECT own.oid FROM own WHERE own.oid = o.oprleft), (SELECT own.oid FROM own WHERE own.oid = o.oprright))
+                END
+           FROM pg_catalog.pg_operator o WHERE o.oprcode <> 0"
+    )
+}
+
+/// What has values of a type: columns of relations, and parameters and results of functions. Columns: is a function, its oid, the type.
+const HOLDERS: &str = "\
+SELECT DISTINCT false, c.oid, a.atttypid
+  FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_class c ON c.oid = a.attrelid
+ WHERE a.atttypid >= 16384 AND a.attnum > 0 AND NOT a.attisdropped AND c.relkind IN ('r', 'p', 'v', 'm', 'f') AND c.relpersistence <> 't'
+UNION ALL
+SELECT DISTINCT true, p.oid, t
+  FROM pg_catalog.pg_proc p, unnest(p.proargtypes::oid[] || coalesce(p.proallargtypes, '{}') || p.prorettype) t
+ WHERE p.oid >= 16384 AND p.prokind <> 'p' AND t >= 16384";
 
 const TYPES: &str = "\
 SELECT t.oid, t.typname
@@ -160,17 +224,29 @@ UNION ALL SELECT c.reltype, a.atttypid
             FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_class c ON c.oid = a.attrelid
            WHERE a.attnum > 0 AND a.atttypid >= 16384 AND NOT a.attisdropped AND c.reltype <> 0 AND c.relpersistence <> 't'";
 
-/// Columns: source, target, function, implicit.
-const CASTS: &str = "\
-SELECT castsource, casttarget, castfunc::oid, castcontext = 'i' FROM pg_catalog.pg_cast WHERE castfunc::oid >= 16384";
+/// Columns: target, function (0: none is called), implicit, the source if it is a type of its own, the target if it is.
+fn casts() -> String {
+    format!(
+        "WITH own AS {OWN_TYPES}
+         SELECT casttarget, castfunc::oid, castcontext = 'i',
+                (SELECT own.oid FROM own WHERE own.oid = castsource), (SELECT own.oid FROM own WHERE own.oid = casttarget)
+           FROM pg_catalog.pg_cast WHERE oid >= 16384"
+    )
+}
 
-/// What sorting, DISTINCT, GROUP BY and joins call without an operator's name, where it isn't in C.
-const COMPARISONS: &str = "\
-SELECT DISTINCT p.oid
-  FROM pg_catalog.pg_amproc a
-  JOIN pg_catalog.pg_proc p ON p.oid = a.amproc::oid
-  JOIN pg_catalog.pg_language l ON l.oid = p.prolang
- WHERE p.oid >= 16384 AND l.lanname NOT IN ('c', 'internal')";
+/// What sorting, DISTINCT, GROUP BY and joins call without an operator's name, where it isn't in C. Columns: function, the type that it is for if
+/// that is one of its own.
+fn comparisons() -> String {
+    format!(
+        "WITH own AS {OWN_TYPES}
+         SELECT DISTINCT p.oid,
+                coalesce((SELECT own.oid FROM own WHERE own.oid = a.amproclefttype), (SELECT own.oid FROM own WHERE own.oid = a.amprocrighttype))
+           FROM pg_catalog.pg_amproc a
+           JOIN pg_catalog.pg_proc p ON p.oid = a.amproc::oid
+           JOIN pg_catalog.pg_language l ON l.oid = p.prolang
+          WHERE p.oid >= 16384 AND l.lanname NOT IN ('c', 'internal')"
+    )
+}
 
 /// Relations to which a write may do more than its transaction undoes: what isn't a plain table, has triggers or rules or columns of types that
 /// people made (but enums), or calls their functions in its defaults, constraints, indexes and policies; tables of which such a one is a part, and
@@ -274,12 +350,13 @@ pub async fn load_with_fingerprint(client: &Client, generation: u64) -> Result<(
     // In this order: what an expression names by OID or name must be known before it is read.
     functions(client, &mut catalog).await?;
     relations(client, &mut catalog).await?;
-    each(client, OPERATORS, |row| {
-        catalog.operator(oid(row, 0)?, &text(row, 1)?, oid(row, 2)?);
+    each(client, &operators(), |row| {
+        catalog.operator(oid(row, 0)?, &text(row, 1)?, oid(row, 2)?, row.try_get(3)?);
         Ok(())
     })
     .await?;
     types(client, &mut catalog).await?;
+    changes(client, &mut catalog).await?;
     expressions(client, &mut catalog).await?;
     client.batch_execute("COMMIT").await?;
     // Pure computing, a second at most for a hundred thousand functions: not on a thread that relays.
@@ -358,21 +435,56 @@ async fn types(client: &Client, catalog: &mut Catalog) -> Result<(), tokio_postg
     })
     .await?;
     each(client, TYPE_PARTS, |row| {
-        catalog.reaches(Object::Type(oid(row, 0)?), Object::Type(oid(row, 1)?));
+        let (whole, part) = (oid(row, 0)?, oid(row, 1)?);
+        catalog.reaches(Object::Type(whole), Object::Type(part));
+        catalog.reaches(Object::Value(whole), Object::Value(part));
         Ok(())
     })
     .await?;
-    each(client, CASTS, |row| {
-        let (target, function) = (oid(row, 1)?, oid(row, 2)?);
-        catalog.made_of(Object::Type(target), function);
-        if row.try_get(3)? {
-            catalog.made_of(Object::KeyWords, function);
+    each(client, HOLDERS, |row| {
+        let holder = if row.try_get(0)? { Object::Function(oid(row, 1)?) } else { Object::Relation(oid(row, 1)?) };
+        catalog.reaches(holder, Object::Value(oid(row, 2)?));
+        Ok(())
+    })
+    .await?;
+    each(client, &casts(), |row| {
+        let (target, function, implicit) = (oid(row, 0)?, oid(row, 1)?, row.try_get(2)?);
+        if function >= FIRST_NORMAL_OID {
+            catalog.made_of(Object::Type(target), function);
+        }
+        if implicit {
+            catalog.implicit_cast(row.try_get(3)?, row.try_get(4)?, function);
         }
         Ok(())
     })
     .await?;
-    each(client, COMPARISONS, |row| {
-        catalog.made_of(Object::KeyWords, oid(row, 0)?);
+    each(client, &comparisons(), |row| {
+        let of: Option<u32> = row.try_get(1)?;
+        catalog.made_of(of.map_or(Object::KeyWords, Object::Value), oid(row, 0)?);
+        Ok(())
+    })
+    .await
+}
+
+/// What data changes run.
+async fn changes(client: &Client, catalog: &mut Catalog) -> Result<(), tokio_postgres::Error> {
+    each(client, CHANGES, |row| {
+        let rule = match &*text(row, 1)? {
+            "trigger" => "trigger",
+            "rule" => "rule",
+            _ => "cascade",
+        };
+        catalog.bad(Object::Change(oid(row, 0)?), rule);
+        Ok(())
+    })
+    .await?;
+    each(client, CHANGE_FUNCTIONS, |row| {
+        catalog.change_calls(oid(row, 0)?, oid(row, 1)?);
+        Ok(())
+    })
+    .await?;
+    each(client, CHANGE_TYPES, |row| {
+        catalog.reaches(Object::Change(oid(row, 0)?), Object::Type(oid(row, 1)?));
         Ok(())
     })
     .await

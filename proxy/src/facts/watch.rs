@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use arc_swap::{ArcSwap, Guard};
 use parking_lot::Mutex;
 use switchyard_config::Config;
+use switchyard_core::marks::{ClusterMark, Marks};
 use switchyard_core::sql::Facts;
 use switchyard_core::topology::{Member, Topology};
 use tokio::sync::{Notify, OwnedRwLockReadGuard, RwLock, Semaphore, watch};
@@ -71,13 +72,21 @@ pub(crate) struct Databases {
     /// One counter for all databases, as their verdicts share a memo. 0 is the empty facts'.
     generation: AtomicU64,
     loads: Semaphore,
+    /// What DDL marks in all of them.
+    cluster_mark: Arc<ClusterMark>,
     known: Mutex<HashMap<Arc<str>, Arc<Database>>>,
 }
 
 impl Databases {
     pub(crate) fn new(source: Source) -> Arc<Databases> {
         let known = Mutex::default();
-        Arc::new(Databases { source, generation: AtomicU64::new(1), loads: Semaphore::new(LOADS_AT_ONCE), known })
+        Arc::new(Databases {
+            source,
+            generation: AtomicU64::new(1),
+            loads: Semaphore::new(LOADS_AT_ONCE),
+            cluster_mark: ClusterMark::new(Instant::now()),
+            known,
+        })
     }
 
     /// The database of that name, for a client that has logged in to it. The first one begins its facts.
@@ -90,6 +99,7 @@ impl Databases {
             name: name.into(),
             all: self.clone(),
             facts: ArcSwap::from_pointee(Facts::empty()),
+            marks: Marks::new(self.cluster_mark.clone(), Instant::now()),
             used: AtomicBool::new(true),
             tried: watch::Sender::new(false),
             ddl: AtomicU64::new(0),
@@ -121,6 +131,7 @@ pub(crate) struct Database {
     name: Arc<str>,
     all: Arc<Databases>,
     facts: ArcSwap<Facts>,
+    marks: Marks,
     /// A verdict was asked for since the task looked last.
     used: AtomicBool,
     /// Whether facts have ever been read, or can't be.
@@ -145,6 +156,16 @@ impl Database {
             self.wake.notify_one();
         }
         self.facts.load()
+    }
+
+    /// What has been acknowledged to the database's sessions.
+    pub(crate) fn marks(&self) -> &Marks {
+        &self.marks
+    }
+
+    /// Of the facts as they are now; without them being used.
+    pub(crate) fn generation(&self) -> u64 {
+        self.facts.load().generation()
     }
 
     /// Waits until the facts were read for the first time, or can't be, but not for long.

@@ -97,6 +97,7 @@ pub(crate) fn five() -> Topology {
         epoch: Epoch(3),
         leader: Some(leader(Duration::from_secs(3600))),
         members: members.into_iter().map(Arc::new).collect(),
+        history: Arc::default(),
         samples: Arc::new([]),
         changes: Arc::new([
             change(8_040, Some("node1"), 3, "leader key and probe agree"),

@@ -189,7 +189,7 @@ impl Cluster {
         format!("{}/{}/{key}", self.namespace(), self.scope())
     }
 
-    async fn leader_now(&self) -> anyhow::Result<Option<Member>> {
+    pub async fn leader_now(&self) -> anyhow::Result<Option<Member>> {
         let Some(name) = self.leader_key().await? else { return Ok(None) };
         let member = self.named(&name).with_context(|| format!("{name} isn't one of ours"))?;
         Ok((!member.is_in_recovery().await?).then_some(member))

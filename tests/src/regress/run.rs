@@ -11,8 +11,8 @@ use crate::cluster::Cluster;
 use crate::machine::Machine;
 use crate::processes;
 
-/// After which a run is given up. A direct one takes a minute or two.
-const LIMIT: Duration = Duration::from_secs(1200);
+/// After which a run is given up. A direct one takes a minute or two; one in which every statement is judged, ten.
+const LIMIT: Duration = Duration::from_secs(3000);
 
 /// Starts each psql of the suite when the replicas have replayed what the leader has written: a script reads what another one has written
 /// before it began, on a connection of its own. Consistency `session` promises nothing about that.

@@ -74,6 +74,19 @@ async fn explain_route_tells_the_verdict_and_the_choice() -> Result {
         ensure!(fails(&client, "EXPLAIN (ROUTE) SELECT 1").await? == "25P02");
         client.batch_execute("ROLLBACK").await?;
         // By psql, as people do; and the plain EXPLAIN is PostgreSQL's.
+        // The command line asks a server for its catalogs, and a router for everything.
+        for (dsn, pieces) in [
+            (yard.leader.dsn(), ["Verdict: read", "Facts: as the database's catalogs say"]),
+            (yard.router.rw_dsn("app"), ["Verdict: read", "fresh enough, lag "]),
+        ] {
+            let program = switchyard_tests::machine::router()?;
+            let output =
+                tokio::process::Command::new(program).args(["explain", "--schema-from", &dsn, "SELECT * FROM told"]).output().await?;
+            let said: Vec<String> = String::from_utf8(output.stdout)?.lines().map(str::to_owned).collect();
+            for piece in pieces {
+                has(&said, piece)?;
+            }
+        }
         let shown = psql(&yard.router.rw_dsn("app"), &["-c", "EXPLAIN (ROUTE) SELECT * FROM told"]).await?.success()?;
         ensure!(shown.contains("Verdict: read"), "{shown}");
         has(&column(&client, "EXPLAIN SELECT * FROM told").await?, "Seq Scan on told")

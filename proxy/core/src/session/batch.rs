@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::server::StatementId;
+use crate::causal::Level;
 use crate::refusal::Refusal;
 use crate::sql::{Class, Effect, Hint, Kind, RuledRoute, Verdict};
 
@@ -147,10 +148,16 @@ impl Batch {
 
     /// Where a rule of the configuration sends it.
     pub(super) fn ruled(&self) -> Option<Hint> {
-        self.verdicts().find_map(|verdict| match verdict.ruling.as_ref()?.route {
+        self.verdicts().find_map(|verdict| match verdict.ruling.as_ref()?.route? {
             RuledRoute::To(hint) => Some(hint),
             RuledRoute::Reject => None,
         })
+    }
+
+    /// What its reads must show: of each statement what a rule of the configuration says, else `otherwise`, and the highest of all.
+    pub(super) fn level(&self, otherwise: Level) -> Level {
+        let of = |verdict: &Arc<Verdict>| verdict.ruling.as_ref().and_then(|ruling| ruling.level).unwrap_or(otherwise);
+        self.executed().map(of).max().unwrap_or(otherwise)
     }
 
     pub(super) fn executes(&self) -> bool {

@@ -1,8 +1,12 @@
 //! Where a complete batch goes.
 
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
 use super::batch::{End, Item};
-use super::{Access, Env, HeldBegin, Lost, Phase, Session, Work, own};
-use crate::causal::Bound;
+use super::{Access, Env, HeldBegin, Lost, Phase, Session, Want, Work, own};
+use crate::causal::{self, Bound, Level};
+use crate::marks::Touched;
 use crate::refusal::Refusal;
 use crate::route::{self, Ask, Need, ServerRole, Why};
 use crate::sql::lexer::{Lexer, TokenKind};
@@ -40,17 +44,18 @@ impl Session {
             let need = Need { node: member.name.clone(), role: ServerRole::Leader, epoch: leader.epoch, why: Why::Local };
             return self.lease(need);
         }
-        match self.replica(env, work, false) {
-            Ok(need) => self.lease(Need { why: Why::Local, ..need }),
-            Err(_) if env.policy.access == Access::ReadOnly => self.fall_back(env, work),
-            Err(_) => self.hold(),
+        match self.replica(env, work, Level::Eventual) {
+            Choice::Replica(need) => self.lease(Need { why: Why::Local, ..need }),
+            Choice::Leader(_) | Choice::Ask if env.policy.access == Access::ReadOnly => self.fall_back(env, work),
+            Choice::Leader(_) | Choice::Ask => self.hold(),
         }
     }
 
     fn decide_read_only(&mut self, env: &Env<'_>, work: &mut Work) {
-        match self.replica(env, work, env.policy.causal) {
-            Ok(need) => self.lease(need),
-            Err(_) => self.fall_back(env, work),
+        match self.replica(env, work, self.level(env, work)) {
+            Choice::Replica(need) => self.lease(need),
+            Choice::Leader(_) => self.fall_back(env, work),
+            Choice::Ask => self.await_sample(),
         }
     }
 
@@ -65,6 +70,9 @@ impl Session {
         }
         if work.excluded.contains(&member.name) {
             return self.denied(work, &Refusal::NoReplica);
+        }
+        if self.waits_to_settle(env, work) {
+            return self.await_sample();
         }
         // Opened as a replica's, so that it is read-only by its startup, too.
         let need = Need { node: member.name.clone(), role: ServerRole::Replica, epoch: leader.epoch, why: Why::Fallback };
@@ -125,7 +133,7 @@ impl Session {
     }
 
     fn overruled_refusal(&self, verdict: &Verdict, text: &[u8]) -> Option<Refusal> {
-        if let Some(Ruling { rule, route: RuledRoute::Reject }) = &verdict.ruling {
+        if let Some(Ruling { rule, route: Some(RuledRoute::Reject), .. }) = &verdict.ruling {
             return Some(Refusal::RejectedByRoutingRule { rule: rule.to_string() });
         }
         if verdict.effects.is_empty() || self.status == TxStatus::Failed {
@@ -141,15 +149,28 @@ impl Session {
         if class == Class::Local { comment } else { comment.or_else(|| self.own.route()).or_else(|| work.batch.ruled()) }
     }
 
+    /// The leader, for a batch; a read of a session that a replica has shown more waits for the leader to show that, too.
+    fn lead(&mut self, env: &Env<'_>, work: &mut Work, why: Why) {
+        if self.waits_to_settle(env, work) { self.await_sample() } else { self.lease_leader(env, why) }
+    }
+
+    fn waits_to_settle(&self, env: &Env<'_>, work: &mut Work) -> bool {
+        work.batch.class() == Class::Read
+            && env.topology.leader_at(env.now).is_some()
+            && self.watermark.is_ahead_of_leader(env.topology)
+            && self.level(env, work) >= Level::Session
+            && env.now < *work.unsettled.get_or_insert(env.now) + SETTLE_PATIENCE
+    }
+
     fn decide_read_write(&mut self, env: &Env<'_>, work: &mut Work) {
         if work.rerun_on_leader {
-            return self.lease_leader(env, Why::Rerun);
+            return self.lead(env, work, Why::Rerun);
         }
         if (self.begin.is_some() || self.status == TxStatus::Idle) && self.hold_transaction_control(env, work) {
             return;
         }
         if work.batch.end == End::Overflow || (work.batch.end == End::Flush && work.batch.executes()) {
-            return self.lease_leader(env, Why::LookAhead);
+            return self.lead(env, work, Why::LookAhead);
         }
         let class = work.batch.class();
         let overruling = self.overruling(work, class);
@@ -159,36 +180,107 @@ impl Session {
             let on_replica = env.policy.readonly_on_replica && read_only && overruling != Some(Hint::Leader);
             // Whoever wants a replica for all of a transaction gets one, and its refusal of whatever writes.
             let wanted = overruling == Some(Hint::Replica);
-            if !((on_replica || wanted) && !serializable && class == Class::Read) {
-                return self.lease_leader(env, Why::Transaction);
+            let level = self.level(env, work);
+            // Each later statement takes a snapshot of its own: that of a held BEGIN can move then, unless it had to wait for the leader's
+            // position each time.
+            let one_snapshot = begin.repeatable_read.unwrap_or_else(|| self.default_isolation_is("repeatable"));
+            let beyond = match level {
+                Level::Eventual | Level::Session => false,
+                Level::Global => self.begin.is_none(),
+                Level::Strong => self.begin.is_none() || !one_snapshot,
+            };
+            if !((on_replica || wanted) && !serializable && class == Class::Read) || beyond {
+                return self.lead(env, work, Why::Transaction);
             }
         }
         match (class, overruling) {
-            (Class::Local | Class::Read, Some(Hint::Leader)) => self.lease_leader(env, Why::Hint),
+            (Class::Local | Class::Read, Some(Hint::Leader)) => self.lead(env, work, Why::Hint),
             (_, Some(Hint::Replica)) | (Class::Read, None) => {
                 if self.reading_allowed_on_leader_only() {
-                    return self.lease_leader(env, Why::Write);
+                    return self.lead(env, work, Why::Write);
                 }
-                match self.replica(env, work, env.policy.causal) {
-                    Ok(need) => self.lease(need),
-                    Err(why) => self.lease_leader(env, why),
+                match self.replica(env, work, self.level(env, work)) {
+                    Choice::Replica(need) => self.lease(need),
+                    Choice::Leader(why) => self.lead(env, work, why),
+                    Choice::Ask => self.await_sample(),
                 }
             }
             (Class::Local, None) => self.lease_any(env, work),
-            (Class::Write, _) => self.lease_leader(env, Why::Write),
+            (Class::Write, _) => self.lead(env, work, Why::Write),
         }
     }
 
-    fn replica(&mut self, env: &Env<'_>, work: &Work, causal: bool) -> Result<Need, Why> {
-        let why = if causal && self.watermark.bound(env.topology, env.now) != Bound::Nothing { Why::FreshReplica } else { Why::AnyReplica };
+    /// What the batch's reads must show: what the session has set, else what a rule says, else the listener's level.
+    pub(super) fn level(&self, env: &Env<'_>, work: &Work) -> Level {
+        let level = self.own.level().unwrap_or_else(|| work.batch.level(env.policy.level));
+        // A Parse or Describe shows no data; in a transaction it may fix the snapshot of what does.
+        let begins = self.begin.is_some() || self.status != TxStatus::Idle;
+        if begins || work.batch.executes() { level } else { level.min(Level::Session) }
+    }
+
+    /// Whether reads may be sent to the replica that is held while others are under way there: each is as good as the first.
+    pub(super) fn pipelines_reads(&self, env: &Env<'_>) -> bool {
+        let level = self.own.level().unwrap_or_else(|| env.policy.level.max(env.judge.highest_ruled()));
+        env.policy.access == Access::ReadOnly && level <= Level::Session
+    }
+
+    /// The replica for a batch at a level.
+    fn replica(&mut self, env: &Env<'_>, work: &mut Work, level: Level) -> Choice {
+        let bound = match level {
+            Level::Eventual | Level::Session => Bound::Nothing,
+            Level::Global => {
+                let since = match work.since {
+                    Some(since) => since,
+                    None => *work.since.insert(self.written_until(env, work)),
+                };
+                Bound::since(since, env.topology)
+            }
+            Level::Strong => match strong_bound(env, work) {
+                Ok(bound) => bound,
+                Err(otherwise) => return otherwise,
+            },
+        };
+        work.unproven = false;
+        // What was asked of the leader after the read came is more than all that the session has seen.
+        let causal = matches!(level, Level::Session | Level::Global);
+        let any = bound == Bound::Nothing && (!causal || self.watermark.bound(env.topology, env.now) == Bound::Nothing);
         let ask = Ask {
             watermark: causal.then_some(&mut self.watermark),
+            bound,
             excluded: &work.excluded,
             zone: env.policy.zone.as_deref(),
             random: env.random,
         };
-        let member = route::replica(ask, env.topology, env.loads, env.now)?;
-        Ok(Need { node: member.name.clone(), role: ServerRole::Replica, epoch: env.topology.epoch, why })
+        match route::replica(ask, env.topology, env.loads, env.now) {
+            Ok(member) => {
+                work.unproven = level == Level::Eventual && !self.watermark.proves(member);
+                let why = if any { Why::AnyReplica } else { Why::FreshReplica };
+                Choice::Replica(Need { node: member.name.clone(), role: ServerRole::Replica, epoch: env.topology.epoch, why })
+            }
+            Err(Why::NotCaughtUp) if env.now < *work.waits.get_or_insert(env.now) + env.policy.consistency_wait => Choice::Ask,
+            Err(why) => Choice::Leader(why),
+        }
+    }
+
+    /// When this router acknowledged something last of what the batch reads.
+    fn written_until(&self, env: &Env<'_>, work: &Work) -> Instant {
+        let begin = self.begin.as_ref().map(|begin| begin.modes).or_else(|| begins(work));
+        // One snapshot for all that the transaction will read; on the read-only port nobody looks again within one.
+        let for_all = begin.is_some_and(|modes| {
+            env.policy.access == Access::ReadOnly || modes.repeatable_read.unwrap_or_else(|| self.default_isolation_is("repeatable"))
+        });
+        let generation = env.judge.generation();
+        let reads = |verdict: &Verdict| match for_all || verdict.generation != generation {
+            true => env.marks.since(&Touched::Everything),
+            false => env.marks.since(&verdict.reads),
+        };
+        let since = work.batch.verdicts().map(|verdict| reads(verdict)).max();
+        since.unwrap_or_else(|| env.marks.since(&Touched::Everything))
+    }
+
+    fn await_sample(&mut self) {
+        self.phase = Phase::Waiting;
+        self.want = Some(Want::Sample);
     }
 
     /// A BEGIN is answered and held back until the transaction's first statement, so that an empty transaction costs nothing
@@ -251,15 +343,68 @@ impl Session {
         true
     }
 
-    /// Whether the batch is the leader's own, while its READ ONLY transaction runs on a replica that it can leave.
-    pub(super) fn must_move(&self, work: &Work) -> bool {
-        self.movable.is_some()
-            && work.owed.is_empty()
-            && self.status == TxStatus::InTransaction
-            && work.batch.class() == Class::Write
-            && !work.batch.may_end_transaction()
+    /// Whether the READ ONLY transaction has to leave the replica on which it runs, and can: for the leader, or (`false`) for whoever shows
+    /// what the batch reads.
+    pub(super) fn must_move(&mut self, env: &Env<'_>, work: &Work) -> Option<bool> {
+        let can =
+            self.movable.is_some() && work.owed.is_empty() && self.status == TxStatus::InTransaction && !work.batch.may_end_transaction();
+        if !can {
+            return None;
+        }
+        if work.batch.class() == Class::Write {
+            return Some(true);
+        }
+        let leaves_state = |verdict: &Arc<Verdict>| verdict.effects.iter().any(|effect| *effect != Effect::UsesClock);
+        if self.level(env, work) > Level::Session && work.batch.executed().any(leaves_state) || work.batch.executed().any(own::sets_level) {
+            // With state of its own it couldn't leave later, when it had to.
+            return Some(true);
+        }
+        (self.level(env, work) == Level::Global && !self.shows_still(env, work)).then_some(false)
+    }
+
+    /// Whether the replica that is held shows what was acknowledged of what the batch reads.
+    fn shows_still(&self, env: &Env<'_>, work: &Work) -> bool {
+        let Phase::Holding { member, .. } = &self.phase else { return true };
+        // As it is known now, unless it has been restarted: then its connection is about to end.
+        let bound = Bound::since(self.written_until(env, work), env.topology);
+        env.topology.member(&member.name).is_some_and(|member| causal::shows(member, bound))
     }
 }
+
+/// What came of the search for a replica.
+enum Choice {
+    Replica(Need),
+    Leader(Why),
+    /// The leader is to be asked for its position first.
+    Ask,
+}
+
+/// What bounds all that anybody had acknowledged when the batch came: the leader's position, asked for since. `Err` where there is none yet.
+///
+/// A sample counts if the leadership is in force when it is here, in the epoch of the question: the leader's key has been its own all the
+/// time, so nobody else can have acknowledged anything when it answered.
+fn strong_bound(env: &Env<'_>, work: &mut Work) -> Result<Bound, Choice> {
+    if env.topology.leader_at(env.now).is_none() {
+        work.asked = None;
+        return Err(Choice::Leader(Why::NotCaughtUp));
+    }
+    let (since, epoch) = *work.asked.get_or_insert((env.now, env.topology.epoch));
+    if epoch != env.topology.epoch {
+        work.asked = Some((env.now, env.topology.epoch));
+        return Err(Choice::Ask);
+    }
+    match env.topology.sample_after(since) {
+        Some(sample) => Ok(Bound::At(sample.insert_lsn)),
+        None if env.now >= since + SAMPLE_PATIENCE => Err(Choice::Leader(Why::NotCaughtUp)),
+        None => Err(Choice::Ask),
+    }
+}
+
+/// How long a read waits for the leader to show what a replica has shown: a synchronous standby that is gone may never answer.
+const SETTLE_PATIENCE: Duration = Duration::from_millis(200);
+
+/// How long a read waits for the leader's position before the leader serves it.
+const SAMPLE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Text of a held BEGIN and of each SET TRANSACTION behind it, at most, in bytes.
 const HELD_BYTES_MAX: usize = 1024;

@@ -7,6 +7,7 @@ use super::batch::{End, Item, Statement};
 use super::replies::{Owed, Prepares, Sync};
 use super::server::{StatementId, server_name};
 use super::{Access, Attempt, Env, HeldBegin, Lost, Phase, Segment, ServerState, Session, Work, own};
+use crate::marks::Touched;
 use crate::refusal::Refusal;
 use crate::route::ServerRole;
 use crate::sql::{Class, Effect, Kind, PinReason, Verdict};
@@ -65,6 +66,9 @@ impl Session {
             self.pins.add(PinReason::SessionMode);
         }
         work.writing |= class == Class::Write;
+        if class == Class::Write && server.role == ServerRole::Leader {
+            self.note_writes(env, work);
+        }
         work.shows |= class != Class::Local;
         work.alone |= work.batch.executed().any(|verdict| must_be_answered_first(verdict));
         // Parse and Describe alone don't bind the batch to a node: the server is done with them, whatever the client sends next.
@@ -108,12 +112,44 @@ impl Session {
         }
     }
 
+    /// What the batch may write, once it is committed.
+    fn note_writes(&mut self, env: &Env<'_>, work: &Work) {
+        let generation = env.judge.generation();
+        for (item, _) in &work.batch.items {
+            let verdict = match item {
+                Item::Query(verdict) => verdict,
+                Item::Execute(Some(statement)) => &statement.verdict,
+                // Nobody knows what it is.
+                Item::Execute(None) | Item::FunctionCall => {
+                    self.written.merge(&Touched::Everything);
+                    continue;
+                }
+                Item::Parse { .. }
+                | Item::Bind { .. }
+                | Item::DescribeStatement { .. }
+                | Item::DescribePortal
+                | Item::CloseStatement { .. }
+                | Item::ClosePortal
+                | Item::Refused(_)
+                | Item::Flush
+                | Item::Sync => continue,
+            };
+            let outdated = verdict.generation != generation && !verdict.writes.is_nothing();
+            self.written.merge(if outdated { &Touched::Everything } else { &verdict.writes });
+            if outdated {
+                self.written.merge(&verdict.writes);
+            }
+        }
+    }
+
     /// What comes before the first batch on this lease. Whether that is a lone write, which may run again if it is proven to be rolled back.
     fn begin_segment(&mut self, env: &Env<'_>, work: &mut Work, server: &mut ServerState, class: Class) -> bool {
         work.segment_failed = false;
-        work.shows = false;
+        // A COMMIT shows nothing, and yet says that something is done.
+        work.shows = self.status != TxStatus::Idle;
         work.writing = false;
         work.rolled_back = false;
+        work.undone = false;
         work.begin_failed = false;
         if self.lost == Some(Lost::Told) {
             // Only the end of the transaction is accepted now, and everything is answered in PostgreSQL's own words: by a

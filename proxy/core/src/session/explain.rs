@@ -8,10 +8,10 @@ use std::sync::Arc;
 
 use super::batch::{End, Item};
 use super::{Env, Phase, Segment, Session, Want, Work, own};
-use crate::causal::{self, Bound};
+use crate::causal::{self, Bound, Level};
 use crate::route::{ServerRole, Why};
 use crate::sql::lexer::{Lexer, Token, TokenKind};
-use crate::sql::{Class, Hint, RuledRoute, Verdict};
+use crate::sql::{Class, Hint, RuledRoute, Ruling, Verdict};
 use crate::topology::Member;
 use crate::wire::reply::{self, TxStatus};
 use crate::wire::view;
@@ -51,7 +51,7 @@ impl Session {
             },
             _ => return Answer::Servers,
         };
-        let Some(ask) = self.ask(sql) else { return Answer::Servers };
+        let Some(ask) = self.ask(env, sql) else { return Answer::Servers };
         let (column, command, lines): (&str, &[u8], Vec<String>) = match ask {
             Ask::Explain(statement) => ("QUERY PLAN", b"EXPLAIN", self.explain(env, statement)),
             Ask::Show(name, value) => (name, b"SHOW", vec![value.to_owned()]),
@@ -77,7 +77,7 @@ impl Session {
         Answer::Instead(message)
     }
 
-    fn ask<'a>(&self, sql: &'a [u8]) -> Option<Ask<'a>> {
+    fn ask<'a>(&self, env: &Env<'_>, sql: &'a [u8]) -> Option<Ask<'a>> {
         // Nearly every statement is told apart by its first two bytes.
         let text = sql.trim_ascii_start();
         match (text.first()?.to_ascii_lowercase(), text.get(1).map(u8::to_ascii_lowercase)) {
@@ -87,7 +87,7 @@ impl Session {
         if let Some(statement) = explained(sql) {
             return Some(Ask::Explain(statement));
         }
-        let (name, value) = self.own.show(&own::shown(sql)?)?;
+        let (name, value) = self.own.show(&own::shown(sql)?, env.policy.level)?;
         Some(Ask::Show(name, value))
     }
 
@@ -97,34 +97,51 @@ impl Session {
         let mut lines = describe(&verdict);
         lines.extend(env.judge.grounds());
         lines.push(format!("Overruled by: {}", self.overruled_by(&verdict)));
+        let (level, whose) = self.level_of(env, &verdict);
+        lines.push(format!("Level: {}, by {whose}", level.as_str()));
+        if level == Level::Global {
+            let what = if verdict.class == Class::Write { "Writes" } else { "Reads" };
+            let touched = if verdict.class == Class::Write { &verdict.writes } else { &verdict.reads };
+            lines.push(format!("{what}: {}", touched.describe()));
+        }
         let choice = self.would_choose(env, statement, &verdict);
         lines.push(format!("Choice: {}", choice.text));
         lines.push("Candidates:".to_owned());
-        let bound = self.watermark.bound(env.topology, env.now);
-        lines.extend(env.topology.members.iter().map(|member| self.candidate(env, member, bound, choice.node.as_deref())));
+        let bound = match level {
+            Level::Eventual | Level::Session | Level::Strong => Bound::Nothing,
+            Level::Global => Bound::since(env.marks.since(&verdict.reads), env.topology),
+        };
+        let seen = self.watermark.bound(env.topology, env.now);
+        lines.extend(env.topology.members.iter().map(|member| self.candidate(env, level, member, (seen, bound), choice.node.as_deref())));
         if env.topology.members.is_empty() {
             lines.push("  none is known".to_owned());
         }
         lines
     }
 
+    /// What the statement's reads must show, and who says so.
+    fn level_of(&self, env: &Env<'_>, verdict: &Verdict) -> (Level, String) {
+        let ruled = || verdict.ruling.as_ref().and_then(|ruling| Some((ruling.level?, ruling.rule.to_string())));
+        let set = self.own.level().map(|level| (level, "switchyard.consistency".to_owned()));
+        set.or_else(ruled).unwrap_or_else(|| (env.policy.level, "the listener".to_owned()))
+    }
+
     fn overruled_by(&self, verdict: &Verdict) -> String {
         let to = |hint: Hint| if hint == Hint::Leader { "leader" } else { "replica" };
         match (verdict.hint, self.own.route(), &verdict.ruling) {
-            (_, _, Some(ruling)) if ruling.route == RuledRoute::Reject => format!("{}, which rejects it", ruling.rule),
+            (_, _, Some(ruling)) if ruling.route == Some(RuledRoute::Reject) => format!("{}, which rejects it", ruling.rule),
             (Some(hint), _, _) => format!("a comment, to {}", to(hint)),
             (None, Some(hint), _) if verdict.class != Class::Local => format!("switchyard.route, to {}", to(hint)),
-            (None, None, Some(ruling)) if verdict.class != Class::Local => match ruling.route {
-                RuledRoute::To(hint) => format!("{}, to {}", ruling.rule, to(hint)),
-                RuledRoute::Reject => ruling.rule.to_string(),
-            },
+            (None, None, Some(Ruling { rule, route: Some(RuledRoute::To(hint)), .. })) if verdict.class != Class::Local => {
+                format!("{rule}, to {}", to(*hint))
+            }
             _ => "nothing".to_owned(),
         }
     }
 
     /// What would become of the statement now.
     fn would_choose(&mut self, env: &Env<'_>, statement: &[u8], verdict: &Arc<Verdict>) -> Choice {
-        if verdict.ruling.as_ref().is_some_and(|ruling| ruling.route == RuledRoute::Reject) {
+        if verdict.ruling.as_ref().is_some_and(|ruling| ruling.route == Some(RuledRoute::Reject)) {
             return Choice { text: "none: it is rejected".to_owned(), node: None };
         }
         if let Phase::Holding { member, .. } = &self.phase {
@@ -154,6 +171,9 @@ impl Session {
                 };
                 Choice { text: format!("{} ({role}): {}, {}", need.node, need.why.as_str(), in_words(need.why)), node: Some(need.node) }
             }
+            Some(Want::Sample) => {
+                Choice { text: "a replica that shows what the leader, asked first, says that it has written".to_owned(), node: None }
+            }
             Some(Want::Hold) => Choice { text: "none: it waits in line until a leader is in force".to_owned(), node: None },
             Some(Want::Return | Want::Close | Want::Departure(_)) | None => {
                 Choice { text: "none: no node can serve it now".to_owned(), node: None }
@@ -161,7 +181,7 @@ impl Session {
         }
     }
 
-    fn candidate(&self, env: &Env<'_>, member: &Member, bound: Bound, chosen: Option<&str>) -> String {
+    fn candidate(&self, env: &Env<'_>, level: Level, member: &Member, (seen, bound): (Bound, Bound), chosen: Option<&str>) -> String {
         let leads = env.topology.leader_at(env.now).is_some_and(|(_, leader)| leader.name == member.name);
         let lag = match (member.lag_bytes, member.lag) {
             _ if leads => String::new(),
@@ -169,17 +189,21 @@ impl Session {
             (Some(bytes), None) => format!(", lag {bytes} bytes"),
             (Some(bytes), Some(lag)) => format!(", lag {bytes} bytes, {:.3} s", lag.as_secs_f64()),
         };
-        let causal = env.policy.causal;
         let formerly = env.topology.leader.as_ref().and_then(|leader| env.topology.members.get(leader.member));
         let formerly = formerly.is_some_and(|leader| leader.name == member.name);
         let state = match member.out {
             _ if leads => "in force",
             Some(out) => out.as_str(),
             None if formerly => "its lead is in doubt",
-            None if !causal => "in rotation",
-            None if causal::shows(member, bound) || self.watermark.stays_on(member) => "fresh enough",
-            None if bound == Bound::Unknown => "not known to show what this session has seen",
-            None => "behind what this session has seen",
+            None if level == Level::Eventual => "in rotation",
+            None if level == Level::Strong => "in rotation, and as fresh as the leader is asked to tell",
+            None if !causal::shows(member, seen) && !self.watermark.stays_on(member) => match seen {
+                Bound::Unknown => "not known to show what this session has seen",
+                Bound::Nothing | Bound::At(_) => "behind what this session has seen",
+            },
+            None if causal::shows(member, bound) => "fresh enough",
+            None if bound == Bound::Unknown => "not known to show what others have written",
+            None => "behind what others have written",
         };
         let mark = if chosen == Some(&*member.name) { ", chosen" } else { "" };
         let role = if leads { "leader" } else { "replica" };
@@ -195,9 +219,9 @@ struct Choice {
 fn in_words(why: Why) -> &'static str {
     match why {
         Why::Write => "the statement isn't known to only read",
-        Why::FreshReplica => "a read, and the replica shows what this session has seen",
+        Why::FreshReplica => "a read, and the replica shows what it must",
         Why::AnyReplica => "a read that any replica in rotation may serve",
-        Why::NotCaughtUp => "a read, but no replica is known to show what this session has seen",
+        Why::NotCaughtUp => "a read, but no replica is known to show what it must",
         Why::NoReplica => "a read, but no replica is in rotation",
         Why::Rerun => "a replica could not answer",
         Why::Hint => "it was overruled",

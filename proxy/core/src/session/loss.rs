@@ -29,6 +29,11 @@ impl Session {
     pub fn server_lost(&mut self, env: &Env<'_>, work: &mut Work, server: &ServerState, torn: bool) {
         let node = server.node.to_string();
         self.phase = Phase::Idle;
+        // What became of it, nobody knows.
+        let written = std::mem::take(&mut self.written);
+        if work.owed.iter().any(Owed::is_clients) {
+            env.marks.wrote(&written, env.now);
+        }
         let torn = torn || (work.server_passing > 0 && !work.server_swallowing);
         work.server_passing = 0;
         work.server_in.clear();

@@ -23,7 +23,7 @@ mod statements;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustc_hash::FxHashMap;
 
@@ -37,11 +37,12 @@ pub use pins::Pins;
 pub use server::{ServerState, StatementId};
 pub use settings::{How, Params, Settings};
 
-use crate::causal::Watermark;
+use crate::causal::{Level, Watermark};
+use crate::marks::{Marks, Touched};
 use crate::refusal::{Refusal, Severity};
 use crate::route::{Excluded, Loads, Need, ServerRole, Why};
 use crate::sql::{Dialect, Effect, PinReason, TransactionModes, Verdict};
-use crate::topology::{ClusterState, Member, Topology};
+use crate::topology::{ClusterState, Epoch, Member, Topology};
 use crate::wire::reply::TxStatus;
 use crate::wire::{frame, reply, view};
 
@@ -56,8 +57,10 @@ pub enum Access {
 #[derive(Clone, Debug)]
 pub struct Policy {
     pub access: Access,
-    /// Reads must show what the session has seen; otherwise any replica in rotation will do.
-    pub causal: bool,
+    /// What reads must show, unless the session or a rule says otherwise.
+    pub level: Level,
+    /// How long a read waits for a replica that shows what it must, before the leader serves it.
+    pub consistency_wait: Duration,
     pub hold_begin: bool,
     pub readonly_on_replica: bool,
     pub fallback_to_leader: bool,
@@ -77,6 +80,21 @@ pub trait Judge {
     /// `standard_conforming_strings`, and whether the client's encoding never has an ASCII byte within a character.
     fn verdict(&self, sql: &[u8], standard_conforming_strings: bool, ascii_safe: bool) -> Arc<Verdict>;
 
+    /// Of the facts that it judges by now: verdicts of another generation may be wrong about what they touch.
+    fn generation(&self) -> u64 {
+        0
+    }
+
+    /// The highest level that a rule may ask of one of the session's statements.
+    fn highest_ruled(&self) -> Level {
+        Level::Eventual
+    }
+
+    /// See [`Facts::bad_value`](crate::sql::Facts::bad_value).
+    fn bad_value(&self) -> Option<&'static str> {
+        None
+    }
+
     /// What its verdicts rest on, in lines for EXPLAIN (ROUTE).
     fn grounds(&self) -> Vec<String> {
         Vec::new()
@@ -90,6 +108,8 @@ pub struct Env<'a> {
     pub topology: &'a Topology,
     pub loads: &'a dyn Loads,
     pub judge: &'a dyn Judge,
+    /// What has been acknowledged in the session's database.
+    pub marks: &'a Marks,
     pub policy: &'a Policy,
     /// Any number, new for each input.
     pub random: u64,
@@ -102,6 +122,8 @@ pub enum Want {
     Lease(Need),
     /// Nothing can serve this now: call [`Session::decide_again`] when the topology changes, [`Session::denied`] when time is up.
     Hold,
+    /// A sample of the leader, and of the replicas, whose question is sent from now on: call [`Session::decide_again`] when one has come.
+    Sample,
     /// Whether that server is going away, or has only ended one connection: answer with [`Session::departure`].
     Departure(Arc<str>),
     /// Give the server connection back, then call [`Session::returned`].
@@ -196,6 +218,8 @@ pub struct Work {
     segment_failed: bool,
     /// What runs shows data, or changes it: the watermark must know.
     shows: bool,
+    /// The replica was chosen without regard to what the session has seen.
+    unproven: bool,
     segment: Segment,
     /// What was sent last must be answered before more is taken from the client: what comes next depends on it.
     alone: bool,
@@ -215,6 +239,8 @@ pub struct Work {
     last_words: Option<([u8; 5], Box<[u8]>)>,
     /// The last CommandComplete was ROLLBACK.
     rolled_back: bool,
+    /// As `rolled_back`, for what was written.
+    undone: bool,
     excluded: Excluded,
     /// Servers that were lost under the batch that waits.
     losses: u8,
@@ -222,6 +248,14 @@ pub struct Work {
     rerun_on_leader: bool,
     /// The next lease must be of a connection that nobody has used.
     fresh: bool,
+    /// At the level `strong`: since when a sample of the leader is awaited, and in which epoch.
+    asked: Option<(Instant, Epoch)>,
+    /// What the read must show of what others have written: up to here. Taken once.
+    since: Option<Instant>,
+    /// Since when the read waits for a replica.
+    waits: Option<Instant>,
+    /// Since when the read waits for the leader to show what a replica has shown.
+    unsettled: Option<Instant>,
 }
 
 /// Counts since the driver last took them.
@@ -351,6 +385,8 @@ pub struct Session {
     /// Advanced a sequence, or may have: `currval` is worth keeping its server connection near.
     sequence_advanced: bool,
     watermark: Watermark,
+    /// What the transaction, or what is under way outside one, has written or may have written, and nobody was told of.
+    written: Touched,
     /// Messages of the extended protocol have come since the client's last Sync.
     unsynced: bool,
     /// The client's messages are dropped up to its Sync.
@@ -405,6 +441,7 @@ impl Session {
             pins: Pins::default(),
             sequence_advanced: false,
             watermark: Watermark::default(),
+            written: Touched::Nothing,
             unsynced: false,
             skipping: false,
             segment_lost: false,
@@ -478,7 +515,7 @@ impl Session {
                 work.attempt.is_none()
                     && !work.alone
                     && work.owed.len() < OWED_MAX
-                    && (work.owed.is_empty() || *role == ServerRole::Leader || env.policy.access == Access::ReadOnly)
+                    && (work.owed.is_empty() || *role == ServerRole::Leader || self.pipelines_reads(env))
             }
         }
     }
@@ -614,7 +651,7 @@ impl Session {
             b'P' => self.prepare(env, work, body)?,
             b'B' => {
                 let bind = view::bind(body)?;
-                let statement = self.statement(bind.statement);
+                let statement = self.statement_now(env, bind.statement);
                 self.note_portal(env, bind.portal, statement.as_ref());
                 Item::Bind { unnamed: bind.statement.is_empty(), statement }
             }
@@ -656,13 +693,14 @@ impl Session {
 
     /// The batch is complete: it goes to the server that is held, or a server is chosen.
     fn submit(&mut self, env: &Env<'_>, work: &mut Work, server: Option<&mut ServerState>) {
+        (work.asked, work.unsettled, work.since, work.waits) = (None, None, None, None);
         if matches!(self.phase, Phase::Holding { .. })
             && let Some(server) = server
         {
-            if self.must_move(work) {
+            if let Some(leader) = self.must_move(env, work) {
                 // A READ ONLY transaction leaves its replica: what it has done there is undone with the return.
                 self.begin = self.movable.take();
-                work.rerun_on_leader = true;
+                work.rerun_on_leader = leader;
                 self.want = Some(Want::Return);
                 return;
             }

@@ -4,11 +4,14 @@
 //! what is noted here once it has succeeded. Invariant: values follow PostgreSQL's stack (`guc.c`, AtEOXact_GUC): SET LOCAL ends with its
 //! transaction, ROLLBACK and ROLLBACK TO bring back what was there before.
 
+use std::sync::Arc;
+
+use crate::causal::Level;
 use crate::refusal::Refusal;
 use crate::sql::lexer::{Lexer, Token, TokenKind};
 use crate::sql::{Dialect, Effect, Hint, Setting, Verdict, setting};
 
-/// A parameter: its name, the words that it may be set to, and how it is when nobody has set it (an index into the words).
+/// A parameter: its name, the words that it may be set to, and how it is when nobody has set it (an index into the words, or [`UNSET`]).
 struct Parameter {
     name: &'static str,
     values: &'static [&'static str],
@@ -16,13 +19,20 @@ struct Parameter {
 }
 
 /// All of them. [`Which`] gives the places.
-const PARAMETERS: [Parameter; 1] = [Parameter { name: "switchyard.route", values: &["auto", "leader", "replica"], default: 0 }];
+const PARAMETERS: [Parameter; 2] = [
+    Parameter { name: "switchyard.route", values: &["auto", "leader", "replica"], default: 0 },
+    Parameter { name: "switchyard.consistency", values: &Level::WORDS, default: UNSET },
+];
+
+/// The place of a value that nobody has set: the configuration has the word.
+const UNSET: u8 = u8::MAX;
 
 /// A place in [`PARAMETERS`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]
 enum Which {
     Route = 0,
+    Consistency = 1,
 }
 
 const PREFIX: &str = "switchyard.";
@@ -108,10 +118,16 @@ impl Own {
         }
     }
 
-    /// The value of a parameter by its name, as SHOW tells it.
-    pub(super) fn show(&self, name: &str) -> Option<(&'static str, &'static str)> {
+    /// `switchyard.consistency`; `None` where the session hasn't set it.
+    pub(super) fn level(&self) -> Option<Level> {
+        Level::ALL.get(usize::from(self.index(Which::Consistency as usize))).copied()
+    }
+
+    /// The value of a parameter by its name, as SHOW tells it. `listener`: the level where the session hasn't set one.
+    pub(super) fn show(&self, name: &str, listener: Level) -> Option<(&'static str, &'static str)> {
         let which = which(name).ok()?;
-        PARAMETERS[which].values.get(usize::from(self.index(which))).map(|value| (PARAMETERS[which].name, *value))
+        let value = PARAMETERS[which].values.get(usize::from(self.index(which))).copied();
+        Some((PARAMETERS[which].name, value.unwrap_or(listener.as_str())))
     }
 
     /// Statements that have succeeded.
@@ -198,6 +214,16 @@ pub(super) fn concerns(verdict: &Verdict) -> bool {
         Effect::ResetAll | Effect::Savepoint | Effect::RollbackTo | Effect::Release => true,
         // A lone one's outcome is told by its tag.
         Effect::Commit { .. } | Effect::Rollback { .. } => verdict.statements > 1,
+        _ => false,
+    })
+}
+
+/// Whether the statement may change `switchyard.consistency`.
+pub(super) fn sets_level(verdict: &Arc<Verdict>) -> bool {
+    let name = PARAMETERS[Which::Consistency as usize].name;
+    verdict.effects.iter().any(|effect| match effect {
+        Effect::Set { name: set, .. } | Effect::Reset { name: set } => set.eq_ignore_ascii_case(name),
+        Effect::ResetAll => true,
         _ => false,
     })
 }
@@ -336,7 +362,7 @@ mod tests {
 
     fn after(own: &mut Own, sql: &str) -> &'static str {
         own.note(sql.as_bytes(), Dialect::default());
-        own.show("switchyard.route").map_or("", |(_, value)| value)
+        own.show("switchyard.route", Level::Session).map_or("", |(_, value)| value)
     }
 
     #[test]
@@ -346,7 +372,7 @@ mod tests {
         own.transaction_over(true);
         assert_eq!(after(&mut own, "set local Switchyard.Route to REPLICA"), "replica");
         own.transaction_over(true);
-        assert_eq!(own.show("switchyard.route"), Some(("switchyard.route", "leader")));
+        assert_eq!(own.show("switchyard.route", Level::Session), Some(("switchyard.route", "leader")));
         assert_eq!(after(&mut own, "SET switchyard.route = auto"), "auto");
         own.transaction_over(false);
         assert_eq!(own.route(), Some(Hint::Leader));
@@ -373,6 +399,21 @@ mod tests {
         assert_eq!(after(&mut own, "SET switchyard.route = replica; SET LOCAL switchyard.route = leader"), "leader");
         assert_eq!(after(&mut own, "COMMIT"), "replica");
         assert_eq!(after(&mut own, "RESET ALL; COMMIT"), "auto");
+    }
+
+    #[test]
+    fn a_level_that_nobody_set_is_the_listeners() {
+        let mut own = own();
+        let shown = |own: &Own| own.show("switchyard.consistency", Level::Global).map_or("", |(_, value)| value);
+        assert_eq!((own.level(), shown(&own)), (None, "global"));
+        after(&mut own, "SET switchyard.consistency = 'Strong'");
+        assert_eq!((own.level(), shown(&own)), (Some(Level::Strong), "strong"));
+        after(&mut own, "COMMIT; SET LOCAL switchyard.consistency TO eventual");
+        assert_eq!(own.level(), Some(Level::Eventual));
+        after(&mut own, "COMMIT; SAVEPOINT s");
+        assert_eq!(own.level(), Some(Level::Strong));
+        after(&mut own, "SET switchyard.consistency = DEFAULT");
+        assert_eq!((own.level(), shown(&own)), (None, "global"));
     }
 
     #[test]

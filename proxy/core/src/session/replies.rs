@@ -7,6 +7,7 @@ use super::batch::{End, Statement};
 use super::dispatch::sets;
 use super::server::StatementId;
 use super::{Access, Env, Garbled, Lost, Phase, Segment, ServerState, Session, Want, Work};
+use crate::marks::Touched;
 use crate::refusal::Refusal;
 use crate::route::ServerRole;
 use crate::sql::{Effect, Verdict};
@@ -107,6 +108,9 @@ const MESSAGE_FROM_SERVER_MAX: usize = 1024 * 1024;
 /// SQLSTATE 42602, invalid_name.
 const INVALID_NAME: [u8; 5] = *b"42602";
 
+/// SQLSTATE 25006, read_only_sql_transaction.
+const READ_ONLY_TRANSACTION: [u8; 5] = *b"25006";
+
 /// SQLSTATE 57014, query_canceled.
 const QUERY_CANCELED: &[u8] = b"57014";
 
@@ -206,7 +210,7 @@ impl Session {
     /// From here on the answer is this server's.
     pub(super) fn deliver(&mut self, env: &Env<'_>, work: &mut Work) {
         if work.shows {
-            self.showed(env);
+            self.showed(env, work);
         }
         if work.attempt.take().is_some() {
             work.to_client.append(&mut work.kept_back);
@@ -218,9 +222,11 @@ impl Session {
     }
 
     /// The watermark is set before the bytes go on.
-    fn showed(&mut self, env: &Env<'_>) {
-        if let Phase::Holding { member, .. } = &self.phase {
-            self.watermark.saw(member, env.now);
+    fn showed(&mut self, env: &Env<'_>, work: &Work) {
+        match &self.phase {
+            Phase::Holding { role: ServerRole::Replica, .. } if work.unproven => self.watermark.saw_unproven(env.now),
+            Phase::Holding { member, .. } => self.watermark.saw(member, env.now),
+            Phase::Idle | Phase::Waiting => {}
         }
     }
 
@@ -252,7 +258,7 @@ impl Session {
                 Fate::Swallow
             }
             b'A' => {
-                self.showed(env);
+                self.showed(env, work);
                 Fate::Forward
             }
             b'N' => match work.owed.front() {
@@ -283,7 +289,7 @@ impl Session {
             // CopyDone ('c') of COPY TO, FunctionCallResponse ('V') and whatever a later PostgreSQL may add.
             _ => {
                 self.deliver(env, work);
-                self.showed(env);
+                self.showed(env, work);
                 Fate::Forward
             }
         };
@@ -336,7 +342,13 @@ impl Session {
         }
         self.deliver(env, work);
         if tag == b'C' {
-            work.rolled_back = view::command_tag(body) == b"ROLLBACK";
+            let tag = view::command_tag(body);
+            work.rolled_back = tag == b"ROLLBACK";
+            work.undone = work.rolled_back;
+            // Within a transaction nothing is acknowledged before its COMMIT; outside, a statement may have been committed by itself.
+            if self.status == TxStatus::Idle || tag == b"COMMIT" {
+                env.marks.wrote(&self.written, env.now);
+            }
         }
         work.copy_in = false;
         if matches!(work.owed.front(), Some(Owed::Execute(_)))
@@ -636,6 +648,7 @@ impl Session {
             return Fate::Swallow;
         }
         self.deliver(env, work);
+        self.acknowledge(env, work, status);
         let went_back = self.settle(work, server);
         work.segment_failed = false;
         work.copy_in = false;
@@ -670,6 +683,22 @@ impl Session {
         Fate::Swallow
     }
 
+    /// The client is about to hear that what it wrote is committed, or that it isn't: the marks are set before that.
+    fn acknowledge(&mut self, env: &Env<'_>, work: &Work, status: TxStatus) {
+        if status != TxStatus::Idle || self.written.is_nothing() {
+            return;
+        }
+        // What fails or is rolled back has written nothing, unless it is something that commits on its own (and may write everything).
+        let undone = (work.segment_failed || work.undone) && matches!(self.written, Touched::Relations(_));
+        if !undone {
+            env.marks.wrote(&self.written, env.now);
+        }
+        if work.owed.is_empty() && work.segment == Segment::Closed {
+            // Otherwise some of it is of a segment behind this one.
+            self.written = Touched::Nothing;
+        }
+    }
+
     /// Gives the server connection back where nothing is owed and nothing keeps it.
     pub(super) fn return_if_done(&mut self, env: &Env<'_>, work: &mut Work) {
         if !work.owed.is_empty() || work.segment != Segment::Closed {
@@ -687,6 +716,10 @@ impl Session {
     /// What the server said shows that it couldn't answer: another one will.
     fn run_again(&mut self, env: &Env<'_>, work: &mut Work, server: &ServerState) {
         let attempt = work.attempt.take().unwrap_or_default();
+        if attempt.failed == Some(READ_ONLY_TRANSACTION) {
+            // It writes, though nobody knew.
+            self.written.merge(&Touched::Everything);
+        }
         work.kept_back.clear();
         work.segment_failed = false;
         work.segment = Segment::Closed;

@@ -9,7 +9,8 @@ use super::batch::{Item, Statement};
 use super::server::StatementId;
 use super::{Env, Session, Work};
 use crate::refusal::Refusal;
-use crate::sql::{Effect, Verdict};
+use crate::sql::reach::FIRST_NORMAL_OID;
+use crate::sql::{Class, Effect, Reason, Verdict};
 use crate::wire::view;
 
 impl Session {
@@ -17,8 +18,43 @@ impl Session {
         env.judge.verdict(sql, self.standard_conforming_strings, self.ascii_safe)
     }
 
+    fn verdict_of(&self, env: &Env<'_>, parse: &view::Parse<'_>) -> Arc<Verdict> {
+        let verdict = self.verdict(env, parse.text);
+        if verdict.class < Class::Write
+            && parse.parameter_types().any(|oid| oid >= FIRST_NORMAL_OID)
+            && let Some(rule) = env.judge.bad_value()
+        {
+            let mut verdict = Verdict::clone(&verdict);
+            verdict.class = Class::Write;
+            verdict.reasons.push(Reason { rule, piece: "a parameter's type".into() });
+            return Arc::new(verdict);
+        }
+        verdict
+    }
+
     pub(super) fn statement(&self, name: &[u8]) -> Option<Arc<Statement>> {
         if name.is_empty() { self.unnamed.clone() } else { self.statements.get(name).cloned() }
+    }
+
+    /// As [`Session::statement`], judged by the facts of now: since its Parse, a view may read other tables, and a table have a trigger.
+    pub(super) fn statement_now(&mut self, env: &Env<'_>, name: &[u8]) -> Option<Arc<Statement>> {
+        let known = self.statement(name)?;
+        if known.verdict.generation == env.judge.generation() {
+            return Some(known);
+        }
+        let mut verdict = self.verdict(env, known.text());
+        if verdict.ruling != known.verdict.ruling {
+            // Rules are those of its Parse.
+            Arc::make_mut(&mut verdict).ruling.clone_from(&known.verdict.ruling);
+        }
+        let Statement { id, seed, ref tail, .. } = *known;
+        let judged = Arc::new(Statement { id, seed, tail: tail.clone(), verdict });
+        if name.is_empty() {
+            self.unnamed = Some(judged.clone());
+        } else {
+            self.statements.insert(name.into(), judged.clone());
+        }
+        Some(judged)
     }
 
     pub(super) fn forget_statement(&mut self, name: &[u8]) -> Option<Arc<Statement>> {
@@ -28,10 +64,10 @@ impl Session {
     /// A Parse that failed or was skipped. `previous`: what the unnamed statement was before, if it is to be that again.
     pub(super) fn unprepare(&mut self, name: &[u8], statement: &Arc<Statement>, previous: Option<Arc<Statement>>) {
         if name.is_empty() {
-            if self.unnamed.as_ref().is_some_and(|known| Arc::ptr_eq(known, statement)) {
+            if self.unnamed.as_ref().is_some_and(|known| known.id == statement.id) {
                 self.unnamed = previous;
             }
-        } else if self.statements.get(name).is_some_and(|known| Arc::ptr_eq(known, statement)) {
+        } else if self.statements.get(name).is_some_and(|known| known.id == statement.id) {
             self.statements.remove(name);
         }
     }
@@ -77,7 +113,7 @@ impl Session {
             // Drivers prepare the same unnamed statement over and over.
             let statement = match &self.unnamed {
                 Some(last) if last.id == id && *last.tail == *parse.tail => last.clone(),
-                _ => Arc::new(Statement { id, seed, tail: parse.tail.into(), verdict: self.verdict(env, parse.text) }),
+                _ => Arc::new(Statement { id, seed, tail: parse.tail.into(), verdict: self.verdict_of(env, &parse) }),
             };
             let previous = self.unnamed.replace(statement.clone());
             return Ok(Item::Parse { name: Box::default(), statement, previous });
@@ -88,7 +124,7 @@ impl Session {
         }
         // The server that gets a duplicate says so; see `dispatch`.
         let id = if duplicate { 0 } else { id };
-        let statement = Arc::new(Statement { id, seed, tail: parse.tail.into(), verdict: self.verdict(env, parse.text) });
+        let statement = Arc::new(Statement { id, seed, tail: parse.tail.into(), verdict: self.verdict_of(env, &parse) });
         if !duplicate {
             self.statements.insert(parse.name.into(), statement.clone());
         }

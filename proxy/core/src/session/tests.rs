@@ -1,5 +1,6 @@
 //! A session's tests: stories told message by message, and random scripts that must get what a direct connection gives.
 
+mod consistency;
 mod model;
 mod random;
 mod rig;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::verdict::Class;
+use crate::marks::Touched;
 
 /// What is known of one function, by its name in one schema (overloads with different answers are several).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +22,8 @@ pub struct FunctionFact {
     pub hidden_by_builtin: bool,
     /// Can be called with one argument, and so as `(argument).name` too.
     pub one_argument: bool,
+    /// The relations that its body reads, through any number of others.
+    pub reads: Touched,
 }
 
 /// What is known of one relation.
@@ -31,6 +34,10 @@ pub struct RelationFact {
     pub class: Class,
     /// A stable word that says why, such as `view`, `unlogged`, `foreign`, `sequence`, `policy`.
     pub rule: &'static str,
+    /// Itself and what is read with it: by a view, by policies, of its partitions and children.
+    pub reads: Touched,
+    /// What a data change of it may write: as `reads`, and everything where it runs code (triggers, rules, cascades, defaults, constraints).
+    pub writes: Touched,
 }
 
 /// Catalog facts of one database. Cheap to clone.
@@ -49,6 +56,12 @@ struct Known {
     operators: FxHashMap<Box<str>, (Class, &'static str)>,
     bad_key_word_operator: Option<&'static str>,
     types: FxHashMap<Box<str>, &'static str>,
+    /// What types and operators read by the functions behind them, where that is anything.
+    type_reads: FxHashMap<Box<str>, Touched>,
+    operator_reads: FxHashMap<Box<str>, Touched>,
+    /// What every statement may read without naming it.
+    key_word_reads: Touched,
+    bad_value: Option<&'static str>,
     outside: FxHashSet<Box<str>>,
 }
 
@@ -103,10 +116,30 @@ impl Facts {
         self.known.operators.get(symbol).copied()
     }
 
-    /// Why an operator that a key word stands for (LIKE, IN, BETWEEN, CASE, USING, DISTINCT...) can't run on a replica. Which operands it has
-    /// isn't known here, so one such operator makes every query suspect.
+    /// Why an operator that a key word stands for (LIKE, IN, BETWEEN, CASE, USING, DISTINCT...) can't run on a replica. Those that need a value of
+    /// some own type at hand count with what has such values; one of any other kind makes every query suspect.
     pub fn bad_key_word_operator(&self) -> Option<&'static str> {
         self.known.bad_key_word_operator
+    }
+
+    /// What the use of a type reads.
+    pub fn type_reads(&self, name: &str) -> &Touched {
+        self.known.type_reads.get(name).unwrap_or(&Touched::Nothing)
+    }
+
+    /// What the user-defined operators of a symbol read.
+    pub fn operator_reads(&self, symbol: &str) -> &Touched {
+        self.known.operator_reads.get(symbol).unwrap_or(&Touched::Nothing)
+    }
+
+    /// What operators behind key words and implicit casts read.
+    pub fn key_word_reads(&self) -> &Touched {
+        &self.known.key_word_reads
+    }
+
+    /// Why values of some own type may bring what can't run on a replica: where a parameter's type is told by its OID, it may be that one.
+    pub fn bad_value(&self) -> Option<&'static str> {
+        self.known.bad_value
     }
 
     /// Whether a write to a relation of this name may do something that a rollback doesn't undo: by triggers, rules, foreign tables, or functions
@@ -157,6 +190,12 @@ impl FactsBuilder {
         self
     }
 
+    /// Values of some own type may bring what can't run on a replica.
+    pub fn bad_value(mut self, rule: &'static str) -> FactsBuilder {
+        self.known.bad_value = Some(rule);
+        self
+    }
+
     /// Adds a type (a domain, or one with a cast) whose use can't run on a replica.
     pub fn bad_type(mut self, name: &str, rule: &'static str) -> FactsBuilder {
         self.known.types.insert(name.into(), rule);
@@ -172,6 +211,28 @@ impl FactsBuilder {
     /// Says that what every statement may use without naming it can't run on a replica: an implicit cast, a comparison for sorting.
     pub fn bad_key_word_operator(mut self, rule: &'static str) -> FactsBuilder {
         self.known.bad_key_word_operator = Some(rule);
+        self
+    }
+
+    /// Says what the use of a type reads, if that is anything.
+    pub fn type_reads(mut self, name: &str, reads: &Touched) -> FactsBuilder {
+        if !reads.is_nothing() {
+            self.known.type_reads.entry(name.into()).or_default().merge(reads);
+        }
+        self
+    }
+
+    /// Says what a user-defined operator reads, if that is anything.
+    pub fn operator_reads(mut self, symbol: &str, reads: &Touched) -> FactsBuilder {
+        if !reads.is_nothing() {
+            self.known.operator_reads.entry(symbol.into()).or_default().merge(reads);
+        }
+        self
+    }
+
+    /// Says what every statement may read without naming it.
+    pub fn key_word_reads(mut self, reads: &Touched) -> FactsBuilder {
+        self.known.key_word_reads.merge(reads);
         self
     }
 

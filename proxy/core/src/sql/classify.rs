@@ -9,8 +9,10 @@ use std::sync::Arc;
 use super::catalog::Facts;
 use super::fingerprint::{Fingerprint, leading_hint};
 use super::lexer::{Lexer, Name, Token, TokenKind};
+use super::touch::Causes;
 use super::verdict::{Class, Effect, Kind, PinReason, REASONS_LIMIT, Reason, Verdict};
-use super::{control, inside, query};
+use super::{control, inside, query, touch, tree};
+use crate::marks::Touched;
 
 /// What decides how a session's text is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -43,6 +45,7 @@ pub fn classify(sql: &[u8], facts: &Facts, dialect: Dialect) -> Verdict {
         judge.verdict.kind = Kind::Unknown;
         judge.write("encoding", "non-ASCII text in an encoding that can hide a backslash");
         judge.effect(Effect::SetUnknown);
+        (judge.verdict.reads, judge.verdict.writes) = (Touched::Cluster, Touched::Cluster);
     }
     judge.verdict
 }
@@ -73,10 +76,14 @@ pub(super) struct Judge<'a> {
     pub(super) facts: &'a Facts,
     pub(super) dialect: Dialect,
     pub(super) verdict: Verdict,
+    /// Of the statement that is being read.
+    causes: Causes,
     /// Effects that are told once; a handful at most.
     once: Vec<Effect>,
     /// Something in the statement may do more than its transaction undoes.
     pub(super) outside: bool,
+    /// Tokens that the second reader may still be given, whose time is many times the first one's.
+    pub(super) budget: usize,
 }
 
 impl<'a> Judge<'a> {
@@ -92,8 +99,11 @@ impl<'a> Judge<'a> {
             ruling: None,
             acts_inside: false,
             fingerprint: Fingerprint::default(),
+            reads: Touched::Nothing,
+            writes: Touched::Nothing,
+            generation: facts.generation(),
         };
-        Judge { sql, facts, dialect, verdict, once: Vec::new(), outside: false }
+        Judge { sql, facts, dialect, verdict, causes: Causes::default(), once: Vec::new(), outside: false, budget: tree::BUDGET }
     }
 
     fn all_statements(&mut self) {
@@ -116,6 +126,7 @@ impl<'a> Judge<'a> {
         let Some(last) = tokens.last() else { return };
         self.verdict.statements += 1;
         let words = Words { sql: self.sql, tokens };
+        self.causes = Causes::default();
         let described = if last.kind == TokenKind::Invalid || tokens.iter().any(|token| token.kind == TokenKind::Invalid) {
             // PostgreSQL's own scanner refuses it, or would read it otherwise than we do.
             self.write("unparsed", "text that can't be scanned");
@@ -126,6 +137,7 @@ impl<'a> Judge<'a> {
         if self.verdict.statements == 1 {
             (self.verdict.kind, self.verdict.command) = described;
         }
+        touch::note(self, words, self.causes, described);
         self.verdict.acts_inside = self.verdict.statements == 1 && inside::is_inside(self, words);
     }
 
@@ -144,11 +156,13 @@ impl<'a> Judge<'a> {
     /// Raises the class, with no reason to show.
     pub(super) fn at_least(&mut self, class: Class) {
         self.verdict.class = self.verdict.class.max(class);
+        self.causes.class = self.causes.class.max(class);
     }
 
     /// A reason for the leader.
     pub(super) fn write(&mut self, rule: &'static str, piece: &str) {
         self.at_least(Class::Write);
+        self.causes.note(rule, piece);
         let reasons = &mut self.verdict.reasons;
         if reasons.len() < REASONS_LIMIT && !reasons.iter().any(|reason| reason.rule == rule && &*reason.piece == piece) {
             reasons.push(Reason { rule, piece: Arc::from(piece) });

@@ -12,6 +12,7 @@ use super::catalog::Facts;
 use super::classify::{Dialect, classify};
 use super::fingerprint::{Fingerprint, summarize};
 use super::verdict::{Class, Reason, Verdict};
+use crate::marks::Touched;
 
 /// Slots in which a fingerprint may stand.
 const WAYS: usize = 8;
@@ -93,6 +94,7 @@ impl Memo {
             }
             let mut verdict = Verdict::clone(&entry.verdict);
             verdict.class = Class::Write;
+            verdict.writes = Touched::Everything;
             verdict.reasons.push(Reason { rule: "refused_by_a_replica", piece: Arc::from(sqlstate) });
             let learnt =
                 Entry { fingerprint: entry.fingerprint, generation: entry.generation, dialect: entry.dialect, verdict: Arc::new(verdict) };

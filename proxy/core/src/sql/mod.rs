@@ -16,6 +16,7 @@ pub mod memo;
 mod query;
 pub mod reach;
 pub mod shown;
+mod touch;
 mod tree;
 pub mod verdict;
 

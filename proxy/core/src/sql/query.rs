@@ -379,6 +379,8 @@ impl<'j, 'a, 'w> Reader<'j, 'a, 'w> {
             "insert" | "update" | "delete" | "merge" => self.data_change(at, word),
             "current_timestamp" | "current_date" | "current_time" | "localtime" | "localtimestamp" => self.judge.effect(Effect::UsesClock),
             "tablesample" => {}
+            // ROWS FROM (function, ...)
+            "rows" if self.words.is(at + 1, "from") => {}
             _ => {
                 // Most key words can name relations as well.
                 let names =

@@ -10,6 +10,7 @@ use super::bodies::{self, Language, Node, Reached};
 use super::catalog::{Facts, FunctionFact, KEY_WORD_OPERATORS, RelationFact};
 use super::functions::{self, Call};
 use super::verdict::Class;
+use crate::marks::Touched;
 
 /// OIDs from here on belong to objects that people made (`FirstNormalObjectId`, `src/include/access/transam.h`).
 pub const FIRST_NORMAL_OID: u32 = 16384;
@@ -63,10 +64,16 @@ pub enum Object {
     Function(u32),
     /// `pg_class`
     Relation(u32),
+    /// What a data change of a relation runs: triggers, rules, cascades, defaults, constraints, policies.
+    Change(u32),
     /// `pg_operator`
     Operator(u32),
     /// `pg_type`
     Type(u32),
+    /// A value of a type (`pg_type`) at hand: what a statement may then use without naming it, as with [`Object::KeyWords`].
+    Value(u32),
+    /// The operators behind key words that are for such values.
+    Operators(u32),
     /// What every statement may use without naming it: operators behind key words, implicit casts, comparisons for sorting.
     KeyWords,
 }
@@ -116,6 +123,8 @@ pub struct Relation<'a> {
 type Rule = &'static str;
 
 struct NodeState {
+    /// The relations that it reaches, itself among them.
+    reads: Touched,
     bad: Option<Rule>,
     described: bool,
     /// The rule it gets by reaching a bad one.
@@ -143,11 +152,13 @@ pub struct Catalog {
     edges: Vec<(u32, u32)>,
     /// In C or internal, immutable, and an extension's: trusted where it implements an operator or a cast.
     trusted: FxHashSet<u32>,
+    /// In C and of an extension that is known: none of them writes a relation, volatile or not (`uuid_generate_v4`).
+    quiet: FxHashSet<u32>,
     current_setting: FxHashSet<u32>,
     /// Functions whose bodies decide and haven't been read.
     unread: FxHashSet<u32>,
     functions: Vec<KnownFunction>,
-    relations: Vec<(u32, Box<str>, RelationFact)>,
+    relations: Vec<(u32, u32, Box<str>, RelationFact)>,
     operators: Vec<(u32, Box<str>)>,
     types: Vec<(u32, Box<str>)>,
     outside: Vec<Box<str>>,
@@ -157,8 +168,10 @@ fn inherits(object: Object) -> Rule {
     match object {
         Object::Function(_) => "body",
         Object::Relation(_) => "view",
+        Object::Change(_) => "runs_code",
         Object::Operator(_) => "operator",
         Object::Type(_) => "type",
+        Object::Value(_) | Object::Operators(_) => "operator_of_type",
         Object::KeyWords => "key_word_operator",
     }
 }
@@ -169,13 +182,13 @@ impl Catalog {
     }
 
     fn new_node(nodes: &mut Vec<NodeState>, described: bool, inherits: Rule) -> u32 {
-        nodes.push(NodeState { bad: None, described, inherits });
+        nodes.push(NodeState { reads: Touched::Nothing, bad: None, described, inherits });
         u32::try_from(nodes.len() - 1).unwrap_or(u32::MAX)
     }
 
     fn node(&mut self, object: Object) -> u32 {
         let nodes = &mut self.nodes;
-        let described = matches!(object, Object::Type(_) | Object::KeyWords);
+        let described = matches!(object, Object::Type(_) | Object::Value(_) | Object::Operators(_) | Object::KeyWords | Object::Change(_));
         *self.objects.entry(object).or_insert_with(|| Catalog::new_node(nodes, described, inherits(object)))
     }
 
@@ -205,6 +218,11 @@ impl Catalog {
 
     /// One object reaches another.
     pub fn reaches(&mut self, from: Object, to: Object) {
+        if let (Object::Relation(from), Object::Relation(to)) = (from, to) {
+            // A change of a view is one of its tables, a change of a partitioned table one of its partitions.
+            let (from, to) = (self.node(Object::Change(from)), self.node(Object::Change(to)));
+            self.edges.push((to, from));
+        }
         let (from, to) = (self.node(from), self.node(to));
         self.edges.push((to, from));
     }
@@ -215,6 +233,13 @@ impl Catalog {
             self.node(object);
         } else {
             self.reaches(object, Object::Function(function));
+        }
+    }
+
+    /// A data change of a relation calls a function: by a default, a constraint, an index or a policy.
+    pub fn change_calls(&mut self, relation: u32, function: u32) {
+        if !self.quiet.contains(&function) {
+            self.made_of(Object::Change(relation), function);
         }
     }
 
@@ -250,8 +275,19 @@ impl Catalog {
             (_, "internal") if function.internal.is_some_and(harmless_internal) => None,
             _ => Some("language"),
         };
+        if function.language == "c" && function.extension.is_some_and(|extension| EXTENSIONS.contains(&extension)) {
+            self.quiet.insert(oid);
+        }
         if immutable && matches!(function.language, "c" | "internal") && function.extension.is_some() {
             self.trusted.insert(oid);
+        }
+        let pure = function.aggregate
+            || reads_body
+            || (immutable && matches!(function.language, "c" | "internal"))
+            || function.internal.is_some_and(harmless_internal);
+        if !pure {
+            // Code that nobody has read.
+            self.nodes[node as usize].reads = Touched::Everything;
         }
         if let Some(rule) = rule {
             self.bad_node(node, rule);
@@ -277,6 +313,7 @@ impl Catalog {
             rule: function.language_rule(),
             hidden_by_builtin: function.hidden_by_builtin,
             one_argument: function.one_argument,
+            reads: Touched::Nothing,
         };
         self.functions.push(KnownFunction { node, name: name.into(), fact });
         reads_body
@@ -306,15 +343,25 @@ impl Catalog {
         }
         let named = Catalog::name_node(&mut self.nodes, &mut self.named, name);
         self.edges.push((node, named));
-        self.relations.push((node, name.into(), RelationFact { schema: schema.into(), class: Class::Read, rule: kind }));
+        self.nodes[node as usize].reads = Touched::relation(name);
+        let change = self.node(Object::Change(oid));
+        let fact =
+            RelationFact { schema: schema.into(), class: Class::Read, rule: kind, reads: Touched::Nothing, writes: Touched::Nothing };
+        self.relations.push((node, change, name.into(), fact));
     }
 
-    /// An operator by its symbol. Those of PostgreSQL itself are given too: expressions name them by OID.
-    pub fn operator(&mut self, oid: u32, symbol: &str, function: u32) {
+    /// An operator by its symbol. Those of PostgreSQL itself are given too: expressions name them by OID. `of`: a type of which a value must be
+    /// at hand for this operator to be meant by its symbol, if it is one that key words stand for.
+    pub fn operator(&mut self, oid: u32, symbol: &str, function: u32, of: Option<u32>) {
         let node = self.describe(Object::Operator(oid));
         self.made_of(Object::Operator(oid), function);
         if oid < FIRST_NORMAL_OID {
             return;
+        }
+        if let Some(of) = of.filter(|_| KEY_WORD_OPERATORS.contains(&symbol)) {
+            self.reaches(Object::Value(of), Object::Operators(of));
+            self.reaches(Object::Operators(of), Object::Operator(oid));
+            return self.reaches(Object::Operator(oid), Object::Value(of));
         }
         let of_symbol = Catalog::name_node(&mut self.nodes, &mut self.symbols, symbol);
         self.edges.push((node, of_symbol));
@@ -325,9 +372,28 @@ impl Catalog {
         self.operators.push((node, symbol.into()));
     }
 
+    /// A cast that PostgreSQL uses unasked. `source` and `target`: types that people made of which no value comes about otherwise; `function`: 0 if
+    /// none is called. From a built-in type it is used where something is there that wants the target: a function's parameter, which counts as
+    /// having such values, or an operator behind a key word.
+    pub fn implicit_cast(&mut self, source: Option<u32>, target: Option<u32>, function: u32) {
+        let caller = match (source, target) {
+            (Some(of), _) | (None, Some(of)) => Object::Value(of),
+            (None, None) => Object::KeyWords,
+        };
+        if function >= FIRST_NORMAL_OID {
+            self.made_of(caller, function);
+        }
+        match (source, target) {
+            (Some(source), Some(target)) => self.reaches(Object::Value(source), Object::Value(target)),
+            (None, Some(target)) => self.reaches(Object::KeyWords, Object::Operators(target)),
+            (_, None) => {}
+        }
+    }
+
     /// A type by its name; what it is made of is told with [`Catalog::reaches`].
     pub fn type_name(&mut self, oid: u32, name: &str) {
         let node = self.node(Object::Type(oid));
+        self.reaches(Object::Type(oid), Object::Value(oid));
         for name in std::iter::once(name).chain(spellings(name).iter().copied()) {
             let named = Catalog::name_node(&mut self.nodes, &mut self.named, name);
             self.edges.push((node, named));
@@ -407,7 +473,7 @@ impl Catalog {
         for object in reached {
             let to = self.node(object);
             if to != from {
-                self.edges.push((to, from));
+                self.reaches(of, object);
             }
         }
         if let Some(rule) = bad {
@@ -420,22 +486,29 @@ impl Catalog {
         self.outside.push(name.into());
     }
 
-    /// Gives badness to all that reach it, and makes facts of what is known.
+    /// Gives badness and relations to all that reach them, and makes facts of what is known.
     pub fn finish(mut self, generation: u64) -> Facts {
         self.spread();
+        self.spread_reads();
         let bad = |node: u32| self.nodes[node as usize].bad;
+        let reads = |node: u32| &self.nodes[node as usize].reads;
         let mut facts = Facts::builder(generation);
         self.functions.sort_by(|left, right| (&left.name, &left.fact.schema).cmp(&(&right.name, &right.fact.schema)));
         for mut function in self.functions {
             if let Some(rule) = bad(function.node) {
                 (function.fact.class, function.fact.rule) = (Class::Write, rule);
             }
+            function.fact.reads = reads(function.node).clone();
             facts = facts.function(&function.name, function.fact);
         }
-        for (node, name, mut fact) in self.relations {
+        for (node, change, name, mut fact) in self.relations {
+            fact.reads = reads(node).clone();
+            // A view or policy that reaches bad code is met by a data change, too; what is bad by its kind alone isn't code.
+            let runs_code = bad(change).is_some() || matches!(bad(node), Some("view" | "relation_kind"));
+            fact.writes = if runs_code { Touched::Everything } else { fact.reads.clone() };
             if let Some(rule) = bad(node) {
-                // A table that reaches something does so by its policies or children.
-                let rule = if rule == "view" && fact.rule != "view" { "policy_or_child" } else { rule };
+                // A table that reaches something does so by its policies, its children or its columns' types.
+                let rule = if rule == "view" && fact.rule != "view" { "policy_child_or_type" } else { rule };
                 (fact.class, fact.rule) = (Class::Write, rule);
             }
             facts = facts.relation(&name, fact);
@@ -445,11 +518,24 @@ impl Catalog {
                 Some(rule) => facts.operator(&symbol, Class::Write, rule),
                 None => facts.operator(&symbol, Class::Read, "operator"),
             };
+            facts = facts.operator_reads(&symbol, reads(node));
         }
         for (node, name) in self.types {
             if let Some(rule) = bad(node) {
                 facts = facts.bad_type(&name, rule);
             }
+            facts = facts.type_reads(&name, reads(node));
+        }
+        // A parameter's type is told by its OID: a value of any type may be one.
+        let unnamed = self.objects.iter().filter(|(object, _)| matches!(object, Object::KeyWords | Object::Value(_)));
+        let mut unnamed_reads = Touched::Nothing;
+        for (_, node) in unnamed {
+            unnamed_reads.merge(reads(*node));
+        }
+        facts = facts.key_word_reads(&unnamed_reads);
+        let values = self.objects.iter().filter(|(object, _)| matches!(object, Object::Value(_)));
+        if let Some(rule) = values.filter_map(|(_, node)| bad(*node)).min() {
+            facts = facts.bad_value(rule);
         }
         if let Some(rule) = self.objects.get(&Object::KeyWords).and_then(|node| bad(*node)) {
             facts = facts.bad_key_word_operator(rule);
@@ -478,6 +564,23 @@ impl Catalog {
                 let state = &mut self.nodes[*from as usize];
                 if state.bad.is_none() {
                     state.bad = Some(state.inherits);
+                    waiting.push(*from);
+                }
+            }
+        }
+    }
+}
+
+impl Catalog {
+    /// Each object reads what the objects that it reaches read. Behind [`Catalog::spread`], which has sorted the edges.
+    fn spread_reads(&mut self) {
+        let mut waiting: Vec<u32> = (0..self.nodes.len() as u32).filter(|node| !self.nodes[*node as usize].reads.is_nothing()).collect();
+        // Sets only grow, up to a limit: it ends.
+        while let Some(reached) = waiting.pop() {
+            let reads = self.nodes[reached as usize].reads.clone();
+            let first = self.edges.partition_point(|(to, _)| *to < reached);
+            for (_, from) in self.edges[first..].iter().take_while(|(to, _)| *to == reached) {
+                if self.nodes[*from as usize].reads.merge(&reads) {
                     waiting.push(*from);
                 }
             }

@@ -12,6 +12,7 @@ use sqlparser::parser::Parser;
 use super::classify::{Judge, Words};
 use super::functions::{self, Call};
 use super::keywords::{Category, category};
+use super::lexer::TokenKind;
 use super::verdict::Effect;
 
 /// Tokens that a tree may be made of: a chain of operators nests one deep for every two.
@@ -20,24 +21,48 @@ const TOKENS_LIMIT: usize = 1000;
 /// Bytes of text given to sqlparser.
 const BYTES_LIMIT: usize = 64 * 1024;
 
+/// Tokens of all statements of one query string that are given to sqlparser.
+pub(super) const BUDGET: usize = 16 * TOKENS_LIMIT;
+
 /// Parses a statement that the first reader holds for a read, and objects if its tree shows otherwise.
 pub(super) fn second_opinion(judge: &mut Judge<'_>, words: Words<'_>) {
-    let (Some(first), Some(last)) = (words.tokens.first(), words.tokens.last()) else {
-        return;
-    };
-    if words.len() > TOKENS_LIMIT || last.end - first.start > BYTES_LIMIT || !judge.dialect.standard_conforming_strings {
+    if words.len() > TOKENS_LIMIT.min(judge.budget) {
         return;
     }
-    let Ok(text) = std::str::from_utf8(&words.sql[first.start..last.end]) else {
+    judge.budget -= words.len();
+    let text = rewritten(words);
+    if text.len() > BYTES_LIMIT {
         return;
-    };
-    let Ok(statements) = Parser::parse_sql(&PostgreSqlDialect {}, text) else {
+    }
+    let Ok(statements) = Parser::parse_sql(&PostgreSqlDialect {}, &text) else {
         return;
     };
     let mut walk = Walk { judge };
     for statement in &statements {
         let _: ControlFlow<()> = statement.visit(&mut walk);
     }
+}
+
+/// The statement's tokens with a literal of each kind in place of all: the tree must depend on nothing that the fingerprint leaves out, be it a
+/// literal that sqlparser can't read, or white space that it reads otherwise than PostgreSQL.
+fn rewritten(words: Words<'_>) -> String {
+    let mut text = String::with_capacity(256);
+    let mut joined = true;
+    for token in words.tokens {
+        let joins = matches!(token.kind, TokenKind::Dot | TokenKind::OpenBracket);
+        if !joined && !joins {
+            text.push(' ');
+        }
+        joined = token.kind == TokenKind::Dot;
+        match token.kind {
+            TokenKind::String => text.push_str("'x'"),
+            TokenKind::BitString => text.push_str("B'1'"),
+            TokenKind::Number => text.push('1'),
+            // Encodings in which a byte of a character may be ASCII aren't lexed at all.
+            _ => text.push_str(&String::from_utf8_lossy(&words.sql[token.start..token.end])),
+        }
+    }
+    text
 }
 
 struct Walk<'j, 'a> {

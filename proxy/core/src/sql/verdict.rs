@@ -3,6 +3,9 @@
 use std::sync::Arc;
 
 use super::fingerprint::Fingerprint;
+use crate::causal::Level;
+use crate::marks::Touched;
+
 /// Reasons kept of one verdict; the first ones tell enough.
 pub(super) const REASONS_LIMIT: usize = 16;
 
@@ -190,13 +193,22 @@ pub struct Verdict {
     pub acts_inside: bool,
     /// Of the string, where a memo has judged it.
     pub fingerprint: Fingerprint,
+    /// The relations that it reads, or may read.
+    pub reads: Touched,
+    /// The relations that it writes, or may write.
+    pub writes: Touched,
+    /// Of the facts under which this was judged.
+    pub generation: u64,
 }
 
-/// A rule of the configuration, and where it sends what it matches.
+/// A rule of the configuration, and what it says of what it matches.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ruling {
     pub rule: Arc<str>,
-    pub route: RuledRoute,
+    /// Where it goes; `None` where the verdict decides that.
+    pub route: Option<RuledRoute>,
+    /// What it must show.
+    pub level: Option<Level>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

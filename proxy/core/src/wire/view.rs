@@ -28,6 +28,15 @@ pub struct Parse<'a> {
     pub text: &'a [u8],
     /// Everything behind the name: text, terminator, parameter types.
     pub tail: &'a [u8],
+    /// The OIDs of parameter types, four bytes each.
+    types: &'a [u8],
+}
+
+impl Parse<'_> {
+    /// The parameter types that are named; 0 leaves one to the server.
+    pub fn parameter_types(&self) -> impl Iterator<Item = u32> + '_ {
+        self.types.as_chunks().0.iter().map(|oid| u32::from_be_bytes(*oid))
+    }
 }
 
 /// # Errors
@@ -39,7 +48,7 @@ pub fn parse(body: &[u8]) -> Result<Parse<'_>, Malformed> {
     if types.len() != 2 + 4 * usize::from(u16::from_be_bytes(*count)) {
         return Err(Malformed("Parse"));
     }
-    Ok(Parse { name, text, tail })
+    Ok(Parse { name, text, tail, types: &types[2..] })
 }
 
 /// Bind: what comes before the formats and values.

@@ -113,7 +113,7 @@ impl World {
                     client.session.granted(&self.rig.env(), &mut client.work, &mut server.state, member);
                     client.held = Some(server);
                 }
-                Want::Hold => client.session.denied(&mut client.work, &crate::refusal::Refusal::NoReplica),
+                Want::Sample | Want::Hold => client.session.denied(&mut client.work, &crate::refusal::Refusal::NoReplica),
                 Want::Departure(_) => client.session.departure(&self.rig.env(), &mut client.work, true),
                 Want::Return => {
                     if let Some(server) = client.held.take() {
@@ -401,7 +401,7 @@ proptest! {
                         client.session.granted(&world.rig.env(), &mut client.work, &mut state, member);
                         client.held = Some(Server { state, model: model::Server::new(false, &[]), answers: Vec::new() });
                     }
-                    Want::Hold => client.session.denied(&mut client.work, &crate::refusal::Refusal::NoReplica),
+                    Want::Sample | Want::Hold => client.session.denied(&mut client.work, &crate::refusal::Refusal::NoReplica),
                     Want::Departure(_) => client.session.departure(&world.rig.env(), &mut client.work, true),
                     Want::Return => {
                         client.held = None;

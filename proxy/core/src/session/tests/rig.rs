@@ -4,9 +4,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::super::{Access, Env, Judge, Policy};
+use crate::causal::Level;
 use crate::lsn::{Lsn, Timeline};
+use crate::marks::{ClusterMark, Marks, Touched};
 use crate::route::Loads;
-use crate::sql::{Dialect, Facts, Verdict, classify};
+use crate::sql::catalog::RelationFact;
+use crate::sql::{Class, Dialect, Facts, Verdict, classify};
 use crate::topology::{ClusterState, Epoch, Leader, Member, Probed, Role, Sample, Topology};
 
 pub(super) struct Rig {
@@ -14,6 +17,7 @@ pub(super) struct Rig {
     pub(super) topology: Topology,
     pub(super) policy: Policy,
     pub(super) random: u64,
+    pub(super) marks: Marks,
     judge: Real,
 }
 
@@ -30,6 +34,14 @@ impl Judge for Real {
     fn verdict(&self, sql: &[u8], standard_conforming_strings: bool, client_encoding_is_ascii_safe: bool) -> Arc<Verdict> {
         Arc::new(classify(sql, &self.0, Dialect { standard_conforming_strings, client_encoding_is_ascii_safe }))
     }
+
+    fn generation(&self) -> u64 {
+        self.0.generation()
+    }
+
+    fn bad_value(&self) -> Option<&'static str> {
+        Some("volatile")
+    }
 }
 
 /// The virtual clock's zero: only differences count.
@@ -45,7 +57,8 @@ impl Rig {
             topology: Topology::default(),
             policy: Policy {
                 access,
-                causal: access == Access::ReadWrite,
+                level: if access == Access::ReadWrite { Level::Session } else { Level::Eventual },
+                consistency_wait: Duration::ZERO,
                 hold_begin: true,
                 readonly_on_replica: true,
                 fallback_to_leader: true,
@@ -56,6 +69,7 @@ impl Rig {
                 zone: None,
             },
             random: 0,
+            marks: Marks::new(ClusterMark::new(zero()), zero()),
             judge: Real(Facts::empty()),
         };
         rig.cluster(Some(("l", 1)), &["r1", "r2"]);
@@ -64,6 +78,19 @@ impl Rig {
 
     pub(super) fn know(&mut self, facts: Facts) {
         self.judge = Real(facts);
+    }
+
+    /// Tables that are known, so that verdicts tell them apart.
+    pub(super) fn know_tables(&mut self, generation: u64, tables: &[&str]) {
+        let fact = |name: &&str| RelationFact {
+            schema: "public".into(),
+            class: Class::Read,
+            rule: "table",
+            reads: Touched::relation(name),
+            writes: Touched::relation(name),
+        };
+        let builder = tables.iter().fold(Facts::builder(generation), |facts, table| facts.relation(table, fact(table)));
+        self.judge = Real(builder.complete().build());
     }
 
     /// The members in force: a leader with its epoch, and replicas that have replayed nothing yet.
@@ -122,7 +149,7 @@ impl Rig {
     pub(super) fn catch_up(&mut self) {
         self.now += Duration::from_millis(1);
         let lsn = Lsn(self.topology.samples.last().map_or(1, |sample| sample.insert_lsn.0 + 1));
-        self.topology.samples = [Sample { sent_at: self.now, insert_lsn: lsn, flush_lsn: lsn }].into();
+        self.topology.samples = [Sample { sent_at: self.now, insert_lsn: lsn, flush_lsn: lsn, settled_at: None }].into();
         for member in &mut self.topology.members {
             if let Some(probed) = &mut Arc::make_mut(member).probed {
                 probed.replay_lsn = lsn;
@@ -131,9 +158,27 @@ impl Rig {
         self.now += Duration::from_millis(1);
     }
 
+    /// A millisecond later, the leader is asked: it has written more, and no replica has replayed that.
+    pub(super) fn ask_leader(&mut self) {
+        self.now += Duration::from_millis(1);
+        let lsn = Lsn(self.topology.samples.last().map_or(1, |sample| sample.insert_lsn.0 + 1));
+        let sample = Sample { sent_at: self.now, insert_lsn: lsn, flush_lsn: lsn, settled_at: None };
+        self.topology.samples = self.topology.samples.iter().copied().chain([sample]).collect();
+        self.now += Duration::from_millis(1);
+    }
+
+    /// A millisecond later, the leader is asked, and a commit has been waiting for its synchronous standby for so many milliseconds.
+    pub(super) fn sync_wait(&mut self, ms: u64) {
+        self.ask_leader();
+        let mut samples = self.topology.samples.to_vec();
+        let settled = |sample: &Sample| sample.sent_at - Duration::from_millis(ms);
+        samples.iter_mut().for_each(|sample| sample.settled_at = Some(settled(sample)));
+        self.topology.samples = samples.into();
+    }
+
     pub(super) fn env(&mut self) -> Env<'_> {
         self.random = self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         let (now, random) = (self.now, self.random >> 33);
-        Env { now, topology: &self.topology, loads: &Even, judge: &self.judge, policy: &self.policy, random }
+        Env { now, topology: &self.topology, loads: &Even, judge: &self.judge, marks: &self.marks, policy: &self.policy, random }
     }
 }

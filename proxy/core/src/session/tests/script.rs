@@ -17,6 +17,8 @@ use std::time::Duration;
 use super::super::{Access, CancelKey, Params, Phase, ServerState, Session, Settings, Want, Work};
 use super::rig::Rig;
 use super::text;
+use crate::causal::Level;
+use crate::marks::Touched;
 use crate::refusal::Refusal;
 use crate::route::ServerRole;
 use crate::topology::ClusterState;
@@ -110,6 +112,10 @@ impl Story {
                 assert_eq!(self.session.take_want(Some(&self.work)), Some(Want::Hold), "{line}");
                 return;
             }
+            "sample" => {
+                assert_eq!(self.session.take_want(Some(&self.work)), Some(Want::Sample), "{line}");
+                return;
+            }
             "close" => {
                 assert_eq!(self.session.take_want(Some(&self.work)), Some(Want::Close), "{line}");
                 return;
@@ -162,6 +168,15 @@ impl Story {
                 self.servers.retain(|_, server| server.role == ServerRole::Replica || server.epoch == epoch);
             }
             "caught" => self.rig.catch_up(),
+            "asked" => self.rig.ask_leader(),
+            "level" => self.rig.policy.level = Level::ALL[Level::WORDS.iter().position(|known| *known == rest).expect("a level")],
+            // Somebody else's write to a relation, or to whatever "*" stands for, is acknowledged.
+            "others" => {
+                let touched = if rest == "*" { Touched::Everything } else { Touched::relation(rest) };
+                self.rig.now += Duration::from_millis(1);
+                self.rig.marks.wrote(&touched, self.rig.now);
+                self.rig.now += Duration::from_millis(1);
+            }
             _ => {
                 let seconds = line.strip_prefix('+').and_then(|rest| rest.strip_suffix('s')).unwrap_or_else(|| panic!("what is «{line}»?"));
                 self.rig.now += Duration::from_secs(seconds.parse().expect("a number"));

@@ -2,6 +2,7 @@
 
 use super::super::{Access, Pins, TxStatus};
 use super::script::Story;
+use crate::marks::Touched;
 use crate::route::ServerRole;
 use crate::sql::PinReason;
 
@@ -833,6 +834,22 @@ mod flush {
     }
 
     #[test]
+    fn a_parameter_of_an_own_type_may_bring_its_operators() {
+        let read = |oid: &str, lease: &str| {
+            Story::run(&format!(
+                "C> P - select $1 = $1 {{{oid}}} / D S - / S
+                 lease {lease}
+                 S> P - select $1 = $1 / D S - / S
+                 S< 1 / t / T / Z I
+                 C< 1 / t / T / Z I
+                 return"
+            ));
+        };
+        read("23", "r replica");
+        read("50000", "l leader");
+    }
+
+    #[test]
     fn an_error_in_them_is_the_clients_to_sync() {
         Story::run(
             "C> P - insert into nosuch values (1) / H
@@ -1249,17 +1266,24 @@ mod last_words {
     use crate::sql::catalog::{FunctionFact, RelationFact};
     use crate::sql::{Class, Facts};
 
-    fn table(rule: &'static str) -> RelationFact {
-        RelationFact { schema: "public".into(), class: Class::Read, rule }
+    fn table(name: &str) -> RelationFact {
+        let touched = Touched::relation(name);
+        RelationFact { schema: "public".into(), class: Class::Read, rule: "table", reads: touched.clone(), writes: touched }
     }
 
     /// A database with a plain table `t`, a table `triggered`, and a volatile function `f`.
     fn facts() -> crate::sql::catalog::FactsBuilder {
-        let f =
-            FunctionFact { schema: "public".into(), class: Class::Write, rule: "volatile", hidden_by_builtin: false, one_argument: true };
+        let f = FunctionFact {
+            schema: "public".into(),
+            class: Class::Write,
+            rule: "volatile",
+            hidden_by_builtin: false,
+            one_argument: true,
+            reads: Touched::Nothing,
+        };
         Facts::builder(1)
-            .relation("t", table("table"))
-            .relation("triggered", table("table"))
+            .relation("t", table("t"))
+            .relation("triggered", table("triggered"))
             .acts_outside("triggered")
             .function("f", f)
             .complete()
@@ -1720,7 +1744,8 @@ mod read_only_port {
              C< Z I
              return",
         );
-        let table = RelationFact { schema: "public".into(), class: Class::Read, rule: "table" };
+        let touched = Touched::relation("t");
+        let table = RelationFact { schema: "public".into(), class: Class::Read, rule: "table", reads: touched.clone(), writes: touched };
         story.rig.know(Facts::builder(2).relation("t", table).complete().build());
         story.tell(
             "C> B - s / E - / S

@@ -19,7 +19,14 @@ pub(super) fn client(text: &str) -> Vec<u8> {
     let (first_name, second_name) = (name(first).as_bytes(), name(second).as_bytes());
     match word {
         "Q" => message(&mut out, b'Q', &[rest.as_bytes(), b"\0"]),
-        "P" => message(&mut out, b'P', &[first_name, b"\0", second.as_bytes(), b"\0\0\0"]),
+        "P" => match second.split_once(" {") {
+            // One parameter, by its type's OID.
+            Some((text, oid)) => {
+                let oid: u32 = oid.trim_end_matches('}').parse().expect("an OID");
+                message(&mut out, b'P', &[first_name, b"\0", text.as_bytes(), b"\0\0\x01", &oid.to_be_bytes()]);
+            }
+            None => message(&mut out, b'P', &[first_name, b"\0", second.as_bytes(), b"\0\0\0"]),
+        },
         "B" => message(&mut out, b'B', &[first_name, b"\0", second_name, b"\0\0\0\0\0\0\0"]),
         "D" => message(&mut out, b'D', &[first.as_bytes(), second_name, b"\0"]),
         "C" => message(&mut out, b'C', &[first.as_bytes(), second_name, b"\0"]),

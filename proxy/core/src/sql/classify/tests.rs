@@ -5,11 +5,11 @@ const ROUTING: &str = include_str!("../../../corpus/routing.tsv");
 
 fn function(schema: &str, class: Class) -> FunctionFact {
     let rule = if class == Class::Read { "stable" } else { "volatile" };
-    FunctionFact { schema: schema.into(), class, rule, hidden_by_builtin: false, one_argument: true }
+    FunctionFact { schema: schema.into(), class, rule, hidden_by_builtin: false, one_argument: true, reads: Touched::Nothing }
 }
 
 fn relation(class: Class, rule: &'static str) -> RelationFact {
-    RelationFact { schema: "public".into(), class, rule }
+    RelationFact { schema: "public".into(), class, rule, reads: Touched::Everything, writes: Touched::Everything }
 }
 
 /// What a loader would find in `corpus/schema.sql`.

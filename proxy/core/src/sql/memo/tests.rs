@@ -26,6 +26,7 @@ fn a_new_generation_of_facts_takes_the_verdict_again() {
         rule: "immutable",
         hidden_by_builtin: false,
         one_argument: true,
+        reads: crate::marks::Touched::Nothing,
     };
     let facts = Facts::builder(1).function("f", fact).build();
     let (verdict, _, hit) = memo.verdict(sql, &facts, dialect());

@@ -94,8 +94,8 @@ fn operators_casts_and_domains_count() {
     }
     catalog.function(Function { volatility: Volatility::Volatile, ..user(20002, "volatile", "sql") });
     catalog.function(user(20003, "uses", "sql"));
-    catalog.operator(40000, "@@@@", 20002);
-    catalog.operator(40001, "@@@", 20001);
+    catalog.operator(40000, "@@@@", 20002, None);
+    catalog.operator(40001, "@@@", 20001, None);
     catalog.type_name(50000, "checked");
     catalog.type_name(50001, "_checked");
     catalog.type_name(20, "int8");
@@ -129,4 +129,61 @@ fn a_large_catalog_takes_seconds_at_most() {
     }
     let facts = catalog.finish(1);
     assert_eq!(class(&facts, "SELECT function_5(1)"), Class::Read);
+}
+
+/// A type of one's own whose `=` is bad keeps what has such values from the replicas, and nothing else.
+#[test]
+fn a_bad_operator_of_an_own_type_counts_where_values_of_it_are() {
+    let mut catalog = Catalog::new();
+    catalog.builtin(65, "pg_catalog", "int4eq");
+    catalog.operator(96, "=", 65, None);
+    catalog.function(Function { volatility: Volatility::Volatile, ..user(20000, "money_eq", "plpgsql") });
+    catalog.function(user(20001, "price", "sql"));
+    catalog.body(20001, Language::Sql, "SELECT 1");
+    catalog.relation(table(30000, "t"));
+    catalog.relation(table(30001, "prices"));
+    catalog.relation(table(30002, "lists"));
+    catalog.operator(40000, "=", 20000, Some(50000));
+    catalog.type_name(50000, "coin");
+    catalog.type_name(50001, "_coin");
+    catalog.reaches(Object::Value(50001), Object::Value(50000));
+    catalog.reaches(Object::Relation(30001), Object::Value(50000));
+    catalog.reaches(Object::Relation(30002), Object::Value(50001));
+    catalog.reaches(Object::Function(20001), Object::Value(50000));
+    let facts = catalog.finish(1);
+    for sql in ["SELECT * FROM t WHERE id = 1", "SELECT DISTINCT id IN (1, 2) FROM t"] {
+        assert_eq!(class(&facts, sql), Class::Read, "{sql}");
+    }
+    for sql in ["SELECT * FROM prices WHERE a = b", "SELECT count(*) FROM lists", "SELECT price() IN (NULL)", "SELECT 'x'::coin = 'x'"] {
+        assert_eq!(class(&facts, sql), Class::Write, "{sql}");
+    }
+    assert!(facts.bad_value().is_some());
+}
+
+/// Where built-in values become the type unasked, its operators can be meant anywhere, and the cast with them.
+#[test]
+fn an_implicit_cast_from_a_built_in_type_is_used_where_something_wants_its_target() {
+    let facts = |source: Option<u32>, operator: Option<u32>, cast: u32| {
+        let mut catalog = Catalog::new();
+        catalog.function(Function { volatility: Volatility::Volatile, ..user(20000, "bad", "plpgsql") });
+        catalog.function(user(20001, "good", "sql"));
+        catalog.body(20001, Language::Sql, "SELECT 1");
+        catalog.relation(table(30000, "t"));
+        if let Some(function) = operator {
+            catalog.operator(40000, "=", function, Some(50000));
+        }
+        catalog.type_name(50000, "coin");
+        catalog.implicit_cast(source, Some(50000), cast);
+        catalog.finish(1)
+    };
+    for (source, operator, cast, expected) in [
+        (Some(50001), Some(20000), 0, Class::Read),
+        (None, Some(20000), 0, Class::Write),
+        (None, Some(20001), 0, Class::Read),
+        (None, Some(20001), 20000, Class::Write),
+        (None, None, 20000, Class::Read),
+    ] {
+        let facts = facts(source, operator, cast);
+        assert_eq!(class(&facts, "SELECT * FROM t WHERE id = 1"), expected, "{source:?} {operator:?} {cast}");
+    }
 }

@@ -1,0 +1,196 @@
+//! `switchyard check-consistency` against a cluster whose replicas are late, while its leader changes: at each level, what it promises.
+//!
+//! Synchronous replication, so that no acknowledged write is lost and every violation is the router's. `SWITCHYARD_READS` sets how many reads
+//! each run makes: 1000000 for what the project promises.
+
+use std::convert::Infallible;
+use std::fmt;
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use switchyard_tests::machine;
+use switchyard_tests::{Cluster, Member, Options, Result, Router, RouterOptions, Stories, Synchronous, eventually};
+use tokio::process::{Child, Command};
+
+/// Reads of one run.
+const READS: u64 = 8_000;
+const SOON: Duration = Duration::from_secs(30);
+
+/// The first leads; by how much each replays late.
+const MEMBERS: [&str; 5] = ["first", "prompt", "flapping", "late", "very-late"];
+const DELAYS: [Duration; 5] =
+    [Duration::ZERO, Duration::ZERO, Duration::from_millis(5), Duration::from_millis(200), Duration::from_millis(2_000)];
+const FLAPPING: &str = MEMBERS[2];
+
+fn reads() -> u64 {
+    std::env::var("SWITCHYARD_READS").ok().and_then(|text| text.parse().ok()).unwrap_or(READS)
+}
+
+/// A check under way, by the very program that operators run.
+struct Check(Child);
+
+impl Check {
+    fn start(router: &Router, other: Option<&Router>, level: &str, reads: u64) -> Result<Check> {
+        let mut command = Command::new(machine::router()?);
+        command.args(["check-consistency", &router.rw_dsn("app"), "--sessions", "8", "--level", level, "--reads", &reads.to_string()]);
+        if let Some(other) = other {
+            command.args(["--other", &other.rw_dsn("app")]);
+        }
+        Ok(Check(command.stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true).spawn()?))
+    }
+
+    fn runs(&mut self) -> Result<bool> {
+        Ok(self.0.try_wait()?.is_none())
+    }
+
+    /// Its exit code and its words.
+    async fn end(self) -> Result<(Option<i32>, String)> {
+        let output = self.0.wait_with_output().await?;
+        let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        println!("{text}");
+        Ok((output.status.code(), text))
+    }
+
+    async fn finds_nothing(self) -> Result {
+        let (code, text) = self.end().await?;
+        ensure!(code == Some(0) && text.contains("violations: 0"), "exit code {code:?}\n{text}");
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn consistency() -> Result {
+    // The flapping one is never waited for by a commit.
+    let options = Options::new().members(5).synchronous(Synchronous::On).names(&MEMBERS);
+    let cluster = Cluster::start(options.tag(FLAPPING, "nosync", true).tag(FLAPPING, "nofailover", true)).await?;
+    let (router, other) = (Router::start(&cluster, RouterOptions::new()).await?, Router::start(&cluster, RouterOptions::new()).await?);
+    for (name, delay) in MEMBERS.iter().zip(DELAYS).skip(1) {
+        cluster.delay_replay(&cluster.named(name).context("a member is missing")?, delay).await?;
+    }
+    let mut stories = Stories::new();
+    stories
+        .tell("eventual is found out", async {
+            let (code, text) = Check::start(&router, None, "eventual", reads().min(20_000))?.end().await?;
+            ensure!(code == Some(1) && text.contains("went back"), "exit code {code:?}\n{text}");
+            Ok(())
+        })
+        .await;
+    for level in ["session", "global", "strong"] {
+        stories.tell(&format!("{level} with late replicas"), late(&cluster, &router, None, level)).await;
+    }
+    stories.tell("strong through two routers", late(&cluster, &router, Some(&other), "strong")).await;
+    stories.tell("every level while the leader changes and a replica comes and goes", changes(&cluster, &router, &other)).await;
+    ensure!(router.ended()?.is_none() && other.ended()?.is_none(), "a router ended");
+    stories.end(|| format!("{}\n--- router\n{}", cluster.logs(), router.log()))
+}
+
+/// A check at one level. Nothing is shown by it unless replicas serve.
+async fn late(cluster: &Cluster, router: &Router, other: Option<&Router>, level: &str) -> Result {
+    let before = Reads::of(cluster, router).await?;
+    Check::start(router, other, level, reads())?.finds_nothing().await?;
+    let served = Reads::of(cluster, router).await?.since(&before);
+    println!("{served}");
+    ensure!(served.replicas > 0.0, "no replica has served a read: {served}");
+    Ok(())
+}
+
+/// All levels at the same time, over a switchover and a `kill -9` of the leader.
+async fn changes(cluster: &Cluster, router: &Router, other: &Router) -> Result {
+    let flapping = cluster.named(FLAPPING).context("a member is missing")?;
+    let before = Reads::of(cluster, router).await?;
+    let mut checks = Vec::new();
+    for (level, second) in [("session", None), ("global", None), ("strong", Some(other))] {
+        checks.push((level, Check::start(router, second, level, reads())?));
+    }
+    let mut falls = 0;
+    let ended = tokio::select! {
+        ended = fall_of_leaders(cluster, checks) => ended?,
+        never = flap(cluster, &flapping, &mut falls) => match never? {},
+    };
+    println!("{FLAPPING} was killed {falls} times. {}", Reads::of(cluster, router).await?.since(&before));
+    ensure!(falls >= 2, "{FLAPPING} was killed {falls} times only");
+    ensure!(ended.is_empty(), "{}", ended.join("\n"));
+    Ok(())
+}
+
+/// What the checks found, each in a line.
+async fn fall_of_leaders(cluster: &Cluster, mut checks: Vec<(&'static str, Check)>) -> Result<Vec<String>> {
+    cluster.switchover(&sync_standby(cluster).await?).await?;
+    sync_standby(cluster).await?;
+    let old = cluster.kill_leader().await?;
+    cluster.expire_leader().await?;
+    eventually(SOON, "another one leads", || async { Ok(cluster.leader_now().await?.filter(|leader| *leader != old)) }).await?;
+    let mut failed = Vec::new();
+    for (level, check) in &mut checks {
+        if !check.runs()? {
+            failed.push(format!("{level}: was over before the leader was lost"));
+        }
+    }
+    for (level, check) in checks {
+        if let Err(error) = check.finds_nothing().await {
+            failed.push(format!("{level}: {error:#}"));
+        }
+    }
+    Ok(failed)
+}
+
+/// `kill -9` of a replica and its return, again and again: each time it opens at an older position than it has shown.
+async fn flap(cluster: &Cluster, member: &Member, falls: &mut u32) -> Result<Infallible> {
+    loop {
+        member.kill().await?;
+        *falls += 1;
+        // While there is no leader, it can't follow one; the next round tries again.
+        if let Err(error) = cluster.start_member(member).await {
+            println!("{} isn't back: {error:#}", member.name());
+        }
+    }
+}
+
+/// Batches that only read, by a router's count.
+#[derive(Clone, Copy, Default)]
+struct Reads {
+    replicas: f64,
+    all: f64,
+}
+
+impl Reads {
+    /// Of those that are replicas now.
+    async fn of(cluster: &Cluster, router: &Router) -> Result<Reads> {
+        let leader = cluster.leader().await?;
+        let metrics = router.get("/metrics").await?.body;
+        let mut reads = Reads::default();
+        for line in metrics.lines() {
+            let Some(rest) = line.strip_prefix("switchyard_reads_total{node=\"") else { continue };
+            let (node, count) = rest.split_once("\"} ").context("a count without a value")?;
+            let count: f64 = count.split(' ').next().unwrap_or_default().parse()?;
+            reads.all += count;
+            if node != leader.name() {
+                reads.replicas += count;
+            }
+        }
+        Ok(reads)
+    }
+
+    fn since(self, before: &Reads) -> Reads {
+        Reads { replicas: self.replicas - before.replicas, all: self.all - before.all }
+    }
+}
+
+impl fmt::Display for Reads {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of {} reads by replicas", self.replicas, self.all)
+    }
+}
+
+/// The member that has all that was acknowledged, once there is one.
+async fn sync_standby(cluster: &Cluster) -> Result<Member> {
+    eventually(SOON, "there is a synchronous standby", || async {
+        let Some(leader) = cluster.leader_now().await? else { return Ok(None) };
+        let sync: serde_json::Value = serde_json::from_str(&cluster.key_value("sync").await?.context("no sync key")?)?;
+        let standby = sync["sync_standby"].as_str().and_then(|name| cluster.named(name)).filter(|standby| *standby != leader);
+        let streams = "SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'";
+        Ok(if leader.ask(streams).await? == "1" { standby } else { None })
+    })
+    .await
+}
