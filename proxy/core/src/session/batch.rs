@@ -21,11 +21,17 @@ pub(super) struct Statement {
     pub(super) verdict: Arc<Verdict>,
     /// [`Judge::shape`](super::Judge::shape) at the client's Parse.
     pub(super) shape: u64,
-    /// What the client was told that it gives, as a hash; unset where it hasn't asked.
-    pub(super) described: OnceLock<u64>,
+    /// What the client was told that it gives, as a hash; unset where it hasn't asked. Shared by what one Parse has made, also where it was judged
+    /// anew.
+    pub(super) described: Arc<OnceLock<u64>>,
 }
 
 impl Statement {
+    /// Of the same Parse.
+    pub(super) fn is(&self, other: &Statement) -> bool {
+        Arc::ptr_eq(&self.described, &other.described)
+    }
+
     /// The text without its terminator.
     pub(super) fn text(&self) -> &[u8] {
         self.tail.split(|byte| *byte == 0).next().unwrap_or_default()

@@ -208,7 +208,7 @@ impl Session {
             Item::Query(verdict) => {
                 work.tally.queries += 1;
                 server.unnamed = None;
-                if self.stand_in(verdict, work) && lone {
+                if self.stand_in(verdict, work, server) && lone {
                     reply::sync(&mut work.to_server);
                     work.owed.push_back(Owed::Sync(Sync::Ours));
                 }
@@ -243,7 +243,7 @@ impl Session {
             Item::Execute(statement) => {
                 work.tally.queries += 1;
                 if let Some(statement) = statement {
-                    self.stand_in(&statement.verdict, work);
+                    self.stand_in(&statement.verdict, work, server);
                 }
                 work.to_server.extend_from_slice(message);
                 work.owed.push_back(Owed::Execute(statement.clone()));
@@ -298,7 +298,7 @@ impl Session {
         if statement.id == 0 {
             // The client has this name already. The server says so, once it knows the name.
             if !self.server_knows(name) {
-                stand_in_for(name, work);
+                stand_in_for(name, work, server);
             }
             work.to_server.extend_from_slice(message);
             return work.owed.push_back(Owed::Parse { swallow: false, prepares: None, id: None });
@@ -477,14 +477,14 @@ impl Session {
     }
 
     /// DEALLOCATE of a statement that the server knows by another name: an empty one takes its place for DEALLOCATE to find.
-    fn stand_in(&self, verdict: &Verdict, work: &mut Work) -> bool {
+    fn stand_in(&self, verdict: &Verdict, work: &mut Work, server: &ServerState) -> bool {
         let mut any = false;
         for effect in &verdict.effects {
             if let Effect::Deallocate { name } = effect
                 && self.statements.contains_key(name.as_bytes())
                 && !self.server_knows(name.as_bytes())
             {
-                stand_in_for(name.as_bytes(), work);
+                stand_in_for(name.as_bytes(), work, server);
                 any = true;
             }
         }
@@ -538,9 +538,14 @@ fn evict_for(id: StatementId, work: &mut Work, server: &mut ServerState) {
     }
 }
 
-fn stand_in_for(name: &[u8], work: &mut Work) {
+fn stand_in_for(name: &[u8], work: &mut Work, server: &ServerState) {
     if work.stand_ins.iter().any(|known| **known == *name) {
         return;
+    }
+    if server.tainted {
+        // An earlier one may be there still, as its Close was skipped.
+        reply::close_statement(&mut work.to_server, name);
+        work.owed.push_back(Owed::Close { swallow: true, evicted: None, closed: None });
     }
     reply::parse(&mut work.to_server, name, b"\0\0\0");
     work.owed.push_back(Owed::Parse { swallow: true, prepares: None, id: None });

@@ -198,7 +198,10 @@ impl Session {
                 }
             }
         }
-        self.portals.clear();
+        if work.batch.is_empty() {
+            // Otherwise some of them may be of what the client has sent since. One too many does no harm.
+            self.portals.clear();
+        }
         self.movable = None;
         work.forget_attempts();
     }

@@ -382,11 +382,17 @@ impl Session {
         }
         work.copy_in = false;
         if matches!(work.owed.front(), Some(Owed::Execute(_)))
-            && let Some(Owed::Execute(Some(statement))) = work.owed.pop_front()
-            && tag != b's'
+            && let Some(Owed::Execute(statement)) = work.owed.pop_front()
         {
-            let text = sets(&statement.verdict).then(|| statement.text());
-            self.apply(&statement.verdict, text, work, server);
+            match statement {
+                Some(_) if tag == b's' => {}
+                Some(statement) => {
+                    let text = sets(&statement.verdict).then(|| statement.text());
+                    self.apply(&statement.verdict, text, work, server);
+                }
+                // Nobody knows what it was: whatever it left stays this session's.
+                None => self.pins.add(PinReason::SettingOutOfSight),
+            }
         }
         work.alone &= !work.owed.is_empty();
         Fate::Forward
@@ -580,6 +586,7 @@ impl Session {
                     self.status = status;
                 }
                 work.segment_failed = false;
+                work.alone &= !work.owed.is_empty();
                 if !work.runs_again() {
                     self.return_if_done(env, work);
                 } else if work.owed.is_empty() {
@@ -839,11 +846,11 @@ impl Session {
 
 /// A Parse of the unnamed statement was for nothing: what has come behind it may be, too, and goes back to `instead` then.
 fn amend(work: &mut Work, statement: &Arc<Statement>, instead: Option<&Arc<Statement>>) {
-    let meant = |known: &Option<Arc<Statement>>| known.as_ref().is_some_and(|known| Arc::ptr_eq(known, statement));
+    let meant = |known: &Option<Arc<Statement>>| known.as_ref().is_some_and(|known| known.is(statement));
     for owed in &mut work.owed {
         match owed {
             Owed::Parse { prepares: Some(prepares), .. } if meant(&prepares.previous) => prepares.previous = instead.cloned(),
-            Owed::Close { closed, .. } if closed.as_ref().is_some_and(|(_, known)| Arc::ptr_eq(known, statement)) => {
+            Owed::Close { closed, .. } if closed.as_ref().is_some_and(|(_, known)| known.is(statement)) => {
                 *closed = instead.map(|instead| (Box::default(), instead.clone()));
             }
             _ => {}

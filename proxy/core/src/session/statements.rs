@@ -3,7 +3,7 @@
 //! Invariant: a Parse or Close counts from the moment it is taken, so that what follows it in the batch finds it, and is undone where the
 //! server skips it.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use super::batch::{Item, Statement};
 use super::server::StatementId;
@@ -64,10 +64,10 @@ impl Session {
     /// A Parse that failed or was skipped. `previous`: what the unnamed statement was before, if it is to be that again.
     pub(super) fn unprepare(&mut self, name: &[u8], statement: &Arc<Statement>, previous: Option<Arc<Statement>>) {
         if name.is_empty() {
-            if self.unnamed.as_ref().is_some_and(|known| known.id == statement.id) {
+            if self.unnamed.as_ref().is_some_and(|known| known.is(statement)) {
                 self.unnamed = previous;
             }
-        } else if self.statements.get(name).is_some_and(|known| known.id == statement.id) {
+        } else if self.statements.get(name).is_some_and(|known| known.is(statement)) {
             self.statements.remove(name);
         }
     }
@@ -134,7 +134,7 @@ impl Session {
 
     fn new_statement(&self, env: &Env<'_>, id: StatementId, seed: u64, parse: &view::Parse<'_>) -> Arc<Statement> {
         let (verdict, shape) = (self.verdict_of(env, parse), env.judge.shape());
-        Arc::new(Statement { id, seed, tail: parse.tail.into(), verdict, shape, described: OnceLock::new() })
+        Arc::new(Statement { id, seed, tail: parse.tail.into(), verdict, shape, described: Arc::default() })
     }
 
     /// Of what analysis reads of the settings.

@@ -287,6 +287,7 @@ fn run(access: Access, ops: &[(usize, bool, String)], pieces: Vec<usize>, max_pr
         world.pump(client);
         same(client);
         assert!(!client.closed);
+        assert!(client.unread.is_empty() && client.work.client_in.is_empty(), "goes on with nothing that it was sent");
     }
     let held = clients.iter().filter(|client| client.held.is_some()).count();
     assert_eq!(world.leased, world.given_back + held, "every lease is given back once");

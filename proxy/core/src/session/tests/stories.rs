@@ -2278,3 +2278,162 @@ mod unpinning {
         stays("set role a", &[last("reset all")]);
     }
 }
+
+mod pipelines_that_fail {
+    use super::*;
+
+    #[test]
+    fn the_unnamed_statement_is_the_one_before_a_segment_that_was_skipped() {
+        Story::run(
+            "C> P - insert into t select / S
+             lease l leader
+             S> P - insert into t select / S
+             S< 1 / Z I
+             C< 1 / Z I
+             return
+             C> B - nosuch / C S - / P - insert into u select / S / B - - / E - / S
+             lease l leader
+             S> B - nosuch / C S - / P - insert into u select / S
+             # What the unnamed statement is isn't known before this is.
+             S< E 26000 no such statement / Z I
+             C< E 26000 / Z I
+             return
+             lease l leader
+             S> P - insert into t select / B - - / E - / S
+             S< 1 / 2 / C INSERT 0 1 / Z I
+             C< 2 / C INSERT 0 1 / Z I
+             return",
+        );
+    }
+
+    #[test]
+    fn two_parses_that_fail_leave_no_unnamed_statement() {
+        Story::run(
+            "C> P - insert into nowhere select / S / B - nosuch / P - insert into u select / S
+             lease l leader
+             S> P - insert into nowhere select / S / B - nosuch / P - insert into u select / S
+             S< E 42P01 nowhere / Z I / E 26000 no such statement / Z I
+             C< E 42P01 / Z I / E 26000 / Z I
+             return
+             C> B - - / S
+             lease l leader
+             S> C S - / B - - / S
+             S< 3 / E 26000 no such statement / Z I
+             C< E 26000 / Z I
+             return",
+        );
+    }
+
+    #[test]
+    fn a_query_destroys_the_unnamed_statement_whose_close_was_skipped() {
+        Story::run(
+            "C> P - insert into t select / S
+             lease l leader
+             S> P - insert into t select / S
+             S< 1 / Z I
+             C< 1 / Z I
+             return
+             C> B - nosuch / C S - / S / Q insert into t
+             lease l leader
+             S> B - nosuch / C S - / S / Q insert into t
+             S< E 26000 no such statement / Z I / C INSERT 0 1 / Z I
+             C< E 26000 / Z I / C INSERT 0 1 / Z I
+             return
+             C> B - - / S
+             lease l leader
+             S> C S - / B - - / S
+             S< 3 / E 26000 no such statement / Z I
+             C< E 26000 / Z I
+             return",
+        );
+    }
+
+    #[test]
+    fn the_status_at_the_clients_sync_is_the_one_behind_ours() {
+        Story::run(
+            "C> P b insert into t select / S
+             lease l leader
+             S> P sy1 insert into t select / S
+             S< 1 / Z I
+             C< 1 / Z I
+             return
+             C> Q begin
+             C< C BEGIN / Z T
+             C> Q insert into t
+             lease l leader
+             S> P - begin / B - - / E - / Q insert into t
+             S< 1 / 2 / C BEGIN / C INSERT 0 1 / Z T
+             C< C INSERT 0 1 / Z T
+             C> P b insert into t select / H / Q insert into t
+             S> P b - / P b insert into t select / H / Q insert into t / C S b / S
+             S< 1 / E 42P05 exists / Z E
+             C< E 42P05
+             C> S
+             C< Z E",
+        );
+    }
+
+    #[test]
+    fn what_is_set_behind_a_lost_transaction_is_carried() {
+        let mut story = Story::on(Access::ReadWrite);
+        story.tell(
+            "C> Q begin
+             C< C BEGIN / Z T
+             C> Q insert into t
+             lease l leader
+             S> P - begin / B - - / E - / Q insert into t
+             S< 1 / 2 / C BEGIN / E 23505 twice / Z E
+             C< E 23505 / Z E
+             lost
+             C> P - rollback / B - - / E - / P - set app.x = 1 / B - - / E - / S
+             lease l leader
+             S> Q BEGIN / Q SELECT pg_catalog.int4div(1, 0) / P - rollback / B - - / E - / P - set app.x = 1 / B - - / E - / S
+             S< C BEGIN / Z T / E 22012 by zero / Z E / 1 / 2 / C ROLLBACK / 1 / 2 / C SET / Z I
+             C< 1 / 2 / C ROLLBACK / 1 / 2 / C SET / Z I
+             return",
+        );
+        assert!(story.session.settings.value("app.x").is_some());
+    }
+
+    #[test]
+    fn a_transaction_chained_to_a_lost_one_is_a_real_one() {
+        Story::run(
+            "C> Q begin
+             C< C BEGIN / Z T
+             C> Q insert into t
+             lease l leader
+             S> P - begin / B - - / E - / Q insert into t
+             S< 1 / 2 / C BEGIN / E 23505 twice / Z E
+             C< E 23505 / Z E
+             lost
+             C> Q commit and chain
+             lease l leader
+             S> Q BEGIN / Q SELECT pg_catalog.int4div(1, 0) / Q commit and chain
+             S< C BEGIN / Z T / E 22012 by zero / Z E / C ROLLBACK / Z T
+             C< C ROLLBACK / Z T
+             C> Q rollback to a
+             S> Q rollback to a
+             S< E 3B001 no such savepoint / Z E
+             C< E 3B001 / Z E",
+        );
+    }
+
+    #[test]
+    fn what_was_kept_back_of_an_answer_is_told_as_lost_at_last() {
+        let lost = "lease r replica
+             S> P sy1 select / S
+             lost\n";
+        let at_last = "lease l leader
+             S> P sy1 select / S
+             half 5 S< 1 / Z I
+             lost
+             C< E 57P01 / Z I
+             C> P a select / S
+             lease l leader
+             S> P sy1 select / S
+             S< 1 / Z I
+             C< 1 / Z I
+             return";
+        Story::run(&["C> P a select / S\n", lost, lost, at_last].concat());
+    }
+}
