@@ -278,7 +278,7 @@ fn every_default() {
             hold_begin: true,
             consistency_read_write: Consistency::Session,
             consistency_read_only: Consistency::Eventual,
-            consistency_wait: Duration::ZERO,
+            consistency_wait: Duration::from_millis(10),
             look_ahead_bytes: 64 << 10,
             verdict_cache_size: 16_384,
             zone: None,

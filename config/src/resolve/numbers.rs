@@ -47,6 +47,8 @@ const LEASE_MARGIN_MAX: Duration = Duration::from_secs(10);
 
 /// Twice a second: a lag of half a second is noticed, and a probe costs a server well under a millisecond.
 const HEALTH_INTERVAL: Duration = Duration::from_millis(500);
+/// Two rounds of probes at their fastest: one that tells how far the leader is, and one that shows a replica there.
+const CONSISTENCY_WAIT: Duration = Duration::from_millis(10);
 /// A new leader's key comes some 120 ms before it takes writes; held writes should not wait longer than it takes to ask.
 const HEALTH_BUSY_INTERVAL: Duration = Duration::from_millis(10);
 /// Longer than a checkpoint's or a loaded machine's stutter, shorter than a user's patience.
@@ -112,7 +114,7 @@ impl Resolver {
             consistency_wait: self.time(
                 "routing.consistency_wait",
                 &raw.consistency_wait,
-                Duration::ZERO,
+                CONSISTENCY_WAIT,
                 Duration::ZERO..=Duration::from_secs(10),
             ),
             look_ahead_bytes: usize::try_from(look_ahead).unwrap_or(usize::MAX),

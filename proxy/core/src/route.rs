@@ -88,6 +88,9 @@ impl Why {
 pub trait Loads {
     /// Expected cost of one more statement there; only comparisons matter.
     fn cost(&self, member: &Member) -> f64;
+
+    /// Whether statements of this router are under way there.
+    fn is_busy(&self, member: &Member) -> bool;
 }
 
 /// Nodes that this batch is not to go to again.
