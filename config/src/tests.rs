@@ -287,7 +287,7 @@ fn every_default() {
         failover: Failover { hold_timeout: Duration::from_secs(30), hold_max: 10_000, lease_margin: Duration::from_secs(1) },
         patroni: Patroni { username: None, password: None },
         control: Control { token: None },
-        health: Health { interval: Duration::from_millis(500), busy_interval: Duration::from_millis(10), timeout: Duration::from_secs(2) },
+        health: Health { interval: Duration::from_millis(500), busy_interval: Duration::from_millis(5), timeout: Duration::from_secs(2) },
         limits: Limits {
             max_clients: 10_000,
             login_timeout: Duration::from_secs(60),

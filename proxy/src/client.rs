@@ -300,6 +300,9 @@ impl Client {
             return self.lease_failed(need, &LeaseError::Gone);
         };
         drop(topology);
+        if need.role == ServerRole::Leader {
+            lease.node_stats().sessions.came(self.slot.id);
+        }
         self.slot.hold(&lease.server().handle);
         self.end_hold();
         self.server_written = 0;

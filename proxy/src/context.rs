@@ -157,6 +157,9 @@ const SLOW_START: Duration = Duration::from_secs(10);
 /// Its share in the beginning.
 const COLD: f64 = 0.1;
 
+/// From so many sessions on that use the leader within a twentieth of a second, reads rather wait for replicas than add to its work.
+const CROWD: u32 = 8;
+
 /// What each node is busy with: the counters that leases and answers keep.
 pub(crate) struct NodeLoads {
     stats: Arc<Stats>,
@@ -195,6 +198,10 @@ impl Loads for NodeLoads {
     }
 
     fn is_busy(&self, member: &Member) -> bool {
-        self.known.load().get(&member.name).is_some_and(|stats| stats.in_use.value() > 0)
+        let crowded = |stats: &NodeStats| stats.sessions.count() >= CROWD;
+        match self.known.load().get(&member.name) {
+            Some(stats) => crowded(stats),
+            None => crowded(&self.learn(&member.name)),
+        }
     }
 }

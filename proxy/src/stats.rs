@@ -93,6 +93,45 @@ pub struct NodeStats {
     pub ewma_us: AtomicU64,
     /// When that was observed last, in milliseconds since [`BEGAN`].
     observed_ms: AtomicU64,
+    /// Who has leased a connection as the leader's of late.
+    pub sessions: Sessions,
+}
+
+/// About how many sessions have been here within the last moments: 64 at most.
+#[derive(Debug, Default)]
+pub struct Sessions {
+    /// The number of the current span of time.
+    span: AtomicU64,
+    /// Who was here within it, and within the one before: a bit for each of 64 kinds of session ids, which count up.
+    now: AtomicU64,
+    before: AtomicU64,
+}
+
+/// A span of time in which sessions count as being here together.
+const SPAN_MS: u64 = 50;
+
+impl Sessions {
+    pub fn came(&self, id: u64) {
+        let (span, bit) = (since_beginning_ms() / SPAN_MS, 1 << (id % 64));
+        let last = self.span.load(Ordering::Relaxed);
+        if last != span && self.span.compare_exchange(last, span, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+            let left = self.now.swap(0, Ordering::Relaxed);
+            self.before.store(if last + 1 == span { left } else { 0 }, Ordering::Relaxed);
+        }
+        // Most are here already: a cache line that all cores write is dear.
+        if self.now.load(Ordering::Relaxed) & bit == 0 {
+            self.now.fetch_or(bit, Ordering::Relaxed);
+        }
+    }
+
+    pub fn count(&self) -> u32 {
+        let (now, before) = (self.now.load(Ordering::Relaxed), self.before.load(Ordering::Relaxed));
+        match (since_beginning_ms() / SPAN_MS).saturating_sub(self.span.load(Ordering::Relaxed)) {
+            0 => now.count_ones().max(before.count_ones()),
+            1 => now.count_ones(),
+            _ => 0,
+        }
+    }
 }
 
 static BEGAN: LazyLock<Instant> = LazyLock::new(Instant::now);

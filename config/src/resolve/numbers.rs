@@ -49,8 +49,9 @@ const LEASE_MARGIN_MAX: Duration = Duration::from_secs(10);
 const HEALTH_INTERVAL: Duration = Duration::from_millis(500);
 /// Two rounds of probes at their fastest: one that tells how far the leader is, and one that shows a replica there.
 const CONSISTENCY_WAIT: Duration = Duration::from_millis(10);
-/// A new leader's key comes some 120 ms before it takes writes; held writes should not wait longer than it takes to ask.
-const HEALTH_BUSY_INTERVAL: Duration = Duration::from_millis(10);
+/// As fast as probes go: until a replica is known to have caught up, the leader serves reads. A new leader's key comes some 120 ms before it takes
+/// writes; held writes should not wait longer than it takes to ask.
+const HEALTH_BUSY_INTERVAL: Duration = Duration::from_millis(5);
 /// Longer than a checkpoint's or a loaded machine's stutter, shorter than a user's patience.
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(2);
 

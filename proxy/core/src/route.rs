@@ -89,7 +89,7 @@ pub trait Loads {
     /// Expected cost of one more statement there; only comparisons matter.
     fn cost(&self, member: &Member) -> f64;
 
-    /// Whether statements of this router are under way there.
+    /// Whether so many sessions use it that a read had better wait a moment for another one.
     fn is_busy(&self, member: &Member) -> bool;
 }
 

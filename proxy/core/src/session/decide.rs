@@ -262,8 +262,8 @@ impl Session {
         }
     }
 
-    /// Whether a read that no replica is proven fresh enough for waits for one: not while the leader has nothing else to do for us, as it is nearer
-    /// then, nor for replicas that are known to be later than that.
+    /// Whether a read that no replica is proven fresh enough for waits for one: not while few sessions use the leader, as it is nearer then, nor for
+    /// replicas that are known to be later than that.
     fn waits_for_a_replica(&self, env: &Env<'_>, work: &mut Work) -> bool {
         let patience = env.policy.consistency_wait;
         let leader = env.topology.leader_at(env.now);
