@@ -368,6 +368,7 @@ impl Judge {
             Fact::Member(name, announced) => self.announce(now, name, announced),
             Fact::Config(config) => self.config = config,
             Fact::History(forks) => self.history = Some(forks),
+            Fact::Failover(key) if key.is_empty() => self.forget(&Slot::Failover),
             Fact::Failover(key) => {
                 if self.request.as_ref().is_none_or(|request| request.key != key) {
                     info!(leader = key.leader, candidate = key.candidate, scheduled = key.scheduled_at.is_some(), "failover key put");

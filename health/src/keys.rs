@@ -317,6 +317,11 @@ impl FailoverKey {
             scheduled_at: raw.scheduled_at.filter(|at| !at.is_empty()).map(|at| unix_seconds(&at).unwrap_or(f64::INFINITY)),
         })
     }
+
+    /// Nothing is asked for: so a new leader leaves the key that it has followed (`Failover.__len__` in Patroni's `dcs/__init__.py`).
+    pub(crate) fn is_empty(&self) -> bool {
+        self.leader.is_empty() && self.candidate.is_empty()
+    }
 }
 
 fn sync_standbys(text: &str) -> Vec<String> {
@@ -454,6 +459,8 @@ mod tests {
         let parse = |text: &str| FailoverKey::parse(text).expect("a request");
         assert_eq!(parse(r#"{"leader":"a","member":"b"}"#), FailoverKey { leader: "a".into(), candidate: "b".into(), scheduled_at: None });
         assert_eq!(parse("a:b").candidate, "b");
+        assert!(!parse(r#"{"member":"b"}"#).is_empty() && !parse(r#"{"leader":"a"}"#).is_empty());
+        assert!(parse("{}").is_empty());
         assert_eq!(parse(r#"{"scheduled_at":"2026-01-31T12:00:00+01:00"}"#).scheduled_at, Some(1_769_857_200.0));
         assert_eq!(parse(r#"{"scheduled_at":"soon"}"#).scheduled_at, Some(f64::INFINITY));
     }

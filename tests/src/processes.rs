@@ -3,11 +3,15 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::Context;
 pub use rustix::process::{Pid, Signal};
 
 use crate::machine::Account;
+use crate::wait::eventually;
+
+const STOP: Duration = Duration::from_secs(10);
 
 /// The processes with `folder` or a folder below it as working directory, except those with a terminal: somebody's shell is no server.
 ///
@@ -38,6 +42,21 @@ pub fn signal(pids: &[Pid], signal: Signal) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// SIGSTOP to each. Done when none of their threads runs any more: on a busy machine that takes a while.
+pub async fn stop(pids: &[Pid]) -> anyhow::Result<()> {
+    signal(pids, Signal::STOP)?;
+    eventually(STOP, "they are stopped", || async { Ok(pids.iter().all(|pid| is_stopped(*pid)).then_some(())) }).await
+}
+
+/// Whether all its threads are stopped, or gone.
+fn is_stopped(pid: Pid) -> bool {
+    let Ok(threads) = std::fs::read_dir(format!("/proc/{}/task", pid.as_raw_nonzero())) else { return true };
+    threads.flatten().all(|thread| {
+        let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+        stat.rsplit_once(')').is_none_or(|(_, rest)| matches!(rest.trim_start().chars().next(), Some('T' | 'Z' | 'X')))
+    })
 }
 
 /// Whether the process lives and has a controlling terminal: field 7 of proc(5)'s `stat`, counted from behind the name in parentheses.

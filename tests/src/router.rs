@@ -197,9 +197,9 @@ impl Router {
         self.signal(Signal::HUP)
     }
 
-    /// SIGSTOP.
-    pub fn pause(&self) -> anyhow::Result<()> {
-        self.signal(Signal::STOP)
+    /// SIGSTOP. Done when nothing of it runs any more.
+    pub async fn pause(&self) -> anyhow::Result<()> {
+        crate::processes::stop(&[self.process()?]).await
     }
 
     /// SIGCONT.
@@ -275,8 +275,11 @@ impl Router {
     }
 
     fn signal(&self, signal: Signal) -> anyhow::Result<()> {
-        let pid = self.pid().and_then(|pid| Pid::from_raw(pid as i32)).context("the router was stopped")?;
-        crate::processes::signal(&[pid], signal)
+        crate::processes::signal(&[self.process()?], signal)
+    }
+
+    fn process(&self) -> anyhow::Result<Pid> {
+        self.pid().and_then(|pid| Pid::from_raw(pid as i32)).context("the router was stopped")
     }
 
     fn child(&self) -> std::sync::MutexGuard<'_, Option<Child>> {

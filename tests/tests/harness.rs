@@ -108,7 +108,7 @@ async fn delay(cluster: &Cluster) -> Result {
 
 async fn pause(cluster: &Cluster) -> Result {
     let member = cluster.member(1);
-    member.pause()?;
+    member.pause().await?;
     let silent = member.connect().await;
     member.resume()?;
     ensure!(silent.is_err(), "it answered");

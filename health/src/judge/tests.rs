@@ -500,6 +500,24 @@ fn a_switchover_ends_with_the_new_leader() {
 }
 
 #[test]
+fn an_emptied_request_is_none() {
+    let mut story = Story::stable();
+    let request = |leader: &str, candidate: &str| {
+        Fact::Failover(FailoverKey { leader: leader.into(), candidate: candidate.into(), scheduled_at: None })
+    };
+    story.put(request("a", "b"));
+    assert_eq!(story.topology().state, ClusterState::Switching);
+    // Patroni has taken it back, or never meant to.
+    story.put(request("", ""));
+    assert_eq!(story.topology().state, ClusterState::Stable);
+    // A new leader leaves it so, just before it leaves recovery.
+    story.put(request("a", "b")).after(ms(250)).lost("a").delete_leader().put_leader("b").put(request("", ""));
+    story.timeline = 2;
+    story.read().after(ms(100)).leader("b", 100 * MB);
+    assert_eq!((story.topology().state, story.led_by()), (ClusterState::Stable, Some("b".into())));
+}
+
+#[test]
 fn a_lasting_loss_is_not_probed_fast_for_ever() {
     let mut story = Story::stable();
     let pace = |story: &mut Story, name: &str| {

@@ -123,8 +123,8 @@ impl Member {
     }
 
     /// SIGSTOP to all of it: connections stay open, nothing answers.
-    pub fn pause(&self) -> anyhow::Result<()> {
-        processes::signal(&self.processes()?, Signal::STOP)
+    pub async fn pause(&self) -> anyhow::Result<()> {
+        processes::stop(&self.processes()?).await
     }
 
     /// SIGCONT: ends [`pause`](Member::pause).

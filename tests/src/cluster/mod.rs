@@ -3,6 +3,7 @@
 mod faults;
 mod member;
 mod options;
+mod steps;
 
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -13,6 +14,7 @@ use serde_json::{Value, json};
 
 pub use member::{Member, connect};
 pub use options::{Options, Synchronous};
+pub use steps::{Seen, Steps};
 
 use crate::etcd::Etcd;
 use crate::home::{self, Home};

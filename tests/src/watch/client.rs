@@ -3,9 +3,9 @@
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
-use tokio_postgres::{Client, SimpleQueryMessage, Statement};
+use tokio_postgres::{Client, SimpleQueryMessage, SimpleQueryRow, Statement};
 
-use super::{Event, What};
+use super::{Event, What, timeline_of};
 use crate::cluster::connect;
 use crate::load::{Style, sqlstate};
 
@@ -45,7 +45,7 @@ impl Task {
     }
 
     pub(super) async fn write(self, style: Style) -> Vec<Event> {
-        let prepared = format!("INSERT INTO {} (writer, number) VALUES ($1, $2) RETURNING server", self.table);
+        let prepared = format!("INSERT INTO {} (writer, number) VALUES ($1, $2) RETURNING server, timeline", self.table);
         self.run(style, &prepared, true).await
     }
 
@@ -83,8 +83,8 @@ impl Task {
             let (id, text) = (i32::try_from(self.id).unwrap_or(i32::MAX), self.text(writes, number));
             let answer = tokio::time::timeout(ANSWER, connected.run(style, prepared, &text, id, number)).await;
             let alive = match answer {
-                Ok(Ok(server)) => {
-                    self.note(began, if writes { What::Wrote { number, server } } else { What::Read { server } });
+                Ok(Ok((server, timeline))) => {
+                    self.note(began, if writes { What::Wrote { number, server, timeline } } else { What::Read { server } });
                     true
                 }
                 Ok(Err(error)) => {
@@ -108,7 +108,7 @@ impl Task {
     fn text(&self, writes: bool, number: i64) -> String {
         let (id, table) = (self.id, &self.table);
         if writes {
-            format!("INSERT INTO {table} (writer, number) VALUES ({id}, {number}) RETURNING server")
+            format!("INSERT INTO {table} (writer, number) VALUES ({id}, {number}) RETURNING server, timeline")
         } else {
             format!("SELECT 'yes' FROM {table} WHERE writer = {id} AND number >= {number} LIMIT 1")
         }
@@ -121,31 +121,45 @@ impl Task {
 }
 
 impl Connection {
-    /// Which server answered; empty where it doesn't say.
-    async fn run(&mut self, style: Style, prepared: &str, text: &str, id: i32, number: i64) -> Result<String, tokio_postgres::Error> {
+    /// Which server answered, on which timeline; empty and 0 where it doesn't say.
+    async fn run(
+        &mut self,
+        style: Style,
+        prepared: &str,
+        text: &str,
+        id: i32,
+        number: i64,
+    ) -> Result<(String, u32), tokio_postgres::Error> {
         if style.prepared() && self.statement.is_none() {
             self.statement = Some(self.client.prepare(prepared).await?);
         }
         if style.in_transaction() {
             self.client.batch_execute("BEGIN").await?;
         }
-        let server = match &self.statement {
-            Some(statement) => self.client.query_opt(statement, &[&id, &number]).await?.map(|row| row.get(0)).unwrap_or_default(),
-            None => first(&self.client.simple_query(text).await?),
+        let answer = match &self.statement {
+            Some(statement) => {
+                let row = self.client.query_opt(statement, &[&id, &number]).await?;
+                let column = |at| row.as_ref().and_then(|row| row.try_get::<_, String>(at).ok()).unwrap_or_default();
+                (column(0), timeline_of(&column(1)))
+            }
+            None => {
+                let messages = self.client.simple_query(text).await?;
+                let column = |at| first(&messages).filter(|row| at < row.len()).and_then(|row| row.get(at)).unwrap_or_default();
+                (column(0).to_owned(), timeline_of(column(1)))
+            }
         };
         if style.in_transaction() {
             self.client.batch_execute("COMMIT").await?;
         }
-        Ok(server)
+        Ok(answer)
     }
 }
 
-fn first(messages: &[SimpleQueryMessage]) -> String {
-    let row = messages.iter().find_map(|message| match message {
-        SimpleQueryMessage::Row(row) => row.get(0),
+fn first(messages: &[SimpleQueryMessage]) -> Option<&SimpleQueryRow> {
+    messages.iter().find_map(|message| match message {
+        SimpleQueryMessage::Row(row) => Some(row),
         _ => None,
-    });
-    row.unwrap_or_default().to_owned()
+    })
 }
 
 /// `None`: there was no answer in time.

@@ -44,10 +44,11 @@ pub struct Event {
 
 #[derive(Clone, Debug)]
 pub enum What {
-    /// A write was acknowledged; by which server.
+    /// A write was acknowledged; by which server, on which timeline.
     Wrote {
         number: i64,
         server: String,
+        timeline: u32,
     },
     Read {
         server: String,
@@ -78,7 +79,8 @@ impl Watch {
         let setup = connect(&plan.write).await.context("the writers' DSN")?;
         let create = format!(
             "CREATE TABLE {table} (writer int NOT NULL, number bigint NOT NULL, \
-             server text DEFAULT coalesce(host(inet_server_addr()), 'socket') || ':' || current_setting('port')); \
+             server text DEFAULT coalesce(host(inet_server_addr()), 'socket') || ':' || current_setting('port'), \
+             timeline text DEFAULT left(pg_walfile_name(pg_current_wal_lsn()), 8)); \
              CREATE INDEX ON {table} (writer, number)"
         );
         setup.batch_execute(&create).await.context("the table")?;
@@ -120,9 +122,16 @@ impl Watch {
         let check = connect(&self.plan.write).await.context("the writers' DSN, to look at what was written")?;
         let rows = check.query(&format!("SELECT writer, number, count(*) FROM {} GROUP BY 1, 2", self.table), &[]).await?;
         let there = rows.iter().map(|row| ((row.get::<_, i32>(0), row.get::<_, i64>(1)), row.get::<_, i64>(2))).collect();
+        let rows = check.query(&format!("SELECT DISTINCT timeline, server FROM {}", self.table), &[]).await?;
+        let leaders = rows.iter().filter_map(|row| Some((timeline_of(row.try_get(0).ok()?), row.get(1)))).collect();
         if !keep {
             check.batch_execute(&format!("DROP TABLE {}", self.table)).await.context("the table's end")?;
         }
-        Ok(Figures::new(self.plan.writers, self.began, ended, events, &there))
+        Ok(Figures::new(self.plan.writers, self.began, ended, events, &there, leaders))
     }
+}
+
+/// From the first eight digits of the name of a WAL file; 0 where they aren't known.
+fn timeline_of(digits: &str) -> u32 {
+    u32::from_str_radix(digits, 16).unwrap_or(0)
 }

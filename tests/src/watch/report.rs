@@ -1,6 +1,6 @@
 //! Events → figures.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::time::{Duration, Instant};
 
@@ -8,6 +8,9 @@ use super::{Event, What};
 
 /// After these, PostgreSQL and the router say, nothing of the statement or transaction has taken effect.
 const SURELY_NOT_WRITTEN: [&str; 6] = ["40001", "40P01", "25P02", "57P03", "25006", "53300"];
+
+/// Of signs of two leaders, in words.
+const TOLD: usize = 5;
 
 /// Errors of one kind.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,10 +44,21 @@ pub struct Figures {
     pub contradicted: usize,
     /// There, though the error left it open.
     pub unknown_written: usize,
+    /// What can't be with one leader at a time, in words: two servers wrote on one timeline, or a write was sent to a timeline after a newer
+    /// one had acknowledged another.
+    pub two_leaders: Vec<String>,
 }
 
 impl Figures {
-    pub(super) fn new(writers: usize, began: Instant, ended: Instant, events: Vec<Event>, there: &HashMap<(i32, i64), i64>) -> Figures {
+    /// `leaders`: the timelines that rows in the table were written on, and by whom.
+    pub(super) fn new(
+        writers: usize,
+        began: Instant,
+        ended: Instant,
+        events: Vec<Event>,
+        there: &HashMap<(i32, i64), i64>,
+        leaders: BTreeSet<(u32, String)>,
+    ) -> Figures {
         let is_there = |client: usize, number: i64| i32::try_from(client).is_ok_and(|client| there.contains_key(&(client, number)));
         let mut figures = Figures {
             writers,
@@ -61,6 +75,7 @@ impl Figures {
             duplicates: there.values().filter(|count| **count > 1).count(),
             contradicted: 0,
             unknown_written: 0,
+            two_leaders: two_leaders(&events, leaders),
             events: Vec::new(),
         };
         for event in &events {
@@ -88,8 +103,42 @@ impl Figures {
 
     /// No error, nothing lost, nothing twice.
     pub fn flawless(&self) -> bool {
-        self.write_faults.is_empty() && self.read_faults.is_empty() && self.lost + self.duplicates + self.contradicted == 0
+        self.write_faults.is_empty()
+            && self.read_faults.is_empty()
+            && self.lost + self.duplicates + self.contradicted + self.two_leaders.len() == 0
     }
+}
+
+/// See [`Figures::two_leaders`].
+fn two_leaders(events: &[Event], mut leaders: BTreeSet<(u32, String)>) -> Vec<String> {
+    let acknowledged: Vec<_> = events
+        .iter()
+        .filter_map(|event| match &event.what {
+            What::Wrote { number, server, timeline } if *timeline > 0 => Some((event, *number, server, *timeline)),
+            _ => None,
+        })
+        .collect();
+    // Acknowledgements come in their order: the newest timeline up to each.
+    let mut newest: Vec<(Instant, u32)> = Vec::new();
+    for (event, _, server, timeline) in &acknowledged {
+        leaders.insert((*timeline, (*server).clone()));
+        if newest.last().is_none_or(|(_, last)| last < timeline) {
+            newest.push((event.at, *timeline));
+        }
+    }
+    leaders.retain(|(timeline, _)| *timeline > 0);
+    let mut signs = Vec::new();
+    for (one, other) in leaders.iter().zip(leaders.iter().skip(1)).filter(|(one, other)| one.0 == other.0) {
+        signs.push(format!("on timeline {} wrote {} and {}", one.0, one.1, other.1));
+    }
+    for (event, number, server, timeline) in acknowledged {
+        let sent = event.at - event.took;
+        let before = newest.iter().take_while(|(at, _)| *at < sent).last();
+        if let Some((_, newer)) = before.filter(|(_, newer)| *newer > timeline) {
+            signs.push(format!("{server} wrote number {number} of client {} on timeline {timeline}, after {newer}", event.client));
+        }
+    }
+    signs
 }
 
 /// The longest time between two of them, the begin and the end counted as one each.
@@ -125,6 +174,32 @@ impl fmt::Display for Figures {
         writeln!(out, "  acknowledged writes lost   {}", self.lost)?;
         writeln!(out, "  writes that are there twice   {}", self.duplicates)?;
         writeln!(out, "  writes that are there though the error said that they aren't   {}", self.contradicted)?;
-        write!(out, "  writes of unknown outcome that are there   {}", self.unknown_written)
+        writeln!(out, "  writes of unknown outcome that are there   {}", self.unknown_written)?;
+        write!(out, "  signs of two leaders at a time   {}", self.two_leaders.len())?;
+        self.two_leaders.iter().take(TOLD).try_for_each(|sign| write!(out, "\n    {sign}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wrote(began: Instant, sent_ms: u64, took_ms: u64, server: &str, timeline: u32) -> Event {
+        let (at, took) = (began + Duration::from_millis(sent_ms + took_ms), Duration::from_millis(took_ms));
+        Event { at, took, client: 0, what: What::Wrote { number: 1, server: server.to_owned(), timeline } }
+    }
+
+    #[test]
+    fn a_late_answer_is_no_second_leader_but_a_late_question_is() {
+        let began = Instant::now();
+        let table = || BTreeSet::from([(2, "b".to_owned())]);
+        // Sent before the new leader had said anything, answered after.
+        let fine = [wrote(began, 0, 5, "a", 1), wrote(began, 10, 5, "b", 2), wrote(began, 12, 9, "a", 1)];
+        assert_eq!(two_leaders(&fine, table()), Vec::<String>::new());
+        let zombie = [wrote(began, 0, 5, "a", 1), wrote(began, 10, 5, "b", 2), wrote(began, 16, 5, "a", 1)];
+        assert_eq!(two_leaders(&zombie, table()), ["a wrote number 1 of client 0 on timeline 1, after 2"]);
+        // Nobody was told of c's write, but it is there.
+        let split = [wrote(began, 0, 5, "a", 1), wrote(began, 10, 5, "b", 2)];
+        assert_eq!(two_leaders(&split, BTreeSet::from([(2, "c".to_owned())])), ["on timeline 2 wrote b and c"]);
     }
 }

@@ -50,10 +50,11 @@ pub(crate) async fn from_etcd(cluster: &Cluster, router: &Router) -> Result {
     line.mend();
     eventually(Duration::from_secs(60), "the old leader follows", || async { Ok(old.is_in_recovery().await?.then_some(())) }).await?;
     for (member, _) in &lines {
+        // Whichever of them leads now hands over to the standby that may take over.
+        whole(cluster, router).await?;
         cluster.stop(member).await?;
-        // A leader among them has handed over by now.
         cluster.leader().await?;
-        cluster.start_member(member).await?;
+        cluster.start_member_by(member, &cluster.etcd().address()).await?;
     }
     whole(cluster, router).await
 }

@@ -51,7 +51,9 @@ pub(crate) async fn leader_dies(cluster: &Cluster, router: &Router) -> Result {
     committing.run("BEGIN").await?;
     committing.run("INSERT INTO flight VALUES ('committing')").await?;
     let replicas = cluster.replicas().await?;
-    replicas.iter().try_for_each(Member::pause)?;
+    for replica in &replicas {
+        replica.pause().await?;
+    }
     let commit_runs = committing.start("COMMIT");
     let waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
     eventually(SOON, "the COMMIT waits", || async { Ok((leader.ask(waits).await? == "1").then_some(())) }).await?;

@@ -67,7 +67,7 @@ pub(crate) async fn over_a_switchover(cluster: &Cluster) -> Result {
     whole(cluster, &router).await?;
     let (old, new) = (cluster.leader().await?, sync_standby(cluster).await?);
     let sessions = Sessions::open(cluster, &router, "slept").await?;
-    router.pause()?;
+    router.pause().await?;
     let writes = sessions.write("slept");
     let done = cluster.switchover(&new).await;
     router.resume()?;
@@ -85,7 +85,7 @@ pub(crate) async fn over_a_lost_lease(cluster: &Cluster) -> Result {
     // So that the old leader doesn't wait for its standbys, which follow another by then.
     old.ask("ALTER ROLE appmd5 SET synchronous_commit = local; SELECT 1").await?;
     let sessions = Sessions::open(cluster, &router, "overslept").await?;
-    router.pause()?;
+    router.pause().await?;
     old.kill_patroni()?;
     // Nobody ends the lease early: the router's belief counts on its time to live.
     let new = eventually(LONG, "another member leads", || async {
@@ -123,7 +123,7 @@ pub(crate) async fn the_leader(cluster: &Cluster) -> Result {
     let dsn = router.rw_dsn("app");
     let sessions = [Watched::open(&dsn).await?, Watched::open(&dsn).await?, Watched::open(&dsn).await?];
     sessions[0].run("INSERT INTO hung VALUES ('before')").await?;
-    old.pause()?;
+    old.pause().await?;
     // One is sent on the connection that is there, the others wait for connections of their own.
     let writes = sessions.each_ref().map(|session| session.start("INSERT INTO hung VALUES ('after')"));
     let reader = Watched::open(&router.ro_dsn("app")).await?;

@@ -284,10 +284,8 @@ impl Session {
                 self.copies_in(work);
                 Fate::Forward
             }
-            b'H' => {
-                self.deliver(env, work);
-                Fate::Forward
-            }
+            // As a RowDescription: a COPY of which no row was sent may run elsewhere.
+            b'H' => Fate::Forward,
             // CopyDone ('c') of COPY TO, FunctionCallResponse ('V') and whatever a later PostgreSQL may add.
             _ => {
                 self.deliver(env, work);

@@ -6,4 +6,5 @@ mod random;
 mod rig;
 mod script;
 mod stories;
+mod table;
 mod text;

@@ -11,7 +11,7 @@ use super::fingerprint::{Fingerprint, leading_hint};
 use super::lexer::{Lexer, Name, Token, TokenKind};
 use super::touch::Causes;
 use super::verdict::{Class, Effect, Kind, PinReason, REASONS_LIMIT, Reason, Verdict};
-use super::{control, inside, query, touch};
+use super::{control, inside, query, touch, tree};
 use crate::marks::Touched;
 
 /// What decides how a session's text is read.
@@ -82,6 +82,8 @@ pub(super) struct Judge<'a> {
     once: Vec<Effect>,
     /// Something in the statement may do more than its transaction undoes.
     pub(super) outside: bool,
+    /// Tokens that the second reader may still be given, whose time is many times the first one's.
+    pub(super) budget: usize,
 }
 
 impl<'a> Judge<'a> {
@@ -101,7 +103,7 @@ impl<'a> Judge<'a> {
             writes: Touched::Nothing,
             generation: facts.generation(),
         };
-        Judge { sql, facts, dialect, verdict, causes: Causes::default(), once: Vec::new(), outside: false }
+        Judge { sql, facts, dialect, verdict, causes: Causes::default(), once: Vec::new(), outside: false, budget: tree::BUDGET }
     }
 
     fn all_statements(&mut self) {

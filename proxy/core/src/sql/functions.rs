@@ -3,6 +3,10 @@
 //! Volatility is the wrong test by itself: `version()` is stable and tells about one server, `random()` is volatile and harmless. Invariant:
 //! a name that neither PostgreSQL nor the facts know is a function to run on the leader.
 
+use std::sync::LazyLock;
+
+use rustc_hash::{FxHashMap, FxHashSet};
+
 use super::builtins;
 use super::catalog::{Facts, FunctionFact};
 use super::verdict::{Class, Effect, PinReason};
@@ -242,12 +246,17 @@ const TYPES_AS_FUNCTIONS: [&str; 15] = [
 
 /// What calling a function of `pg_catalog` means; `None` where there is none of that name.
 pub(super) fn builtin(name: &str) -> Option<Call> {
-    let among = |list: &[&str]| list.binary_search(&name).is_ok();
-    let volatile = among(builtins::VOLATILE);
-    if !volatile && !among(builtins::STABLE) && !among(builtins::IMMUTABLE) {
-        return TYPES_AS_FUNCTIONS.contains(&name).then_some(Call::Read);
-    }
-    Some(overridden(name).unwrap_or(if volatile { write("volatile") } else { Call::Read }))
+    static CALLS: LazyLock<FxHashMap<&str, Call>> = LazyLock::new(|| {
+        let of_list = |list: &'static [&str], call: Call| list.iter().map(move |name| (*name, overridden(name).unwrap_or(call)));
+        let types = TYPES_AS_FUNCTIONS.iter().map(|name| (*name, Call::Read));
+        // What is volatile in one of its forms is so in all: the last entry counts.
+        types
+            .chain(of_list(builtins::IMMUTABLE, Call::Read))
+            .chain(of_list(builtins::STABLE, Call::Read))
+            .chain(of_list(builtins::VOLATILE, write("volatile")))
+            .collect()
+    });
+    CALLS.get(name).copied()
 }
 
 /// What calling a function means, under the conservative rule: of an unqualified name, the worst of all candidates in any schema.
@@ -282,9 +291,12 @@ pub(super) fn call(schema: Option<&str>, name: &str, facts: &Facts) -> Call {
 
 /// What `value.name` means if `name` isn't a column: a call of a function with one argument (PostgreSQL's "functional notation").
 pub(super) fn attribute(name: &str, facts: &Facts) -> Option<Call> {
-    let among = |list: &[&str]| list.binary_search(&name).is_ok();
-    if among(builtins::ONE_ARGUMENT) && matches!(builtin(name), Some(Call::Write { .. })) {
-        return builtin(name);
+    static BAD: LazyLock<FxHashMap<&str, Call>> = LazyLock::new(|| {
+        let bad = |name: &&'static str| Some((*name, builtin(name).filter(|call| matches!(call, Call::Write { .. }))?));
+        builtins::ONE_ARGUMENT.iter().filter_map(bad).collect()
+    });
+    if let Some(call) = BAD.get(name) {
+        return Some(*call);
     }
     let bad = |fact: &&FunctionFact| fact.one_argument && (fact.class != Class::Read || facts.is_in_doubt());
     let fact = facts.functions(name).iter().find(bad)?;
@@ -348,11 +360,12 @@ pub(super) fn relation(schema: Option<&str>, name: &str, facts: &Facts, bound_he
 
 /// Why an operator can't run on a replica; `None` where it can.
 pub(super) fn operator(symbol: &str, facts: &Facts) -> Option<&'static str> {
+    static OPERATORS: LazyLock<FxHashSet<&str>> = LazyLock::new(|| builtins::OPERATORS.iter().copied().collect());
     match facts.operator(symbol) {
         Some((Class::Read, _)) if facts.is_in_doubt() => Some(IN_DOUBT),
         Some((Class::Read, _)) => None,
         Some((_, rule)) => Some(rule),
-        None if builtins::OPERATORS.binary_search(&symbol).is_ok() => None,
+        None if OPERATORS.contains(symbol) => None,
         None => Some("unknown_operator"),
     }
 }

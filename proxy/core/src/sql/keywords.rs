@@ -2,6 +2,10 @@
 //!
 //! Made from `pg_get_keywords()` of PostgreSQL 15, with those added up to 18 (`src/include/parser/kwlist.h`). Sorted by bytes.
 
+use std::sync::LazyLock;
+
+use rustc_hash::FxHashMap;
+
 /// What an unquoted word is to PostgreSQL's grammar.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Category {
@@ -17,18 +21,16 @@ pub(super) enum Category {
 
 /// The category of a word in lower case.
 pub(super) fn category(word: &str) -> Category {
-    let among = |list: &[&str]| list.binary_search(&word).is_ok();
-    if among(UNRESERVED) {
-        Category::Unreserved
-    } else if among(RESERVED) {
-        Category::Reserved
-    } else if among(COLUMN_NAME) {
-        Category::ColumnName
-    } else if among(TYPE_OR_FUNCTION) {
-        Category::TypeOrFunction
-    } else {
-        Category::Name
-    }
+    static CATEGORIES: LazyLock<FxHashMap<&str, Category>> = LazyLock::new(|| {
+        let lists = [
+            (UNRESERVED, Category::Unreserved),
+            (RESERVED, Category::Reserved),
+            (COLUMN_NAME, Category::ColumnName),
+            (TYPE_OR_FUNCTION, Category::TypeOrFunction),
+        ];
+        lists.into_iter().flat_map(|(list, category)| list.iter().map(move |word| (*word, category))).collect()
+    });
+    CATEGORIES.get(word).copied().unwrap_or(Category::Name)
 }
 
 #[rustfmt::skip]

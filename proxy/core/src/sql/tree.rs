@@ -21,11 +21,15 @@ const TOKENS_LIMIT: usize = 1000;
 /// Bytes of text given to sqlparser.
 const BYTES_LIMIT: usize = 64 * 1024;
 
+/// Tokens of all statements of one query string that are given to sqlparser.
+pub(super) const BUDGET: usize = 16 * TOKENS_LIMIT;
+
 /// Parses a statement that the first reader holds for a read, and objects if its tree shows otherwise.
 pub(super) fn second_opinion(judge: &mut Judge<'_>, words: Words<'_>) {
-    if words.len() > TOKENS_LIMIT {
+    if words.len() > TOKENS_LIMIT.min(judge.budget) {
         return;
     }
+    judge.budget -= words.len();
     let text = rewritten(words);
     if text.len() > BYTES_LIMIT {
         return;

@@ -199,9 +199,14 @@ impl Story {
         }
     }
 
-    fn lose(&mut self) {
+    /// The server that was held, which is gone: the session hasn't been told.
+    pub(super) fn lost_one(&mut self) -> ServerState {
         let key = self.held.take().expect("holds one");
-        let server = self.servers.remove(&key).expect("known");
+        self.servers.remove(&key).expect("known")
+    }
+
+    fn lose(&mut self) {
+        let server = self.lost_one();
         self.session.server_lost(&self.rig.env(), &mut self.work, &server, false);
     }
 
