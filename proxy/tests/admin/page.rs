@@ -88,6 +88,8 @@ async fn the_page_shows_the_numbers() {
     assert_eq!(text(&dom, &["id=\"pinned-count\""]), "2");
     assert_eq!(text(&dom, &["data-word=\"40001\"", "data-field=\"count\""]), "7");
     assert!(dom.contains("data-picture=\"node3\""), "the picture is drawn");
+    assert!(text(&dom, &["id=\"lag-now\""]).starts_with("70"), "{}", text(&dom, &["id=\"lag-now\""]));
+    assert!(dom.contains("data-lag=\"node3\"") && dom.contains("class=\"limit\""), "the lag is drawn, and its limit");
     assert_eq!(text(&dom, &["id=\"connection\""]), "live");
     assert!(dom.contains("data-state=\"live\""));
 }
