@@ -50,7 +50,7 @@ verdicts: ## judge every statement of PostgreSQL's regression suite, and ask a s
 	cargo build --locked --bin verdicts
 	@exec "$${CARGO_TARGET_DIR:-target}/debug/verdicts"
 
-failover: ## let things fail under load, through Switchyard and through HAProxy, and print what clients saw: about 5 minutes
+failover: ## let things fail under load, through Switchyard and through HAProxy, and print what clients saw: about 20 minutes
 	@tests/scenarios/failover.sh
 
 bench: ## measure against PgBouncer, HAProxy and a direct connection, in one table: 15 minutes, or 3 with QUICK=1

@@ -301,6 +301,9 @@ impl Client {
             return self.lease_failed(need, &LeaseError::Gone);
         };
         drop(topology);
+        if need.role == ServerRole::Leader {
+            lease.node_stats().sessions.came(self.slot.id);
+        }
         self.end_hold();
         self.server_written = 0;
         let slow = self.context.config.load().log.slow_query.is_some();

@@ -1,6 +1,7 @@
 //! What all sessions share: snapshots to load, counters to raise, pools to ask.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use rustc_hash::FxHashMap;
@@ -169,6 +170,14 @@ fn ddl(verdict: &Verdict) -> Ddl {
     }
 }
 
+/// How long a member whose probes have begun to succeed gets less than its share: its caches are cold.
+const SLOW_START: Duration = Duration::from_secs(10);
+/// Its share in the beginning.
+const COLD: f64 = 0.1;
+
+/// From so many sessions on that use the leader within a twentieth of a second, reads rather wait for replicas than add to its work.
+const CROWD: u32 = 8;
+
 /// What each node is busy with: the counters that leases and answers keep.
 pub(crate) struct NodeLoads {
     stats: Arc<Stats>,
@@ -195,13 +204,22 @@ impl Loads for NodeLoads {
     fn cost(&self, member: &Member) -> f64 {
         let known = self.known.load();
         let cost = |stats: &NodeStats| {
-            let ewma_us = stats.ewma_us.load(std::sync::atomic::Ordering::Relaxed).max(50) as f64;
-            // The lowest number is the best: expected time, by the statements already there, by what share this member is to have.
-            ewma_us * (stats.in_use.value().max(0) + 1) as f64 / f64::from(member.weight.max(1))
+            let warm = (member.since.elapsed().as_secs_f64() / SLOW_START.as_secs_f64()).clamp(COLD, 1.0);
+            // The lowest number is the best: expected time, by the statements already there, by what share this member is to have. The square root:
+            // in proportion to its time, one that is twice as slow would get a fifth of the statements, or none while there are few.
+            stats.expected_us().sqrt() * (stats.in_use.value().max(0) + 1) as f64 / (f64::from(member.weight.max(1)) * warm)
         };
         match known.get(&member.name) {
             Some(stats) => cost(stats),
             None => cost(&self.learn(&member.name)),
+        }
+    }
+
+    fn is_busy(&self, member: &Member) -> bool {
+        let crowded = |stats: &NodeStats| stats.sessions.count() >= CROWD;
+        match self.known.load().get(&member.name) {
+            Some(stats) => crowded(stats),
+            None => crowded(&self.learn(&member.name)),
         }
     }
 }

@@ -27,6 +27,8 @@ pub(super) struct Book {
     pub(super) open: usize,
     /// Until then, no connection is kept idle.
     pub(super) leaving_until: Option<Instant>,
+    /// Of them, being opened for clients.
+    pub(super) opening: usize,
     pub(super) waiting: VecDeque<oneshot::Sender<Offer>>,
     /// Every open connection's handle.
     pub(super) handles: FxHashMap<u64, Arc<Handle>>,

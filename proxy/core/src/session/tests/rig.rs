@@ -29,6 +29,10 @@ impl Loads for Even {
     fn cost(&self, _: &Member) -> f64 {
         1.0
     }
+
+    fn is_busy(&self, _: &Member) -> bool {
+        true
+    }
 }
 
 struct Two;
