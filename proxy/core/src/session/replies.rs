@@ -351,6 +351,7 @@ impl Session {
             }
         }
         work.copy_in = false;
+        work.completed = matches!(work.owed.front(), Some(Owed::Query(verdict, _)) if verdict.statements == 1);
         if matches!(work.owed.front(), Some(Owed::Execute(_)))
             && let Some(Owed::Execute(Some(statement))) = work.owed.pop_front()
             && tag != b's'
