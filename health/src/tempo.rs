@@ -100,3 +100,25 @@ impl Beat {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_member_is_never_probed_more_than_two_hundred_times_a_second() {
+        let tempo = Tempo::new();
+        let (_pacer, pace) = watch::channel(Pace::Urgent);
+        let mut beat = Beat { poked: tempo.subscribe(), pace };
+        let begin = Instant::now();
+        let mut probes = 0;
+        while begin.elapsed() < Duration::from_millis(200) {
+            // Sessions ask for samples all the time, and the pace knows no gap at all.
+            tempo.demand();
+            tempo.poke();
+            beat.rest(Instant::now(), |_| Duration::ZERO).await;
+            probes += 1;
+        }
+        assert!((1..=41).contains(&probes), "{probes} probes in 200 ms");
+    }
+}

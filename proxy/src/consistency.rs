@@ -19,6 +19,9 @@ use tokio_postgres::{Client, NoTls, SimpleQueryMessage, Statement};
 
 /// One statement of a session in so many is a write.
 const WRITE_EVERY: u32 = 10;
+/// One statement in so many is preceded by a rest of up to this long, in which replicas catch up: without any, the leader serves nearly all.
+const REST_EVERY: u32 = 8;
+const REST_MAX_MS: u64 = 20;
 /// Violations that are told one by one.
 const SHOWN_MAX: usize = 10;
 /// Reads that may turn out to be violations, at most: more of them than anybody reads.
@@ -323,6 +326,9 @@ impl Session {
 
     /// One statement. False where the reads are done, or the connection is lost.
     async fn step(&mut self, connected: &Connected) -> Result<bool, CheckError> {
+        if rand::random_ratio(1, REST_EVERY) {
+            tokio::time::sleep(Duration::from_millis(rand::random_range(0..=REST_MAX_MS))).await;
+        }
         let form = match rand::random_range(0..4) {
             0 => Form::Simple,
             1 => Form::Transaction,

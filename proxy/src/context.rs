@@ -1,13 +1,14 @@
 //! What all sessions share: snapshots to load, counters to raise, pools to ask.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use rustc_hash::FxHashMap;
 use switchyard_config::Config;
 use switchyard_core::causal::Level;
 use switchyard_core::route::Loads;
-use switchyard_core::session::Judge;
+use switchyard_core::session::{Judge, StatementId};
 use switchyard_core::sql::{Dialect, Effect, Facts, Memo, PinReason, Verdict};
 use switchyard_core::topology::Member;
 use switchyard_health::Health;
@@ -66,6 +67,11 @@ impl Judge for DatabaseVerdicts<'_> {
         let dialect = Dialect { standard_conforming_strings, client_encoding_is_ascii_safe: ascii_safe };
         let (verdict, _, hit) = self.verdicts.memo.verdict(sql, &self.database.facts(), dialect);
         if hit { &self.verdicts.stats.verdict_hits } else { &self.verdicts.stats.verdict_misses }.add(1);
+        for effect in &verdict.effects {
+            if let Effect::AloneIn { database } = effect {
+                self.verdicts.databases.leave(database);
+            }
+        }
         match ddl(&verdict) {
             Ddl::None => {}
             Ddl::Adds => self.database.ddl_passed(false),
@@ -89,6 +95,18 @@ impl Judge for DatabaseVerdicts<'_> {
     fn grounds(&self) -> Vec<String> {
         let facts = self.database.facts();
         vec![format!("Facts: {}", describe(&facts))]
+    }
+
+    fn shape(&self) -> u64 {
+        self.database.shape()
+    }
+
+    fn outdate(&self, statement: StatementId) {
+        self.database.outdate(statement);
+    }
+
+    fn is_outdated(&self, statement: StatementId) -> bool {
+        self.database.is_outdated(statement)
     }
 }
 
@@ -121,7 +139,8 @@ fn ddl(verdict: &Verdict) -> Ddl {
         return Ddl::Changes;
     }
     // Seen by their own session only, which stays on its server.
-    if verdict.effects.contains(&Effect::Pin(PinReason::TempTable)) {
+    let temporary = |effect: &Effect| matches!(effect, Effect::Pin(PinReason::TempTable) | Effect::TempTable { .. });
+    if verdict.effects.iter().any(temporary) {
         return Ddl::None;
     }
     match verdict.command {
@@ -151,6 +170,14 @@ fn ddl(verdict: &Verdict) -> Ddl {
     }
 }
 
+/// How long a member whose probes have begun to succeed gets less than its share: its caches are cold.
+const SLOW_START: Duration = Duration::from_secs(10);
+/// Its share in the beginning.
+const COLD: f64 = 0.1;
+
+/// From so many sessions on that use the leader within a twentieth of a second, reads rather wait for replicas than add to its work.
+const CROWD: u32 = 8;
+
 /// What each node is busy with: the counters that leases and answers keep.
 pub(crate) struct NodeLoads {
     stats: Arc<Stats>,
@@ -177,13 +204,22 @@ impl Loads for NodeLoads {
     fn cost(&self, member: &Member) -> f64 {
         let known = self.known.load();
         let cost = |stats: &NodeStats| {
-            let ewma_us = stats.ewma_us.load(std::sync::atomic::Ordering::Relaxed).max(50) as f64;
-            // The lowest number is the best: expected time, by the statements already there, by what share this member is to have.
-            ewma_us * (stats.in_use.value().max(0) + 1) as f64 / f64::from(member.weight.max(1))
+            let warm = (member.since.elapsed().as_secs_f64() / SLOW_START.as_secs_f64()).clamp(COLD, 1.0);
+            // The lowest number is the best: expected time, by the statements already there, by what share this member is to have. The square root:
+            // in proportion to its time, one that is twice as slow would get a fifth of the statements, or none while there are few.
+            stats.expected_us().sqrt() * (stats.in_use.value().max(0) + 1) as f64 / (f64::from(member.weight.max(1)) * warm)
         };
         match known.get(&member.name) {
             Some(stats) => cost(stats),
             None => cost(&self.learn(&member.name)),
+        }
+    }
+
+    fn is_busy(&self, member: &Member) -> bool {
+        let crowded = |stats: &NodeStats| stats.sessions.count() >= CROWD;
+        match self.known.load().get(&member.name) {
+            Some(stats) => crowded(stats),
+            None => crowded(&self.learn(&member.name)),
         }
     }
 }

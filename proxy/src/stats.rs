@@ -3,9 +3,9 @@
 //! All of them are atomics or short plain locks; nothing here decides anything. Rates are the reader's business.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
-use std::time::{Duration, SystemTime};
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::{Mutex, RwLock};
 
@@ -91,6 +91,60 @@ pub struct NodeStats {
     pub bytes_out: Counter,
     /// Exponentially weighted response time, microseconds.
     pub ewma_us: AtomicU64,
+    /// When that was observed last, in milliseconds since [`BEGAN`].
+    observed_ms: AtomicU64,
+    /// Who has leased a connection as the leader's of late.
+    pub sessions: Sessions,
+}
+
+/// About how many sessions have been here within the last moments: 64 at most.
+#[derive(Debug, Default)]
+pub struct Sessions {
+    /// The number of the current span of time.
+    span: AtomicU64,
+    /// Who was here within it, and within the one before: a bit for each of 64 kinds of session ids, which count up.
+    now: AtomicU64,
+    before: AtomicU64,
+}
+
+/// A span of time in which sessions count as being here together.
+const SPAN_MS: u64 = 50;
+
+impl Sessions {
+    pub fn came(&self, id: u64) {
+        let (span, bit) = (since_beginning_ms() / SPAN_MS, 1 << (id % 64));
+        let last = self.span.load(Ordering::Relaxed);
+        if last != span && self.span.compare_exchange(last, span, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+            let left = self.now.swap(0, Ordering::Relaxed);
+            self.before.store(if last + 1 == span { left } else { 0 }, Ordering::Relaxed);
+        }
+        // Most are here already: a cache line that all cores write is dear.
+        if self.now.load(Ordering::Relaxed) & bit == 0 {
+            self.now.fetch_or(bit, Ordering::Relaxed);
+        }
+    }
+
+    pub fn count(&self) -> u32 {
+        let (now, before) = (self.now.load(Ordering::Relaxed), self.before.load(Ordering::Relaxed));
+        match (since_beginning_ms() / SPAN_MS).saturating_sub(self.span.load(Ordering::Relaxed)) {
+            0 => now.count_ones().max(before.count_ones()),
+            1 => now.count_ones(),
+            _ => 0,
+        }
+    }
+}
+
+static BEGAN: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+/// In which a response time that nothing confirms counts half: whoever was slow once is tried again.
+const FORGOTTEN_SECONDS: f64 = 5.0;
+/// Response times below this aren't told apart.
+const RESPONSE_MIN_US: f64 = 50.0;
+/// One response counts as so many times the average at most: a long statement is no sign of a slow node.
+const OUTLIER: u64 = 8;
+
+fn since_beginning_ms() -> u64 {
+    u64::try_from(BEGAN.elapsed().as_millis()).unwrap_or(u64::MAX)
 }
 
 impl NodeStats {
@@ -98,8 +152,16 @@ impl NodeStats {
     pub fn observe(&self, took: Duration) {
         let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX).max(1);
         let old = self.ewma_us.load(Ordering::Relaxed);
-        let new = if old == 0 { us } else { old - old / 8 + us / 8 };
+        let new = if old == 0 { us } else { old - old / 8 + us.min(old.saturating_mul(OUTLIER)) / 8 };
         self.ewma_us.store(new.max(1), Ordering::Relaxed);
+        self.observed_ms.store(since_beginning_ms(), Ordering::Relaxed);
+    }
+
+    /// What a statement is expected to take, in microseconds.
+    pub fn expected_us(&self) -> f64 {
+        let age_ms = since_beginning_ms().saturating_sub(self.observed_ms.load(Ordering::Relaxed));
+        let fades = 0.5_f64.powf(age_ms as f64 / 1_000.0 / FORGOTTEN_SECONDS);
+        (self.ewma_us.load(Ordering::Relaxed) as f64 * fades).max(RESPONSE_MIN_US)
     }
 }
 

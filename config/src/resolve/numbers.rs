@@ -47,8 +47,11 @@ const LEASE_MARGIN_MAX: Duration = Duration::from_secs(10);
 
 /// Twice a second: a lag of half a second is noticed, and a probe costs a server well under a millisecond.
 const HEALTH_INTERVAL: Duration = Duration::from_millis(500);
-/// A new leader's key comes some 120 ms before it takes writes; held writes should not wait longer than it takes to ask.
-const HEALTH_BUSY_INTERVAL: Duration = Duration::from_millis(10);
+/// Two rounds of probes at their fastest: one that tells how far the leader is, and one that shows a replica there.
+const CONSISTENCY_WAIT: Duration = Duration::from_millis(10);
+/// As fast as probes go: until a replica is known to have caught up, the leader serves reads. A new leader's key comes some 120 ms before it takes
+/// writes; held writes should not wait longer than it takes to ask.
+const HEALTH_BUSY_INTERVAL: Duration = Duration::from_millis(5);
 /// Longer than a checkpoint's or a loaded machine's stutter, shorter than a user's patience.
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -107,12 +110,12 @@ impl Resolver {
             fallback_to_leader: or(raw.fallback_to_leader, true),
             readonly_transactions_on_replica: or(raw.readonly_transactions, ReadonlyTransactions::Replica) == ReadonlyTransactions::Replica,
             hold_begin: or(raw.hold_begin, true),
-            consistency_read_write: or(raw.consistency_read_write, Consistency::Session),
+            consistency_read_write: or(raw.consistency_read_write, Consistency::Global),
             consistency_read_only: or(raw.consistency_read_only, Consistency::Eventual),
             consistency_wait: self.time(
                 "routing.consistency_wait",
                 &raw.consistency_wait,
-                Duration::ZERO,
+                CONSISTENCY_WAIT,
                 Duration::ZERO..=Duration::from_secs(10),
             ),
             look_ahead_bytes: usize::try_from(look_ahead).unwrap_or(usize::MAX),

@@ -1,7 +1,8 @@
 //! A model checker for the watermark: the real `causal.rs` and `route.rs` against a simulated cluster, in many random schedules.
 //!
 //! The cluster is a log with forks. A node shows a prefix of one timeline; every write moves the leader's position, so what a session has
-//! seen is a position, too, and a stale or backward read is one that shows less of what has survived. Delays of questions and answers,
+//! seen is a position, too, and a stale or backward read is one that shows less of what has survived. At the levels `global` and `strong` a read
+//! must also show what this router, or the leader, had acknowledged to anybody when it came. Delays of questions and answers,
 //! lost probes, replicas that replay late, restarts that reopen at an older position, promotions that lose the tail, and replicas left
 //! behind with that tail are drawn at random. The judge is modelled by the rules that the argument in `causal.rs` relies on; each
 //! [`Broken`] rule must be found out, or the model would prove nothing.
@@ -13,7 +14,7 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::causal::{Bound, Watermark};
+use crate::causal::{Bound, Level, Watermark};
 use crate::lsn::{Lsn, Timeline};
 use crate::route::{self, Ask, Loads};
 use crate::topology::{ClusterState, Epoch, Leader, Member, Out, Probed, Role, Sample, Topology};
@@ -49,6 +50,14 @@ enum Broken {
     FlushedForInserted,
     /// No watermark at all: the level `eventual`.
     Eventual,
+    /// At the level `global`, what others have written counts from when it was sent, not from when it is acknowledged.
+    MarkedAtSending,
+    /// At the level `global`, what others have written doesn't count.
+    NothingMarked,
+    /// At the level `strong`, a sample counts that was asked for before the read came.
+    SampledBefore,
+    /// At the level `strong`, only this router's own acknowledgements count.
+    OthersForgotten,
 }
 
 /// xorshift64*: small, and the same on every machine.
@@ -125,12 +134,23 @@ struct Statement {
     runs_at: u64,
     shown_at: u64,
     shown: Option<Position>,
+    /// What a read must show of what others had written when it came.
+    must: Option<Position>,
+}
+
+/// A read at the level `strong` that waits for the leader's position.
+#[derive(Clone, Copy)]
+struct Asked {
+    at: u64,
+    epoch: u64,
+    must: Position,
 }
 
 struct Session {
     watermark: Watermark,
     /// The truth: what it was shown last.
     seen: Option<Position>,
+    asked: Option<Asked>,
     statement: Option<Statement>,
 }
 
@@ -147,6 +167,12 @@ struct Tally {
 
 struct World {
     broken: Broken,
+    level: Level,
+    /// The truth: what this router has acknowledged last, and what any client has been.
+    acknowledged: Option<Position>,
+    written: Position,
+    /// When, as the router knows it.
+    marked_at: u64,
     epoch_began: Instant,
     now: u64,
     dice: Dice,
@@ -177,10 +203,14 @@ impl Loads for Free {
     fn cost(&self, _: &Member) -> f64 {
         1.0
     }
+
+    fn is_busy(&self, _: &Member) -> bool {
+        true
+    }
 }
 
 impl World {
-    fn new(seed: u64, broken: Broken, epoch_began: Instant, names: &Arc<[Arc<str>]>, traced: bool) -> World {
+    fn new(seed: u64, level: Level, broken: Broken, epoch_began: Instant, names: &Arc<[Arc<str>]>, traced: bool) -> World {
         let node = |_| Node {
             down_until: None,
             incarnation: 1,
@@ -191,11 +221,15 @@ impl World {
             probe: None,
             loss_heard_at: None,
         };
-        let session = |_| Session { watermark: Watermark::default(), seen: None, statement: None };
+        let session = |_| Session { watermark: Watermark::default(), seen: None, asked: None, statement: None };
         let mut dice = Dice::new(seed);
         let (calm, pause) = (1 + dice.under(16), 2 + dice.under(6));
         let mut world = World {
             broken,
+            level,
+            acknowledged: None,
+            written: Position { timeline: 1, lsn: 100 },
+            marked_at: 0,
             epoch_began,
             now: 0,
             dice,
@@ -278,6 +312,7 @@ impl World {
                 // Other clients write, too.
                 if self.dice.one_in(4 * self.calm) {
                     node.shows.lsn += 1 + self.dice.under(5);
+                    self.written = node.shows;
                 }
                 node.reopens_at = node.flushed;
             } else {
@@ -529,6 +564,7 @@ impl World {
                 if statement.writes {
                     let now = self.at(self.now);
                     self.sessions[index].watermark.saw_unknown(now);
+                    self.marked_at = self.now;
                 }
                 return Ok(());
             }
@@ -547,53 +583,105 @@ impl World {
             let at = self.at(if self.broken == Broken::SeenAtSending { statement.sent_at } else { self.now });
             self.sessions[index].watermark.saw(&statement.member, at);
         }
+        if statement.writes {
+            self.marked_at = if self.broken == Broken::MarkedAtSending { statement.sent_at } else { self.now };
+            self.acknowledged = Some(shown);
+            // The leader may have written more for others since.
+            if self.survives(self.written, shown.timeline) < shown.lsn {
+                self.written = shown;
+            }
+        }
         let seen = self.sessions[index].seen.replace(shown);
         let (node, writes) = (statement.node, statement.writes);
         self.note(|| format!("session {index} {} n{node}: {shown:?}", if writes { "wrote on" } else { "read from" }));
         match seen {
             Some(seen) if self.is_behind(shown, seen) => Err(format!("session {index} saw {seen:?}, then {shown:?} on n{node}")),
-            _ => Ok(()),
+            _ => match statement.must {
+                Some(must) if self.is_behind(shown, must) => Err(format!("{must:?} was written, session {index} saw {shown:?} on n{node}")),
+                _ => Ok(()),
+            },
         }
     }
 
     /// A session sends a write to the leader, or a read to where the router says.
     fn asks(&mut self, index: usize) {
+        let asked = self.sessions[index].asked;
+        if asked.is_none() && self.dice.one_in(2 + self.calm) {
+            return self.sends(index, None, true, None);
+        }
         let now = self.at(self.now);
-        let writes = self.dice.one_in(2 + self.calm);
+        let (bound, must) = match self.level {
+            Level::Eventual | Level::Session => (Bound::Nothing, None),
+            Level::Global if self.broken == Broken::NothingMarked => (Bound::Nothing, self.acknowledged),
+            Level::Global => (Bound::since(self.at(self.marked_at), &self.topology), self.acknowledged),
+            Level::Strong => match self.strong_bound(index) {
+                Some((bound, must)) => (bound, Some(must)),
+                None => return,
+            },
+        };
         let random = self.dice.next();
         let excluded = Vec::new();
         let session = &mut self.sessions[index];
-        let chosen = if writes {
-            None
-        } else {
-            let bounded = matches!(session.watermark.bound(&self.topology, now), Bound::At(_));
-            let watermark = (self.broken != Broken::Eventual).then_some(&mut session.watermark);
-            let chosen = route::replica(
-                Ask { watermark, bound: Bound::Nothing, excluded: &excluded, zone: None, random },
-                &self.topology,
-                &Free,
-                now,
-            )
-            .ok();
-            self.tally.bounded_replica_reads += u64::from(bounded && chosen.is_some());
-            self.tally.leader_reads += u64::from(chosen.is_none());
-            chosen
+        let bounded = bound != Bound::Nothing || matches!(session.watermark.bound(&self.topology, now), Bound::At(_));
+        let causal = self.level < Level::Strong && self.broken != Broken::Eventual;
+        let watermark = causal.then_some(&mut session.watermark);
+        let chosen = route::replica(Ask { watermark, bound, excluded: &excluded, zone: None, random }, &self.topology, &Free, now);
+        self.tally.bounded_replica_reads += u64::from(bounded && chosen.is_ok());
+        self.tally.leader_reads += u64::from(chosen.is_err());
+        let chosen = chosen.ok().cloned();
+        self.sends(index, chosen, false, must);
+    }
+
+    /// What the leader says of its position after the read came, as `decide.rs` waits for it. `None`: it hasn't said anything yet.
+    fn strong_bound(&mut self, index: usize) -> Option<(Bound, Position)> {
+        if self.broken == Broken::OthersForgotten {
+            return Some((Bound::since(self.at(self.marked_at), &self.topology), self.written));
+        }
+        let Some(leader) = self.believed.filter(|leader| self.leader == Some(*leader)) else {
+            // Nobody can tell what counts.
+            self.sessions[index].asked = None;
+            return None;
         };
-        let Some(member) = chosen.or_else(|| self.topology.leader_at(now).map(|(_, member)| member)).cloned() else { return };
+        // What was lost with the last leader was never this one's.
+        let timeline = self.nodes[leader].shows.timeline;
+        let must = Position { timeline, lsn: self.survives(self.written, timeline) };
+        let asked = *self.sessions[index].asked.get_or_insert(Asked { at: self.now, epoch: self.epoch, must });
+        if asked.epoch != self.epoch {
+            self.sessions[index].asked = Some(Asked { at: self.now, epoch: self.epoch, must: asked.must });
+            return None;
+        }
+        let since = if self.broken == Broken::SampledBefore { asked.at.saturating_sub(30) } else { asked.at };
+        let sample = self.topology.sample_after(self.at(since))?;
+        self.sessions[index].asked = None;
+        Some((Bound::At(sample.insert_lsn), asked.must))
+    }
+
+    /// To `chosen`, or else to the leader.
+    fn sends(&mut self, index: usize, chosen: Option<Arc<Member>>, writes: bool, must: Option<Position>) {
+        let now = self.at(self.now);
+        let Some(member) = chosen.or_else(|| self.topology.leader_at(now).map(|(_, member)| member.clone())) else { return };
         let Some(node) = self.names.iter().position(|name| *name == member.name) else { return };
         if self.nodes[node].down_until.is_some() {
             return;
         }
         let runs_at = self.now + self.dice.under(10);
         let shown_at = runs_at + self.dice.under(10);
-        let incarnation = self.nodes[node].incarnation;
-        session.statement = Some(Statement { node, incarnation, member, writes, sent_at: self.now, runs_at, shown_at, shown: None });
+        let (incarnation, sent_at) = (self.nodes[node].incarnation, self.now);
+        let statement = Statement { node, incarnation, member, writes, sent_at, runs_at, shown_at, shown: None, must };
+        self.sessions[index].statement = Some(statement);
     }
 }
 
 /// The violation that a schedule leads to.
-fn play(seed: u64, broken: Broken, began: Instant, names: &Arc<[Arc<str>]>, traced: bool) -> (Tally, Option<(String, String)>) {
-    let mut world = World::new(seed, broken, began, names, traced);
+fn play(
+    seed: u64,
+    level: Level,
+    broken: Broken,
+    began: Instant,
+    names: &Arc<[Arc<str>]>,
+    traced: bool,
+) -> (Tally, Option<(String, String)>) {
+    let mut world = World::new(seed, level, broken, began, names, traced);
     for _ in 0..TURNS {
         if let Err(violation) = world.turn() {
             return (world.tally, Some((violation, world.trace.unwrap_or_default())));
@@ -606,15 +694,15 @@ fn names() -> Arc<[Arc<str>]> {
     (0..NODES).map(|index| Arc::from(format!("n{index}"))).collect()
 }
 
-#[test]
-fn no_schedule_leads_to_a_stale_read() {
+/// Plays them all.
+fn check(level: Level) {
     let schedules = std::env::var("SWITCHYARD_SCHEDULES").ok().and_then(|text| text.parse().ok()).unwrap_or(SCHEDULES);
     let (began, names) = (Instant::now(), names());
     let mut all = Tally::default();
     for seed in 0..schedules {
-        let (tally, violation) = play(seed, Broken::Nothing, began, &names, false);
+        let (tally, violation) = play(seed, level, Broken::Nothing, began, &names, false);
         if violation.is_some() {
-            let (violation, trace) = play(seed, Broken::Nothing, began, &names, true).1.unwrap_or_default();
+            let (violation, trace) = play(seed, level, Broken::Nothing, began, &names, true).1.unwrap_or_default();
             panic!("schedule {seed}: {violation}\n{trace}");
         }
         all.bounded_replica_reads += tally.bounded_replica_reads;
@@ -624,28 +712,49 @@ fn no_schedule_leads_to_a_stale_read() {
         all.restarts += tally.restarts;
         all.left_behind += tally.left_behind;
     }
-    println!("{schedules} schedules in {:.1} s: {all:?}", began.elapsed().as_secs_f64());
+    println!("{}: {schedules} schedules in {:.1} s: {all:?}", level.as_str(), began.elapsed().as_secs_f64());
     // The model reaches what it is for.
     assert!(all.bounded_replica_reads > schedules && all.leader_reads > schedules && all.writes > schedules, "{all:?}");
     assert!(all.promotions > schedules / 4 && all.restarts > schedules / 4 && all.left_behind > schedules / 20, "{all:?}");
 }
 
 #[test]
+fn no_schedule_leads_to_a_stale_read() {
+    check(Level::Session);
+}
+
+#[test]
+fn no_schedule_leads_to_a_stale_read_of_what_others_wrote() {
+    check(Level::Global);
+}
+
+#[test]
+fn no_schedule_leads_to_a_stale_read_of_what_anybody_wrote() {
+    check(Level::Strong);
+}
+
+#[test]
 fn every_broken_rule_is_found_out() {
     let (began, names) = (Instant::now(), names());
-    for broken in [
-        Broken::ReceiveTime,
-        Broken::SeenAtSending,
-        Broken::ReplicasForgotten,
-        Broken::TimelinesIgnored,
-        Broken::ForksIgnored,
-        Broken::RestartsUnnoticed,
-        Broken::ReceivedForReplayed,
-        Broken::FlushedForInserted,
-        Broken::Eventual,
+    for (level, broken) in [
+        (Level::Session, Broken::ReceiveTime),
+        (Level::Session, Broken::SeenAtSending),
+        (Level::Session, Broken::ReplicasForgotten),
+        (Level::Session, Broken::TimelinesIgnored),
+        (Level::Session, Broken::ForksIgnored),
+        (Level::Session, Broken::RestartsUnnoticed),
+        (Level::Session, Broken::ReceivedForReplayed),
+        (Level::Session, Broken::FlushedForInserted),
+        (Level::Session, Broken::Eventual),
+        (Level::Global, Broken::MarkedAtSending),
+        (Level::Global, Broken::NothingMarked),
+        (Level::Global, Broken::ReceiveTime),
+        (Level::Strong, Broken::SampledBefore),
+        (Level::Strong, Broken::OthersForgotten),
+        (Level::Strong, Broken::ReceivedForReplayed),
     ] {
-        let found = (0..SCHEDULES).find_map(|seed| Some((seed, play(seed, broken, began, &names, false).1?.0)));
-        let Some((seed, violation)) = found else { panic!("{broken:?}: not found out in {SCHEDULES} schedules") };
-        println!("{broken:?}: schedule {seed}: {violation}");
+        let found = (0..SCHEDULES).find_map(|seed| Some((seed, play(seed, level, broken, began, &names, false).1?.0)));
+        let Some((seed, violation)) = found else { panic!("{level:?}, {broken:?}: not found out in {SCHEDULES} schedules") };
+        println!("{level:?}, {broken:?}: schedule {seed}: {violation}");
     }
 }

@@ -88,6 +88,9 @@ impl Why {
 pub trait Loads {
     /// Expected cost of one more statement there; only comparisons matter.
     fn cost(&self, member: &Member) -> f64;
+
+    /// Whether so many sessions use it that a read had better wait a moment for another one.
+    fn is_busy(&self, member: &Member) -> bool;
 }
 
 /// Nodes that this batch is not to go to again.

@@ -9,12 +9,20 @@ impl Loads for Idle {
     fn cost(&self, _: &Member) -> f64 {
         1.0
     }
+
+    fn is_busy(&self, _: &Member) -> bool {
+        true
+    }
 }
 
 struct Busy(&'static str);
 impl Loads for Busy {
     fn cost(&self, member: &Member) -> f64 {
         if &*member.name == self.0 { 100.0 } else { 1.0 }
+    }
+
+    fn is_busy(&self, _: &Member) -> bool {
+        true
     }
 }
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
+use switchyard_core::topology::Topology;
 
 use crate::stats::Stats;
 
@@ -39,10 +40,12 @@ struct Point {
     queries: u64,
     held: i64,
     latency: [u64; BUCKETS],
+    /// Bytes that replicas hadn't replayed.
+    lags: BTreeMap<Arc<str>, u64>,
 }
 
 impl Point {
-    fn read(at: Instant, stats: &Stats) -> Point {
+    fn read(at: Instant, stats: &Stats, topology: &Topology) -> Point {
         let nodes = stats.nodes();
         let nodes = nodes.into_iter().map(|(name, node)| {
             let counts = NodeCounts {
@@ -63,6 +66,7 @@ impl Point {
             queries: stats.read_write.queries.value() + stats.read_only.queries.value(),
             held: stats.held.value(),
             latency,
+            lags: topology.members.iter().filter_map(|member| Some((member.name.clone(), member.lag_bytes?))).collect(),
         }
     }
 
@@ -99,13 +103,15 @@ pub struct Quantiles {
 }
 
 /// A second of the past, as the page draws it.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) struct Past {
     /// How long ago, seconds.
     pub(crate) ago: f64,
     pub(crate) reads: f64,
     pub(crate) writes: f64,
     pub(crate) held: i64,
+    /// Replicas' lags in bytes, as far as they were known.
+    pub(crate) lags: BTreeMap<Arc<str>, u64>,
 }
 
 #[derive(Debug, Default)]
@@ -115,20 +121,20 @@ pub(crate) struct History {
 
 impl History {
     /// Notes a point, unless the last one is too young.
-    pub(crate) fn tick(&mut self, now: Instant, stats: &Stats) {
+    pub(crate) fn tick(&mut self, now: Instant, stats: &Stats, topology: &Topology) {
         if self.points.back().is_some_and(|last| now < last.at + SPACING) {
             return;
         }
         if self.points.len() == POINTS_MAX {
             self.points.pop_front();
         }
-        self.points.push_back(Point::read(now, stats));
+        self.points.push_back(Point::read(now, stats, topology));
     }
 
     /// Rates from a point about [`RATE_WINDOW`] ago until now. `None` while there is none.
     pub(crate) fn rates(&self, now: Instant, stats: &Stats) -> Option<Rates> {
         let from = self.reference(now, RATE_WINDOW)?;
-        let to = Point::read(now, stats);
+        let to = Point::read(now, stats, &Topology::default());
         let seconds = to.at.duration_since(from.at).as_secs_f64();
         let nodes = to.nodes.iter().map(|(name, counts)| {
             let before = from.nodes.get(name).copied().unwrap_or_default();
@@ -164,6 +170,7 @@ impl History {
                     reads: rate(|n| n.reads),
                     writes: rate(|n| n.writes),
                     held: to.held,
+                    lags: to.lags.clone(),
                 }
             })
             .collect()
@@ -210,7 +217,7 @@ mod tests {
         let (mut history, start) = (History::default(), Instant::now());
         assert!(history.rates(start, &stats).is_none());
         for second in 0..5 {
-            history.tick(start + Duration::from_secs(second), &stats);
+            history.tick(start + Duration::from_secs(second), &stats, &Topology::default());
             node.reads.add(100);
             node.writes.add(10);
         }
@@ -227,11 +234,11 @@ mod tests {
     fn a_second_listener_adds_no_points_and_the_ring_is_bounded() {
         let stats = Stats::default();
         let (mut history, start) = (History::default(), Instant::now());
-        history.tick(start, &stats);
-        history.tick(start + Duration::from_millis(300), &stats);
+        history.tick(start, &stats, &Topology::default());
+        history.tick(start + Duration::from_millis(300), &stats, &Topology::default());
         assert_eq!(history.points.len(), 1);
         for second in 1..1000 {
-            history.tick(start + Duration::from_secs(second), &stats);
+            history.tick(start + Duration::from_secs(second), &stats, &Topology::default());
         }
         assert_eq!(history.points.len(), POINTS_MAX);
     }
@@ -240,7 +247,7 @@ mod tests {
     fn quantiles_fall_into_their_buckets() {
         let stats = Stats::default();
         let (mut history, start) = (History::default(), Instant::now());
-        history.tick(start, &stats);
+        history.tick(start, &stats, &Topology::default());
         assert!(history.rates(start + Duration::from_secs(1), &stats).is_some_and(|r| r.quantiles.is_none()));
         (0..98).for_each(|_| stats.latency(Duration::from_micros(700)));
         (0..2).for_each(|_| stats.latency(Duration::from_millis(40)));

@@ -351,12 +351,15 @@ function showSettings(s) {
 // ---- Curves: the last five minutes
 
 const SPAN = 300;
-let past = first.past.map((p) => ({ at: current.at_unix_seconds - p.ago, reads: p.reads, writes: p.writes, held: p.held }));
+let past = first.past.map((p) => ({ at: current.at_unix_seconds - p.ago, reads: p.reads, writes: p.writes, held: p.held, lags: p.lags }));
+
+/// By name, of the replicas whose lag is known.
+const lagsOf = (s) => Object.fromEntries(s.members.filter((m) => lags(m) && known(m.lag_bytes)).map((m) => [m.name, m.lag_bytes]));
 
 function remember(s) {
   const last = past[past.length - 1];
   if (known(s.traffic.reads_per_second) && (!last || s.at_unix_seconds - last.at > 0.9)) {
-    past.push({ at: s.at_unix_seconds, reads: s.traffic.reads_per_second, writes: s.traffic.writes_per_second, held: s.held.now });
+    past.push({ at: s.at_unix_seconds, reads: s.traffic.reads_per_second, writes: s.traffic.writes_per_second, held: s.held.now, lags: lagsOf(s) });
   }
   past = past.filter((p) => p.at > s.at_unix_seconds - SPAN);
 }
@@ -377,6 +380,27 @@ function showCurve(svg, field) {
     shapes.push(draw('text', { class: 'tick', x: width, y: 8, 'text-anchor': 'end' }, `last ${span > SPAN - 5 ? '5 min' : age(span)}, max ${rate(Math.max(...past.map((p) => p[field])))}`));
   }
   svg.replaceChildren(...shapes);
+}
+
+/// A line for each replica, and the limit. By square roots: what is usual is far below the limit, and both are to be seen.
+function showLags(svg) {
+  const box = svg.getBoundingClientRect(), style = getComputedStyle(svg);
+  const width = Math.max(60, box.width - parseFloat(style.paddingLeft)), height = 48;
+  const span = Math.min(SPAN, Math.max(30, past.length ? current.at_unix_seconds - past[0].at : 0));
+  const limit = current.settings.max_lag_bytes;
+  const seen = past.flatMap((p) => Object.values(p.lags));
+  const highest = Math.max(1, limit, ...seen);
+  const x = (p) => width - (current.at_unix_seconds - p.at) * width / span;
+  const y = (lag) => height - 2 - Math.sqrt(lag / highest) * (height - 14);
+  const shapes = [draw('line', { class: 'limit', x1: 0, x2: width, y1: y(limit), y2: y(limit) })];
+  for (const name of new Set(past.flatMap((p) => Object.keys(p.lags)))) {
+    const points = past.filter((p) => known(p.lags[name])).map((p) => `${x(p).toFixed(1)},${y(p.lags[name]).toFixed(1)}`);
+    if (points.length > 1) shapes.push(draw('polyline', { class: 'curve', 'data-lag': name, points: points.join(' ') }));
+  }
+  shapes.push(draw('text', { class: 'tick', x: width, y: 8, 'text-anchor': 'end' }, `limit ${bytes(limit)}, max ${bytes(Math.max(0, ...seen))}`));
+  svg.replaceChildren(...shapes);
+  const now = Object.values(lagsOf(current));
+  put($('lag-now'), now.length ? bytes(Math.max(...now)) : NONE);
 }
 
 // ---- The picture
@@ -523,6 +547,7 @@ function show(s) {
 function showDrawings() {
   showCurve($('reads-curve'), 'reads');
   showCurve($('writes-curve'), 'writes');
+  showLags($('lag-curve'));
   showPicture(current);
 }
 

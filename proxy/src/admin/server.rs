@@ -143,7 +143,7 @@ async fn feed_snapshots(admin: &Admin, publish: watch::Sender<Bytes>) {
     loop {
         look.tick().await;
         let now = Instant::now();
-        admin.history.lock().tick(now, &admin.stats);
+        admin.history.lock().tick(now, &admin.stats, &admin.topology.load());
         // One receiver is kept for those to come.
         if publish.receiver_count() <= 1 {
             continue;

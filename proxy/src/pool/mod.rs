@@ -22,10 +22,14 @@ use tokio::sync::oneshot;
 
 use self::book::{Book, Offer};
 use crate::auth::{ConnectError, Credential, Login, Target};
-use crate::server::Server;
+use crate::clients::Slot;
+use crate::server::{Processes, Server};
 use crate::stats::{NodeStats, PoolName, PoolStats, Stats};
 use crate::tls::Connector;
 
+/// How long a database is left alone for a statement that wants it for itself: PostgreSQL waits that long for others to go
+/// (`CountOtherDBBackends`).
+const LEAVING: Duration = Duration::from_secs(5);
 /// Connections that one pool opens at a time. When a new leader has been named, all who have waited for it want one at once; a server that forks for
 /// all of them serves the first no sooner than the last, and a connection that is given back after a short statement serves the next as well.
 const OPENING_MAX: usize = 4;
@@ -58,6 +62,7 @@ pub(crate) enum LeaseError {
 pub(crate) struct Pools {
     pools: RwLock<FxHashMap<Key, Arc<Pool>>>,
     nodes: RwLock<FxHashMap<Arc<str>, Arc<Node>>>,
+    pub(crate) processes: Processes,
     pub(crate) config: Arc<ArcSwap<Config>>,
     topology: Arc<ArcSwap<Topology>>,
     pub(crate) tls: ArcSwap<Connector>,
@@ -93,7 +98,16 @@ pub(crate) struct Pool {
 
 impl Pools {
     pub(crate) fn new(config: Arc<ArcSwap<Config>>, topology: Arc<ArcSwap<Topology>>, tls: Connector, stats: Arc<Stats>) -> Arc<Pools> {
-        Arc::new(Pools { pools: RwLock::default(), nodes: RwLock::default(), config, topology, tls: ArcSwap::from_pointee(tls), stats })
+        let processes = Processes::default();
+        Arc::new(Pools {
+            pools: RwLock::default(),
+            nodes: RwLock::default(),
+            processes,
+            config,
+            topology,
+            tls: ArcSwap::from_pointee(tls),
+            stats,
+        })
     }
 
     /// The pool of `key`, made where there is none.
@@ -127,6 +141,18 @@ impl Pools {
             if *key.database == *database && *key.user == *user {
                 pool.credential.store(credential.clone());
             }
+        }
+    }
+
+    /// Closes what is idle in a database, and for a while what comes back from it, on every node.
+    pub(crate) fn leave(&self, database: &str) {
+        for pool in self.all().into_iter().filter(|pool| *pool.key.database == *database) {
+            let idle = {
+                let mut book = pool.book.lock();
+                book.leaving_until = Some(Instant::now() + LEAVING);
+                std::mem::take(&mut book.idle)
+            };
+            pool.discard_all(idle);
         }
     }
 
@@ -193,7 +219,7 @@ pub(crate) enum Acquired {
 /// A lease that takes time.
 pub(crate) struct Waiting {
     pool: Arc<Pool>,
-    client: u64,
+    client: Weak<Slot>,
     epoch: Epoch,
     /// Only one that nobody has used will do.
     fresh: bool,
@@ -223,7 +249,7 @@ impl Waiting {
                     Ok(lease) => return Ok(lease),
                     Err(permit) => self.offer = Expected::Permit(permit),
                 },
-                None => match self.pool.acquire_from(self.client, self.epoch, self.fresh, usize::MAX) {
+                None => match self.pool.acquire_from(&self.client, self.epoch, self.fresh, usize::MAX) {
                     Acquired::Now(lease) => return Ok(lease),
                     Acquired::Later(waiting) => self.offer = waiting.offer,
                 },
@@ -283,19 +309,19 @@ impl Drop for Counted {
 impl Pool {
     /// A connection for `client`: an idle one at once, else the right to open one, else a place in the waiting line. `fresh`: one that nobody has
     /// used, be it in the place of one that is closed for it.
-    pub(crate) fn acquire(self: &Arc<Pool>, client: u64, epoch: Epoch, fresh: bool) -> Acquired {
+    pub(crate) fn acquire(self: &Arc<Pool>, client: &Weak<Slot>, epoch: Epoch, fresh: bool) -> Acquired {
         self.acquire_from(client, epoch, fresh, OPENING_MAX)
     }
 
     /// `opening_max`: with so many being opened, others wait a moment for those.
-    fn acquire_from(self: &Arc<Pool>, client: u64, epoch: Epoch, fresh: bool, opening_max: usize) -> Acquired {
+    fn acquire_from(self: &Arc<Pool>, client: &Weak<Slot>, epoch: Epoch, fresh: bool, opening_max: usize) -> Acquired {
         let Some(pools) = self.pools.upgrade() else { return self.never() };
         let config = pools.config.load();
         let mut dead = Vec::new();
         let mut book = self.book.lock();
         let room = book.open < config.pool.max_size;
         let found = book.take(client, epoch, !room, &mut dead);
-        let later = |offer| Acquired::Later(Waiting { pool: self.clone(), client, epoch, fresh, offer });
+        let later = |offer| Acquired::Later(Waiting { pool: self.clone(), client: client.clone(), epoch, fresh, offer });
         let taken = |server| {
             self.stats_idle(1);
             let lease = self.lease(server);
@@ -340,7 +366,7 @@ impl Pool {
 
     fn never(self: &Arc<Pool>) -> Acquired {
         let (_, receiver) = oneshot::channel();
-        Acquired::Later(Waiting { pool: self.clone(), client: 0, epoch: Epoch(0), fresh: false, offer: Expected::Turn(receiver) })
+        Acquired::Later(Waiting { pool: self.clone(), client: Weak::new(), epoch: Epoch(0), fresh: false, offer: Expected::Turn(receiver) })
     }
 
     /// The right to open one more, counted among those that are being opened.
@@ -389,6 +415,9 @@ impl Pool {
             server.state.params.share(&reported);
             *reported = server.state.params.clone();
         }
+        if self.key.role == ServerRole::Leader {
+            pools.processes.add(&server.handle);
+        }
         self.book.lock().handles.insert(server.id, server.handle.clone());
         self.node_stats.connections.up();
         self.node_stats.connections_total.add(1);
@@ -431,7 +460,11 @@ impl Pool {
         let config = pools.config.load();
         let expired = self.book.lock().expired(now, config.pool.idle_timeout, config.pool.max_lifetime, config.pool.min_size);
         self.discard_all(expired);
-        let missing = config.pool.min_size.saturating_sub(self.book.lock().open);
+        let missing = {
+            let book = self.book.lock();
+            let leaving = book.leaving_until.is_some_and(|until| now < until);
+            if leaving { 0 } else { config.pool.min_size.saturating_sub(book.open) }
+        };
         for _ in 0..missing {
             if !self.node.take_slot(config.pool.max_per_node) {
                 break;
@@ -453,8 +486,9 @@ impl Pool {
         server.state.fresh = false;
         let max_size = self.pools.upgrade().map_or(0, |pools| pools.config.load().pool.max_size);
         let mut book = self.book.lock();
-        if book.open > max_size {
-            // Others took its place while a session kept it for itself.
+        let leaving = book.leaving_until.is_some_and(|until| server.idle_since < until);
+        if leaving || book.open > max_size {
+            // The database is to be left alone, or others took its place while a session kept it for itself.
             drop(book);
             return self.discard(server);
         }

@@ -5,6 +5,7 @@
 
 mod yard;
 
+mod balance;
 mod causal;
 mod config;
 mod load;

@@ -48,7 +48,7 @@ async fn the_page_tells_what_was_done() -> Result {
         const READS: usize = 60;
         const WRITES: usize = 25;
         yard.prepare("CREATE TABLE page_told (id int); GRANT ALL ON page_told TO app").await?;
-        let router = yard.other_router(RouterOptions::new()).await?;
+        let router = yard.other_router(RouterOptions::new().set("routing.consistency_read_write", "session")).await?;
         let reader = router.rw("app").await?;
         for _ in 0..READS {
             reader.simple_query("SELECT 1").await?;

@@ -22,7 +22,8 @@ static YARD: Shared<Yard> = Shared::new();
 
 async fn make() -> Result<Yard> {
     let cluster = Cluster::start(Options::new().members(3)).await?;
-    let router = Router::start(&cluster, RouterOptions::new()).await?;
+    // What one story reads isn't to depend on what the others have just written.
+    let router = Router::start(&cluster, RouterOptions::new().set("routing.consistency_read_write", "session")).await?;
     let (leader, replicas) = (cluster.leader().await?, cluster.replicas().await?);
     Ok(Yard { cluster, router, leader, replicas })
 }

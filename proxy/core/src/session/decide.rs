@@ -257,9 +257,19 @@ impl Session {
                 let why = if any { Why::AnyReplica } else { Why::FreshReplica };
                 Choice::Replica(Need { node: member.name.clone(), role: ServerRole::Replica, epoch: env.topology.epoch, why })
             }
-            Err(Why::NotCaughtUp) if env.now < *work.waits.get_or_insert(env.now) + env.policy.consistency_wait => Choice::Ask,
+            Err(Why::NotCaughtUp) if self.waits_for_a_replica(env, work) => Choice::Ask,
             Err(why) => Choice::Leader(why),
         }
+    }
+
+    /// Whether a read that no replica is proven fresh enough for waits for one: not while few sessions use the leader, as it is nearer then, nor for
+    /// replicas that are known to be later than that.
+    fn waits_for_a_replica(&self, env: &Env<'_>, work: &mut Work) -> bool {
+        let patience = env.policy.consistency_wait;
+        let leader = env.topology.leader_at(env.now);
+        (env.policy.access == Access::ReadOnly || leader.is_none_or(|(_, leader)| env.loads.is_busy(leader)))
+            && env.now < *work.waits.get_or_insert(env.now) + patience
+            && env.topology.replicas().any(|(_, member)| member.lag.is_none_or(|lag| lag <= patience))
     }
 
     /// When this router acknowledged something last of what the batch reads.

@@ -1,0 +1,98 @@
+//! Which of the replicas that are good enough gets a read.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use futures_util::future::try_join_all;
+use switchyard_tests::{Result, Router, RouterOptions, eventually};
+
+use crate::yard::{SOON, Yard, metric, tell};
+
+const CLIENTS: usize = 16;
+
+/// Reads that each replica has been given, in the yard's order.
+async fn reads(yard: &Yard, router: &Router) -> Result<Vec<f64>> {
+    let mut reads = Vec::new();
+    for replica in &yard.replicas {
+        reads.push(metric(router, &format!("switchyard_reads_total{{node=\"{}\"}}", replica.name())).await?);
+    }
+    Ok(reads)
+}
+
+/// A router whose slow start is over.
+async fn warm(yard: &Yard) -> Result<Router> {
+    let router = yard.other_router(RouterOptions::new()).await?;
+    let client = router.ro("app").await?;
+    eventually(SOON, "both replicas serve", || async {
+        client.simple_query("SELECT 1").await?;
+        Ok(reads(yard, &router).await?.iter().all(|reads| *reads > 0.0).then_some(()))
+    })
+    .await?;
+    Ok(router)
+}
+
+#[tokio::test]
+async fn a_long_query_moves_the_short_ones_away() -> Result {
+    tell(async |yard| {
+        let router = warm(yard).await?;
+        let (long, short) = (router.ro("app").await?, router.ro("app").await?);
+        let begun = reads(yard, &router).await?;
+        let running = tokio::spawn(async move { long.simple_query("SELECT 'long', pg_sleep(4)").await });
+        let busy = eventually(SOON, "the long one runs", || async {
+            for (index, replica) in yard.replicas.iter().enumerate() {
+                if replica.ask("SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%''long''%' AND pid <> pg_backend_pid()").await?
+                    == "1"
+                {
+                    return Ok(Some(index));
+                }
+            }
+            Ok(None)
+        })
+        .await?;
+        for _ in 0..100 {
+            short.simple_query("SELECT 1").await?;
+        }
+        ensure!(!running.is_finished(), "the long one was too short");
+        let after = reads(yard, &router).await?;
+        let there = after[busy] - begun[busy];
+        // It may be tried again now and then, as its response time is forgotten.
+        ensure!(there <= 15.0, "{there} of 100 short reads went to where the long one runs");
+        running.await.context("it ended")??;
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_replica_that_is_twice_as_slow_gets_about_a_third() -> Result {
+    tell(async |yard| {
+        let router = warm(yard).await?;
+        let slow = yard.replicas[0].port();
+        let query = format!("SELECT pg_sleep(CASE current_setting('port')::int WHEN {slow} THEN 0.02 ELSE 0.01 END)");
+        let mut clients = Vec::new();
+        for _ in 0..CLIENTS {
+            clients.push(router.ro("app").await?);
+        }
+        let load = async |time: Duration| {
+            let end = Instant::now() + time;
+            let each = clients.iter().map(async |client| {
+                while Instant::now() < end {
+                    client.simple_query(&query).await?;
+                }
+                anyhow::Ok(())
+            });
+            try_join_all(each).await
+        };
+        // Until each is known for what it is.
+        load(Duration::from_secs(1)).await?;
+        let before = reads(yard, &router).await?;
+        load(Duration::from_secs(3)).await?;
+        let after = reads(yard, &router).await?;
+        let (slow, fast) = (after[0] - before[0], after[1] - before[1]);
+        let share = slow / (slow + fast);
+        println!("the slow one got {:.1} % of {} reads", share * 100.0, slow + fast);
+        ensure!((0.20..=0.40).contains(&share), "the slow one got {slow}, the fast one {fast}");
+        Ok(())
+    })
+    .await
+}
