@@ -158,7 +158,6 @@ impl Session {
         // A COMMIT shows nothing, and yet says that something is done.
         work.shows = self.status != TxStatus::Idle;
         work.writing = false;
-        work.completed = false;
         work.rolled_back = false;
         work.undone = false;
         work.begin_failed = false;

@@ -24,17 +24,6 @@ fn awaits_commit(work: &Work) -> bool {
     verdict.effects == [Effect::Commit { chain: false }]
 }
 
-/// Whether the client has all of the answer but its ReadyForQuery. A server that crashes interrupts its backends anywhere, and what they have ready
-/// by then goes out with their last words (`quickdie` in `src/backend/tcop/postgres.c`).
-fn awaits_ready(work: &Work) -> bool {
-    let mut waits = work.owed.iter().filter(|owed| owed.is_clients());
-    match (waits.next(), waits.next()) {
-        (Some(Owed::Sync(Sync::Clients)), None) => true,
-        (Some(Owed::Query(..)), None) => work.completed,
-        _ => false,
-    }
-}
-
 impl Session {
     /// The server connection that was held is gone, and with it whatever it owed. `torn`: a message was forwarded in part.
     pub fn server_lost(&mut self, env: &Env<'_>, work: &mut Work, server: &ServerState, torn: bool) {
@@ -166,10 +155,6 @@ impl Session {
             return work.forget_attempts();
         }
         match self.status {
-            TxStatus::Idle if in_flight && !work.writing && awaits_ready(work) => {
-                work.owed.clear();
-                reply::ready_for_query(&mut work.to_client, self.status);
-            }
             TxStatus::Idle if in_flight => {
                 let refusal = if work.writing { Refusal::OutcomeUnknown { node } } else { Refusal::ReadCut { node } };
                 self.answer_owed(work, &refusal);

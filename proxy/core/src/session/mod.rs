@@ -267,8 +267,6 @@ pub struct Work {
     /// As `rolled_back`, for what was written.
     undone: bool,
     excluded: Excluded,
-    /// The one statement of the Query at the head of what is owed has ended: only its ReadyForQuery is missing.
-    completed: bool,
     /// Servers that were lost under the batch that waits.
     losses: u8,
     /// The next lease is the leader's, whatever the class.

@@ -381,7 +381,6 @@ impl Session {
             }
         }
         work.copy_in = false;
-        work.completed = matches!(work.owed.front(), Some(Owed::Query(verdict, _)) if verdict.statements == 1);
         if matches!(work.owed.front(), Some(Owed::Execute(_)))
             && let Some(Owed::Execute(statement)) = work.owed.pop_front()
         {

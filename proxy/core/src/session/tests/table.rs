@@ -161,49 +161,6 @@ fn a_read_of_which_rows_were_forwarded() {
 }
 
 #[test]
-fn a_read_that_was_answered_but_for_its_end() {
-    for how in How::BOTH {
-        for rows in ["", "D 1 / "] {
-            let (sent, answer) = (how.sent("select 1"), how.with("T x", &format!("{rows}C SELECT 1")));
-            Story::run(&format!(
-                "C> {sent}
-                 lease r replica
-                 S> {sent}
-                 S< {answer}
-                 C< {answer}
-                 lost
-                 C< Z I
-                 {LIVES}"
-            ));
-        }
-    }
-    // Of a write nothing is proven by that.
-    for how in How::BOTH {
-        let (sent, answer) = (how.sent("create table n (x int)"), how.with("", "C CREATE TABLE"));
-        Story::run(&format!(
-            "C> {sent}
-             lease l leader
-             S> {sent}
-             S< {answer}
-             C< {answer}
-             lost
-             C< E 08007 / Z I
-             {LIVES}"
-        ));
-    }
-    // Nor of several statements by the end of the first.
-    Story::run(
-        "C> Q select 1; select 2
-         lease r replica
-         S> Q select 1; select 2
-         S< T x / D 1 / C SELECT 1
-         C< T x / D 1 / C SELECT 1
-         lost
-         C< E 57P01 / Z I",
-    );
-}
-
-#[test]
 fn a_write_that_was_not_sent_waits() {
     for how in How::BOTH {
         for sql in ["insert into t values (1)", "copy t from stdin"] {
