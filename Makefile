@@ -1,7 +1,7 @@
 # What people do with Switchyard. Each target installs what it needs and this machine lacks (scripts/install.sh), and says what it does.
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test unit integration regress verdicts failover bench bench-consistency bench-verdicts fuzz lint
+.PHONY: help build demo test unit integration regress mix verdicts failover bench bench-consistency bench-verdicts fuzz lint
 
 # rustup's cargo, where the shell doesn't know it.
 export PATH := $(PATH):$(HOME)/.cargo/bin
@@ -35,17 +35,22 @@ unit: ## run the tests that need no cluster
 integration: ## run the tests against real clusters (after a build)
 	cargo test --locked -p switchyard-tests -- --test-threads=1 --nocapture
 
-regress: ## run PostgreSQL's regression suite direct and through the router, and compare the outputs: about 5 minutes
+regress: ## run PostgreSQL's regression and isolation suites direct and through the router, and compare the outputs: about 9 minutes
 	@scripts/install.sh regress
 	cargo build --locked --bin switchyard --bin regress
 	@exec "$${CARGO_TARGET_DIR:-target}/debug/regress"
+
+mix: ## two thousand clients on twenty server connections for five minutes, every answer checked (SECONDS=..., CLIENTS=...)
+	@scripts/install.sh demo
+	cargo build --locked --bin switchyard --bin mix
+	@exec "$${CARGO_TARGET_DIR:-target}/debug/mix" $(if $(SECONDS),--seconds $(SECONDS)) $(if $(CLIENTS),--clients $(CLIENTS))
 
 verdicts: ## judge every statement of PostgreSQL's regression suite, and ask a server the same: about 5 minutes
 	@scripts/install.sh regress
 	cargo build --locked --bin verdicts
 	@exec "$${CARGO_TARGET_DIR:-target}/debug/verdicts"
 
-failover: ## let things fail under load, through Switchyard and through HAProxy, and print what clients saw: about 5 minutes
+failover: ## let things fail under load, through Switchyard and through HAProxy, and print what clients saw: about 20 minutes
 	@tests/scenarios/failover.sh
 
 bench: ## measure against PgBouncer, HAProxy and a direct connection, in one table: 15 minutes, or 3 with QUICK=1

@@ -5,13 +5,14 @@
 #
 #   build   protoc and a C linker, which some crates are built with
 #   demo    and PostgreSQL, etcd, and Patroni in a virtual environment of its own
-#   test    and Chromium, in which the stats page is opened
+#   test    and Chromium, in which the stats page is opened, and clients in Python, Node.js and Java
 #   regress what the demo needs, and what fetches and compiles PostgreSQL's regression suite
 #   bench   and HAProxy and PgBouncer, to be measured against
 #
 # Debian's packages need root: an ordinary user is asked by sudo, once, and only if something is missing. Patroni comes from PyPI into
 # /var/lib/switchyard/venv for root (PostgreSQL refuses to run as root, so user postgres must be able to execute it), into .venv of the
-# checkout for anybody else. When all is there, this script changes nothing and asks no network.
+# checkout for anybody else. The tests' clients that Debian has not, or too old ones of, come from PyPI and npm into
+# /var/lib/switchyard/clients or .clients. When all is there, this script changes nothing and asks no network.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -49,6 +50,10 @@ if at_least demo; then
 fi
 if at_least test; then
     have chromium || missing+=(chromium)
+    have node || missing+=(nodejs)
+    have npm || missing+=(npm)
+    have javac || missing+=(default-jdk-headless)
+    exists /usr/share/java/postgresql.jar || missing+=(libpostgresql-jdbc-java)
 fi
 if at_least regress; then
     have curl || missing+=(curl)
@@ -103,5 +108,31 @@ if ! current; then
         "$venv/bin/pip" install --quiet --disable-pip-version-check --use-pep517 -r "$root/scripts/requirements.txt"
         "$venv/bin/patroni" --version
         cp "$root/scripts/requirements.txt" "$venv/requirements.stamp"
+    fi
+fi
+
+at_least test || exit 0
+
+if [ "$(id -u)" = 0 ]; then
+    clients=/var/lib/switchyard/clients
+else
+    clients=$root/.clients
+fi
+wanted() { cat "$root/tests/clients/requirements.txt" "$root/tests/clients/node/package-lock.json"; }
+complete() { wanted | cmp -s - "$clients/stamp" && [ -x "$clients/venv/bin/python" ] && [ -d "$clients/node_modules/pg" ]; }
+if ! complete; then
+    umask 022
+    mkdir -p "$(dirname "$clients")"
+    exec 8>"$clients.lock"
+    flock 8
+    if ! complete; then
+        echo "Installing clients into $clients"
+        rm -rf "$clients"
+        mkdir -p "$clients"
+        /usr/bin/python3 -m venv "$clients/venv"
+        "$clients/venv/bin/pip" install --quiet --disable-pip-version-check --only-binary :all: -r "$root/tests/clients/requirements.txt"
+        cp "$root/tests/clients/node/package.json" "$root/tests/clients/node/package-lock.json" "$clients"
+        (cd "$clients" && npm ci --silent --ignore-scripts --no-audit --no-fund)
+        wanted >"$clients/stamp"
     fi
 fi

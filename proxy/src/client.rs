@@ -209,6 +209,7 @@ impl Client {
             marks: self.database.marks(),
             judge: &self.context.verdicts.of(&self.database, &self.rules, application),
             policy: &self.policy,
+            voices: &self.context.pools.processes,
             random: next_random(&mut self.random),
         };
         let work = self.work.get_or_insert_with(spare_work);
@@ -264,7 +265,7 @@ impl Client {
         }
         let fresh = need.role == ServerRole::Leader && self.work.as_deref().is_some_and(Work::needs_fresh);
         let pool = self.pool(&need.node, need.role);
-        match pool.acquire(self.slot.id, need.epoch, fresh) {
+        match pool.acquire(&self.slot.weak(), need.epoch, fresh) {
             Acquired::Now(lease) => self.leased(&need, lease),
             Acquired::Later(waiting) => {
                 let health = self.context.health.clone();
@@ -303,7 +304,6 @@ impl Client {
         if need.role == ServerRole::Leader {
             lease.node_stats().sessions.came(self.slot.id);
         }
-        self.slot.hold(&lease.server().handle);
         self.end_hold();
         self.server_written = 0;
         let slow = self.context.config.load().log.slow_query.is_some();
@@ -318,6 +318,12 @@ impl Client {
         if need.role == ServerRole::Leader && matches!(need.why, Why::NotCaughtUp | Why::NoReplica | Why::Rerun | Why::Hint) {
             self.context.stats.leader_read(need.why.as_str());
         }
+        let pid = lease.server().handle.pid();
+        if need.role == ServerRole::Leader && self.session.is_starting() && self.slot.adopt(pid) {
+            // What `pg_backend_pid()` gives as long as the pool has room for it to keep this connection.
+            self.session.tell_pid(pid);
+        }
+        self.slot.hold(&lease.server().handle);
         self.lease = Some(lease);
         self.with_session(|session, env, work, server| {
             if let Some(server) = server {
@@ -439,7 +445,8 @@ impl Client {
                 tracing::warn!(?took, user, database, node, why = running.why.as_str(), statement = running.text, "slow");
             }
         }
-        lease.server().owner = self.session.has_affinity().then_some(self.slot.id);
+        let its_own = self.session.has_affinity() || lease.server().handle.pid() == self.slot.told();
+        lease.server().owner = its_own.then(|| self.slot.weak());
         lease.give_back();
     }
 
@@ -728,6 +735,7 @@ impl Client {
             marks: self.database.marks(),
             judge: &self.context.verdicts.of(&self.database, &self.rules, None),
             policy: &self.policy,
+            voices: &self.context.pools.processes,
             random: next_random(&mut self.random),
         };
         let work = self.work.get_or_insert_with(spare_work);

@@ -1,7 +1,7 @@
 //! Who is connected: what a cancel request, a shutdown or an administrator needs to reach a session.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::task::Context;
 
 use atomic_waker::AtomicWaker;
@@ -24,7 +24,9 @@ const ENDING: u8 = 2;
 #[derive(Debug)]
 pub(crate) struct Slot {
     pub(crate) id: u64,
-    key: CancelKey,
+    /// The process id that the client is told.
+    told: AtomicI32,
+    secret: Box<[u8]>,
     flags: AtomicU8,
     waker: AtomicWaker,
     /// The server connection that it holds.
@@ -37,9 +39,14 @@ impl Slot {
     }
 
     pub(crate) fn hold(&self, handle: &Arc<Handle>) {
+        handle.used_by(self.told());
         *self.running.lock() = Some(handle.clone());
         // A cancel that came before there was anything to cancel is void.
         self.flags.fetch_and(!CANCELED, Ordering::Relaxed);
+    }
+
+    pub(crate) fn told(&self) -> i32 {
+        self.told.load(Ordering::Relaxed)
     }
 
     pub(crate) fn release(&self) {
@@ -85,9 +92,34 @@ impl std::ops::Deref for Registered {
 
 impl Drop for Registered {
     fn drop(&mut self) {
-        self.clients.shard(self.slot.key.pid).write().remove(&self.slot.key.pid);
+        self.clients.shard(self.slot.told()).write().remove(&self.slot.told());
     }
 }
+
+impl Registered {
+    /// Tells the client the id of a process of the leader's instead, unless another client was told it. False then.
+    pub(crate) fn adopt(&self, pid: i32) -> bool {
+        let before = self.slot.told();
+        {
+            let mut shard = self.clients.shard(pid).write();
+            if shard.contains_key(&pid) {
+                return before == pid;
+            }
+            shard.insert(pid, self.slot.clone());
+        }
+        self.slot.told.store(pid, Ordering::Relaxed);
+        self.clients.shard(before).write().remove(&before);
+        true
+    }
+
+    /// For whoever keeps something for this client as long as it is there.
+    pub(crate) fn weak(&self) -> Weak<Slot> {
+        Arc::downgrade(&self.slot)
+    }
+}
+
+/// Process ids on Linux are no larger (`PID_MAX_LIMIT` of 64-bit kernels): those that the router makes up lie beyond.
+const PID_MAX: i64 = 4 * 1024 * 1024;
 
 impl Clients {
     pub(crate) fn new() -> Arc<Clients> {
@@ -101,7 +133,7 @@ impl Clients {
     /// Enters a session under a key that nobody else has. `long`: protocol 3.2's keys of 32 bytes instead of 4.
     pub(crate) fn register(self: &Arc<Clients>, long: bool) -> (Registered, CancelKey) {
         loop {
-            let pid = i32::try_from(rand::random_range(1..i64::from(i32::MAX))).unwrap_or(1);
+            let pid = i32::try_from(rand::random_range(PID_MAX + 1..i64::from(i32::MAX))).unwrap_or(i32::MAX);
             let secret: [u8; 32] = rand::random();
             let secret = if long { secret[..].into() } else { secret[..4].into() };
             let key = CancelKey { pid, secret };
@@ -111,7 +143,8 @@ impl Clients {
             }
             let slot = Arc::new(Slot {
                 id: self.next_id.fetch_add(1, Ordering::Relaxed),
-                key: key.clone(),
+                told: AtomicI32::new(pid),
+                secret: key.secret.clone(),
                 flags: AtomicU8::new(0),
                 waker: AtomicWaker::new(),
                 running: Mutex::new(None),
@@ -125,7 +158,7 @@ impl Clients {
     /// for a server is told itself. A wrong key hits nobody, and nobody is told.
     pub(crate) fn cancel(&self, pid: i32, secret: &[u8]) -> Option<Canceling> {
         let slot = self.shard(pid).read().get(&pid).cloned()?;
-        if !bool::from(slot.key.secret.ct_eq(secret)) {
+        if !bool::from(slot.secret.ct_eq(secret)) {
             return None;
         }
         let running = slot.running.lock();

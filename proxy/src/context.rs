@@ -8,7 +8,7 @@ use rustc_hash::FxHashMap;
 use switchyard_config::Config;
 use switchyard_core::causal::Level;
 use switchyard_core::route::Loads;
-use switchyard_core::session::Judge;
+use switchyard_core::session::{Judge, StatementId};
 use switchyard_core::sql::{Dialect, Effect, Facts, Memo, PinReason, Verdict};
 use switchyard_core::topology::Member;
 use switchyard_health::Health;
@@ -67,6 +67,11 @@ impl Judge for DatabaseVerdicts<'_> {
         let dialect = Dialect { standard_conforming_strings, client_encoding_is_ascii_safe: ascii_safe };
         let (verdict, _, hit) = self.verdicts.memo.verdict(sql, &self.database.facts(), dialect);
         if hit { &self.verdicts.stats.verdict_hits } else { &self.verdicts.stats.verdict_misses }.add(1);
+        for effect in &verdict.effects {
+            if let Effect::AloneIn { database } = effect {
+                self.verdicts.databases.leave(database);
+            }
+        }
         match ddl(&verdict) {
             Ddl::None => {}
             Ddl::Adds => self.database.ddl_passed(false),
@@ -90,6 +95,18 @@ impl Judge for DatabaseVerdicts<'_> {
     fn grounds(&self) -> Vec<String> {
         let facts = self.database.facts();
         vec![format!("Facts: {}", describe(&facts))]
+    }
+
+    fn shape(&self) -> u64 {
+        self.database.shape()
+    }
+
+    fn outdate(&self, statement: StatementId) {
+        self.database.outdate(statement);
+    }
+
+    fn is_outdated(&self, statement: StatementId) -> bool {
+        self.database.is_outdated(statement)
     }
 }
 
@@ -122,7 +139,8 @@ fn ddl(verdict: &Verdict) -> Ddl {
         return Ddl::Changes;
     }
     // Seen by their own session only, which stays on its server.
-    if verdict.effects.contains(&Effect::Pin(PinReason::TempTable)) {
+    let temporary = |effect: &Effect| matches!(effect, Effect::Pin(PinReason::TempTable) | Effect::TempTable { .. });
+    if verdict.effects.iter().any(temporary) {
         return Ddl::None;
     }
     match verdict.command {

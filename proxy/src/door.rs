@@ -49,8 +49,10 @@ impl Peer {
 /// What a client wants.
 #[derive(Debug)]
 pub enum Opened {
-    /// A cancel request; its connection is closed already. Whether it hit is never told.
+    /// A cancel request. Whether it hits is never told, but its connection is to be closed only when its server has taken it: clients wait
+    /// for that before they send their next statement.
     Cancel {
+        stream: Stream,
         pid: i32,
         key: Vec<u8>,
     },
@@ -104,7 +106,9 @@ pub async fn open(stream: Stream, door: &Door) -> Result<Opened, DoorError> {
             Ok(Step::Done(FirstPacket::Startup(startup))) => {
                 return Ok(Opened::Startup { stream: visit.stream, startup, peer: visit.peer });
             }
-            Ok(Step::Done(FirstPacket::CancelRequest { pid, key })) => return Ok(Opened::Cancel { pid, key }),
+            Ok(Step::Done(FirstPacket::CancelRequest { pid, key })) => {
+                return Ok(Opened::Cancel { stream: visit.stream, pid, key });
+            }
             Ok(Step::Done(repeated @ (FirstPacket::SslRequest | FirstPacket::GssEncRequest))) => {
                 return visit.turn_away(startup::repeated_request(&repeated)).await;
             }

@@ -78,7 +78,7 @@ async fn bytes_behind_an_ssl_request_are_refused() {
 async fn a_cancel_request_is_read() {
     let packet = [&20u32.to_be_bytes()[..], &80_877_102u32.to_be_bytes(), &77u32.to_be_bytes(), &[9; 8]].concat();
     let (opened, _client) = knock(door(false), &packet, false).await;
-    assert!(matches!(&opened, Ok(Opened::Cancel { pid: 77, key }) if *key == [9; 8]), "{opened:?}");
+    assert!(matches!(&opened, Ok(Opened::Cancel { pid: 77, key, .. }) if *key == [9; 8]), "{opened:?}");
 }
 
 #[tokio::test]

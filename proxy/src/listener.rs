@@ -163,11 +163,12 @@ async fn log_in(stream: Stream, entrance: Arc<Entrance>, context: Arc<Context>) 
     let deadline = tokio::time::Instant::now() + config.limits.login_timeout;
     let (mut stream, startup, peer) = match tokio::time::timeout_at(deadline, door::open(stream, &entrance.door)).await {
         Ok(Ok(Opened::Startup { stream, startup, peer })) => (stream, startup, peer),
-        Ok(Ok(Opened::Cancel { pid, key })) => {
+        Ok(Ok(Opened::Cancel { stream, pid, key })) => {
             context.stats.cancels.add(1);
             if let Some(canceling) = context.clients.cancel(pid, &key) {
                 canceling.send(&context.pools.tls.load_full()).await;
             }
+            drop(stream);
             return None;
         }
         Ok(Err(DoorError::Gone)) | Err(_) => return None,

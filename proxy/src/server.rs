@@ -1,14 +1,15 @@
 //! A server connection, and what other tasks may do to it: cancel what it runs, or have it closed.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use atomic_waker::AtomicWaker;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
+use rustc_hash::FxHashMap;
 use switchyard_core::route::ServerRole;
-use switchyard_core::session::{Params, ServerState};
+use switchyard_core::session::{Params, ServerState, Voices};
 use switchyard_core::topology::Epoch;
 use switchyard_core::wire::frame;
 use switchyard_core::wire::reply::{self, TxStatus};
@@ -16,6 +17,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Notify;
 
 use crate::auth::{self, Connected, Target};
+use crate::clients::Slot;
 use crate::stream::Stream;
 use crate::tls::Connector;
 
@@ -38,8 +40,8 @@ pub(crate) struct Server {
     /// Bytes that were sent since it last owed nothing.
     unanswered: usize,
     patient: bool,
-    /// The client whose sequences it advanced; it gets this one back where it can.
-    pub(crate) owner: Option<u64>,
+    /// The client whose sequences it advanced, or that was told its process id; it gets this one back where it can.
+    pub(crate) owner: Option<Weak<Slot>>,
 }
 
 /// What others hold of a server connection.
@@ -53,6 +55,8 @@ pub(crate) struct Handle {
     pub(crate) epoch: Epoch,
     killed: AtomicBool,
     waker: AtomicWaker,
+    /// The process id that its last client was told; 0 before the first.
+    voice: AtomicI32,
     cancels: Mutex<usize>,
     cancels_done: Notify,
 }
@@ -74,6 +78,16 @@ impl Handle {
         if self.is_killed() { Poll::Ready(()) } else { Poll::Pending }
     }
 
+    /// Of the server process.
+    pub(crate) fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// A client that was told this process id uses it from now on.
+    pub(crate) fn used_by(&self, told: i32) {
+        self.voice.store(told, Ordering::Relaxed);
+    }
+
     /// Announces a cancel: until it is done, nobody else gets this connection.
     pub(crate) fn begin_cancel(self: &Arc<Handle>) -> Canceling {
         *self.cancels.lock() += 1;
@@ -93,6 +107,31 @@ impl Handle {
             }
             done.await;
         }
+    }
+}
+
+/// The leaders' server processes by their ids, for notifications: what they name is a process, and a client knows itself by another number.
+/// Whoever uses a connection before the notification of the one before it has arrived is taken for its sender.
+#[derive(Debug, Default)]
+pub(crate) struct Processes(RwLock<FxHashMap<i32, Weak<Handle>>>);
+
+/// Entries of connections that are gone may be kept up to this number.
+const PROCESSES_DEAD_MAX: usize = 64;
+
+impl Processes {
+    pub(crate) fn add(&self, handle: &Arc<Handle>) {
+        let mut known = self.0.write();
+        known.insert(handle.pid, Arc::downgrade(handle));
+        if known.len().is_multiple_of(PROCESSES_DEAD_MAX) {
+            known.retain(|_, handle| handle.strong_count() > 0);
+        }
+    }
+}
+
+impl Voices for Processes {
+    fn told(&self, pid: i32) -> Option<i32> {
+        let handle = self.0.read().get(&pid)?.upgrade()?;
+        Some(handle.voice.load(Ordering::Relaxed)).filter(|told| *told != 0)
     }
 }
 
@@ -162,6 +201,7 @@ impl Server {
                 epoch,
                 killed: AtomicBool::new(false),
                 waker: AtomicWaker::new(),
+                voice: AtomicI32::new(0),
                 cancels: Mutex::new(0),
                 cancels_done: Notify::new(),
             }),

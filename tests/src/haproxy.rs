@@ -1,5 +1,6 @@
 //! HAProxy in front of a cluster, configured as Patroni's documentation shows: what Switchyard stands in the place of.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -78,20 +79,28 @@ impl Haproxy {
         self.ready(cluster).await
     }
 
-    /// Waits until each port leads to members of its role alone: HAProxy takes every server for up until its first check.
+    /// Waits until each port leads to all members of its role, and to them alone: HAProxy takes every server for up until its first check, and one
+    /// that was down for down until its second good one.
     pub async fn ready(&self, cluster: &Cluster) -> anyhow::Result<()> {
+        let members = cluster.members().len();
         eventually(READY, "HAProxy leads where it should", || async {
-            for (port, recovers) in self.ports.into_iter().zip(["f", "t"]) {
-                for _ in 0..2 * cluster.members().len() {
+            for (port, recovers, servers) in [(self.ports[0], "f", 1), (self.ports[1], "t", members - 1)] {
+                let mut seen = BTreeSet::new();
+                for _ in 0..2 * members {
                     let client = connect(&dsn(cluster.roles(), "app", port)).await?;
-                    let answer = client.simple_query("SELECT pg_is_in_recovery()").await?;
+                    let answer = client.simple_query("SELECT pg_is_in_recovery(), inet_server_port()").await?;
                     let row = answer.iter().find_map(|message| match message {
-                        tokio_postgres::SimpleQueryMessage::Row(row) => row.get(0),
+                        tokio_postgres::SimpleQueryMessage::Row(row) => Some(row),
                         _ => None,
                     });
-                    if row != Some(recovers) {
+                    let row = row.context("no row")?;
+                    if row.get(0) != Some(recovers) {
                         bail!("a member of the other role answered on port {port}");
                     }
+                    seen.extend(row.get(1).map(str::to_owned));
+                }
+                if seen.len() != servers {
+                    bail!("{} servers behind port {port}", seen.len());
                 }
             }
             Ok(Some(()))

@@ -25,6 +25,7 @@ pub mod http;
 pub mod line;
 pub mod load;
 pub mod machine;
+pub mod mix;
 pub mod ports;
 pub mod processes;
 pub mod psql;

@@ -5,8 +5,9 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 pub use rustix::process::{Pid, Signal};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::machine::Account;
 use crate::wait::eventually;
@@ -31,6 +32,21 @@ pub fn working_in(account: &Account, folder: &Path) -> anyhow::Result<Vec<Pid>> 
     let listed = String::from_utf8_lossy(&output.stdout);
     let pids = listed.lines().filter_map(|line| line.strip_prefix("/proc/")?.strip_suffix("/cwd")?.parse().ok());
     Ok(pids.filter(|pid| !has_terminal(*pid)).filter_map(Pid::from_raw).collect())
+}
+
+/// Raises this process's soft limit of open files, which whatever it starts inherits: the limit is made for programs that use `select`.
+///
+/// # Errors
+/// If the hard limit is lower.
+pub fn raise_open_files(wanted: u64) -> anyhow::Result<()> {
+    let limit = getrlimit(Resource::Nofile);
+    if limit.maximum.is_some_and(|maximum| maximum < wanted) {
+        bail!("{wanted} open files are needed: raise the hard limit (ulimit -Hn)");
+    }
+    if limit.current.is_some_and(|current| current < wanted) {
+        setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum: limit.maximum }).context("raise the limit of open files")?;
+    }
+    Ok(())
 }
 
 /// Sends `signal` to each; one that is gone by now needs it no more.

@@ -136,6 +136,8 @@ pub enum Refusal {
     TooManyStatements {
         limit: usize,
     },
+    /// What a prepared statement gives has changed since its Parse.
+    ResultTypeChanged,
 
     // Routing
     /// No leader came within `hold_timeout`.
@@ -299,6 +301,7 @@ impl Refusal {
             Refusal::TooManyStatements { limit } => {
                 (Error, "53400", format!("this session has {limit} prepared statements, the router's limit").into())
             }
+            Refusal::ResultTypeChanged => (Error, "0A000", "cached plan must not change result type".into()),
             Refusal::NoLeader { waited } => {
                 (Error, "57P03", format!("the cluster has had no leader for {:.1} s", waited.as_secs_f64()).into())
             }

@@ -5,7 +5,7 @@
 //! nobody asks about for [`ASLEEP_AFTER`] costs no connection, so that it can be dropped; its facts are in doubt then until the next look, and
 //! forgotten [`FORGOTTEN_AFTER`] later if no client is left.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -14,6 +14,7 @@ use arc_swap::{ArcSwap, Guard};
 use parking_lot::Mutex;
 use switchyard_config::Config;
 use switchyard_core::marks::{ClusterMark, Marks};
+use switchyard_core::session::StatementId;
 use switchyard_core::sql::Facts;
 use switchyard_core::topology::{Member, Topology};
 use tokio::sync::{Notify, OwnedRwLockReadGuard, RwLock, Semaphore, watch};
@@ -56,6 +57,8 @@ const RETRY_MAX: Duration = Duration::from_secs(30);
 const LEADER_PATIENCE: Duration = Duration::from_millis(500);
 /// The longest that the first client of a database waits for its facts.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
+/// Prepared statements of a database that are known to be outdated: beyond, all are forgotten, and found out again.
+const OUTDATED_MAX: usize = 4_096;
 /// Loads under way at once, of all databases.
 const LOADS_AT_ONCE: usize = 2;
 
@@ -103,12 +106,25 @@ impl Databases {
             used: AtomicBool::new(true),
             tried: watch::Sender::new(false),
             ddl: AtomicU64::new(0),
+            shape: AtomicU64::new(0),
+            outdated: ArcSwap::default(),
             wake: Notify::new(),
+            left: AtomicBool::new(false),
             quiet: Arc::default(),
         });
         known.insert(database.name.clone(), database.clone());
         tokio::spawn(Watch::new(database.clone()).run());
         database
+    }
+
+    /// Somebody is about to drop, move or copy the database, which PostgreSQL does only while nobody is connected to it: the router's own
+    /// connections that nobody uses are closed. PostgreSQL waits for that (`CountOtherDBBackends`).
+    pub(crate) fn leave(&self, name: &str) {
+        self.source.pools.leave(name);
+        if let Some(database) = self.known.lock().get(name) {
+            database.left.store(true, Ordering::SeqCst);
+            database.wake.notify_one();
+        }
     }
 
     fn next_generation(&self) -> u64 {
@@ -138,7 +154,13 @@ pub(crate) struct Database {
     tried: watch::Sender<bool>,
     /// How often DDL passed.
     ddl: AtomicU64,
+    /// How often DDL passed that may change what statements give.
+    shape: AtomicU64,
+    /// The statements of which servers have said so.
+    outdated: ArcSwap<HashSet<StatementId>>,
     wake: Notify,
+    /// The task is to close its connection.
+    left: AtomicBool,
     /// Read while a VACUUM runs, written while the catalogs are read.
     quiet: Arc<RwLock<()>>,
 }
@@ -194,9 +216,28 @@ impl Database {
     pub(crate) fn ddl_passed(&self, doubt: bool) {
         self.ddl.fetch_add(1, Ordering::SeqCst);
         if doubt {
+            self.shape.fetch_add(1, Ordering::SeqCst);
             self.doubt();
         }
         self.wake.notify_one();
+    }
+
+    /// How often DDL passed that may change what statements give.
+    pub(crate) fn shape(&self) -> u64 {
+        self.shape.load(Ordering::SeqCst)
+    }
+
+    /// A server has said that a statement no longer gives what it gave when it was prepared.
+    pub(crate) fn outdate(&self, statement: StatementId) {
+        self.outdated.rcu(|known| {
+            let mut known = if known.len() < OUTDATED_MAX { HashSet::clone(known) } else { HashSet::new() };
+            known.insert(statement);
+            known
+        });
+    }
+
+    pub(crate) fn is_outdated(&self, statement: StatementId) -> bool {
+        self.outdated.load().contains(&statement)
     }
 
     fn doubt(&self) {
@@ -264,10 +305,11 @@ impl Watch {
                 Err(error) => self.failed(&error),
             };
             self.pause(pause).await;
+            let left = self.database.left.swap(false, Ordering::SeqCst);
             if self.database.used.swap(false, Ordering::Relaxed) {
                 self.last_used = Instant::now();
             }
-            if self.last_used.elapsed() >= ASLEEP_AFTER && !self.asleep().await {
+            if (left || self.last_used.elapsed() >= ASLEEP_AFTER) && !self.asleep().await {
                 return;
             }
         }
@@ -302,6 +344,7 @@ impl Watch {
             let pause = after_ddl.map_or(regular, |after_ddl| regular.min(*after_ddl));
             match timeout_at(begin + pause, self.database.wake.notified()).await {
                 // DDL, or only somebody's first verdict for a while.
+                Ok(()) if self.database.left.load(Ordering::SeqCst) => return,
                 Ok(()) => {}
                 Err(_) => {
                     self.next_look += usize::from(after_ddl.is_some());

@@ -1,7 +1,7 @@
 //! The bookkeeping of one pool, under its lock: nothing here waits, and nothing here counts for people.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use rustc_hash::FxHashMap;
@@ -10,6 +10,7 @@ use switchyard_core::topology::Epoch;
 use tokio::sync::oneshot;
 
 use super::{Lease, Permit};
+use crate::clients::Slot;
 use crate::server::{Handle, Server};
 
 /// What a waiting client gets.
@@ -24,6 +25,10 @@ pub(super) struct Book {
     pub(super) idle: Vec<Box<Server>>,
     /// Open or being opened, idle ones included.
     pub(super) open: usize,
+    /// Until then, no connection is kept idle.
+    pub(super) leaving_until: Option<Instant>,
+    /// Of them, being opened for clients.
+    pub(super) opening: usize,
     pub(super) waiting: VecDeque<oneshot::Sender<Offer>>,
     /// Every open connection's handle.
     pub(super) handles: FxHashMap<u64, Arc<Handle>>,
@@ -32,10 +37,11 @@ pub(super) struct Book {
 impl Book {
     /// The idle connection for `client`: its own, else the last returned one that is nobody's, else the one kept longest for somebody
     /// else where `may_steal`. Connections of another epoch, or that have died, are put into `dead`.
-    pub(super) fn take(&mut self, client: u64, epoch: Epoch, may_steal: bool, dead: &mut Vec<Box<Server>>) -> Option<Box<Server>> {
+    pub(super) fn take(&mut self, client: &Weak<Slot>, epoch: Epoch, may_steal: bool, dead: &mut Vec<Box<Server>>) -> Option<Box<Server>> {
         loop {
-            let own = self.idle.iter().rposition(|server| server.owner == Some(client));
-            let free = || self.idle.iter().rposition(|server| server.owner.is_none());
+            let own = self.idle.iter().rposition(|server| server.owner.as_ref().is_some_and(|owner| owner.ptr_eq(client)));
+            let nobodys = |owner: &Option<Weak<Slot>>| owner.as_ref().is_none_or(|owner| owner.strong_count() == 0);
+            let free = || self.idle.iter().rposition(|server| nobodys(&server.owner));
             let any = || may_steal.then(|| self.idle.len().checked_sub(1).map(|_| 0)).flatten();
             let index = own.or_else(free).or_else(any)?;
             let mut server = self.idle.remove(index);

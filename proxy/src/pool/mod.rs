@@ -22,9 +22,19 @@ use tokio::sync::oneshot;
 
 use self::book::{Book, Offer};
 use crate::auth::{ConnectError, Credential, Login, Target};
-use crate::server::Server;
+use crate::clients::Slot;
+use crate::server::{Processes, Server};
 use crate::stats::{NodeStats, PoolName, PoolStats, Stats};
 use crate::tls::Connector;
+
+/// How long a database is left alone for a statement that wants it for itself: PostgreSQL waits that long for others to go
+/// (`CountOtherDBBackends`).
+const LEAVING: Duration = Duration::from_secs(5);
+/// Connections that one pool opens at a time. When a new leader has been named, all who have waited for it want one at once; a server that forks for
+/// all of them serves the first no sooner than the last, and a connection that is given back after a short statement serves the next as well.
+const OPENING_MAX: usize = 4;
+/// Longer than that nobody waits for the connections of others, which may hang.
+const OPENING_WAIT: Duration = Duration::from_millis(50);
 
 /// Which pool.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -52,6 +62,7 @@ pub(crate) enum LeaseError {
 pub(crate) struct Pools {
     pools: RwLock<FxHashMap<Key, Arc<Pool>>>,
     nodes: RwLock<FxHashMap<Arc<str>, Arc<Node>>>,
+    pub(crate) processes: Processes,
     pub(crate) config: Arc<ArcSwap<Config>>,
     topology: Arc<ArcSwap<Topology>>,
     pub(crate) tls: ArcSwap<Connector>,
@@ -87,7 +98,16 @@ pub(crate) struct Pool {
 
 impl Pools {
     pub(crate) fn new(config: Arc<ArcSwap<Config>>, topology: Arc<ArcSwap<Topology>>, tls: Connector, stats: Arc<Stats>) -> Arc<Pools> {
-        Arc::new(Pools { pools: RwLock::default(), nodes: RwLock::default(), config, topology, tls: ArcSwap::from_pointee(tls), stats })
+        let processes = Processes::default();
+        Arc::new(Pools {
+            pools: RwLock::default(),
+            nodes: RwLock::default(),
+            processes,
+            config,
+            topology,
+            tls: ArcSwap::from_pointee(tls),
+            stats,
+        })
     }
 
     /// The pool of `key`, made where there is none.
@@ -121,6 +141,18 @@ impl Pools {
             if *key.database == *database && *key.user == *user {
                 pool.credential.store(credential.clone());
             }
+        }
+    }
+
+    /// Closes what is idle in a database, and for a while what comes back from it, on every node.
+    pub(crate) fn leave(&self, database: &str) {
+        for pool in self.all().into_iter().filter(|pool| *pool.key.database == *database) {
+            let idle = {
+                let mut book = pool.book.lock();
+                book.leaving_until = Some(Instant::now() + LEAVING);
+                std::mem::take(&mut book.idle)
+            };
+            pool.discard_all(idle);
         }
     }
 
@@ -187,6 +219,7 @@ pub(crate) enum Acquired {
 /// A lease that takes time.
 pub(crate) struct Waiting {
     pool: Arc<Pool>,
+    client: Weak<Slot>,
     epoch: Epoch,
     /// Only one that nobody has used will do.
     fresh: bool,
@@ -195,17 +228,39 @@ pub(crate) struct Waiting {
 
 enum Expected {
     Permit(Permit),
+    /// There is room, but enough others open connections at this moment.
+    Crowd(oneshot::Receiver<Offer>),
     Turn(oneshot::Receiver<Offer>),
 }
 
 impl Waiting {
     /// Waits for its turn, opens a connection where that is what it got. Cancel-safe: dropped, it gives back what it had.
-    pub(crate) async fn lease(self) -> Result<Lease, LeaseError> {
+    pub(crate) async fn lease(mut self) -> Result<Lease, LeaseError> {
+        if let Expected::Crowd(turn) = &mut self.offer {
+            let mut offer = tokio::time::timeout(OPENING_WAIT, &mut *turn).await.ok().and_then(Result::ok);
+            if offer.is_none() {
+                // One that was sent in this very moment counts.
+                turn.close();
+                offer = turn.try_recv().ok();
+            }
+            match offer {
+                Some(Offer::Permit(permit)) => self.offer = Expected::Permit(permit),
+                Some(Offer::Lease(lease)) => match self.fits(lease) {
+                    Ok(lease) => return Ok(lease),
+                    Err(permit) => self.offer = Expected::Permit(permit),
+                },
+                None => match self.pool.acquire_from(&self.client, self.epoch, self.fresh, usize::MAX) {
+                    Acquired::Now(lease) => return Ok(lease),
+                    Acquired::Later(waiting) => self.offer = waiting.offer,
+                },
+            }
+        }
         let Some(pools) = self.pool.pools.upgrade() else { return Err(LeaseError::Gone) };
         let timeout = pools.config.load().pool.wait_timeout;
-        let permit = match self.offer {
+        let offer = std::mem::replace(&mut self.offer, Expected::Turn(oneshot::channel().1));
+        let permit = match offer {
             Expected::Permit(permit) => permit,
-            Expected::Turn(turn) => {
+            Expected::Crowd(turn) | Expected::Turn(turn) => {
                 let started = Instant::now();
                 let waiting = Counted::new(&self.pool.stats);
                 let offer = tokio::time::timeout(timeout, turn).await;
@@ -213,15 +268,10 @@ impl Waiting {
                 let us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
                 self.pool.stats.wait_us_total.add(us);
                 match offer {
-                    Ok(Ok(Offer::Lease(mut lease))) => {
-                        let server = lease.server();
-                        let current = server.state.role == ServerRole::Replica || server.state.epoch == self.epoch;
-                        if current && server.is_alive() && (!self.fresh || server.state.fresh) {
-                            return Ok(lease);
-                        }
-                        // Its place in the pool is free for a new connection.
-                        lease.into_permit()
-                    }
+                    Ok(Ok(Offer::Lease(lease))) => match self.fits(lease) {
+                        Ok(lease) => return Ok(lease),
+                        Err(permit) => permit,
+                    },
                     Ok(Ok(Offer::Permit(permit))) => permit,
                     Ok(Err(_)) => return Err(LeaseError::Gone),
                     Err(_) => return Err(LeaseError::Timeout(timeout)),
@@ -229,6 +279,13 @@ impl Waiting {
             }
         };
         self.pool.clone().open(permit, &pools, self.epoch).await
+    }
+
+    /// The lease, if it is of use here; otherwise its place in the pool, for a new connection.
+    fn fits(&self, mut lease: Lease) -> Result<Lease, Permit> {
+        let server = lease.server();
+        let current = server.state.role == ServerRole::Replica || server.state.epoch == self.epoch;
+        if current && server.is_alive() && (!self.fresh || server.state.fresh) { Ok(lease) } else { Err(lease.into_permit()) }
     }
 }
 
@@ -252,14 +309,19 @@ impl Drop for Counted {
 impl Pool {
     /// A connection for `client`: an idle one at once, else the right to open one, else a place in the waiting line. `fresh`: one that nobody has
     /// used, be it in the place of one that is closed for it.
-    pub(crate) fn acquire(self: &Arc<Pool>, client: u64, epoch: Epoch, fresh: bool) -> Acquired {
+    pub(crate) fn acquire(self: &Arc<Pool>, client: &Weak<Slot>, epoch: Epoch, fresh: bool) -> Acquired {
+        self.acquire_from(client, epoch, fresh, OPENING_MAX)
+    }
+
+    /// `opening_max`: with so many being opened, others wait a moment for those.
+    fn acquire_from(self: &Arc<Pool>, client: &Weak<Slot>, epoch: Epoch, fresh: bool, opening_max: usize) -> Acquired {
         let Some(pools) = self.pools.upgrade() else { return self.never() };
         let config = pools.config.load();
         let mut dead = Vec::new();
         let mut book = self.book.lock();
         let room = book.open < config.pool.max_size;
         let found = book.take(client, epoch, !room, &mut dead);
-        let later = |offer| Acquired::Later(Waiting { pool: self.clone(), epoch, fresh, offer });
+        let later = |offer| Acquired::Later(Waiting { pool: self.clone(), client: client.clone(), epoch, fresh, offer });
         let taken = |server| {
             self.stats_idle(1);
             let lease = self.lease(server);
@@ -272,10 +334,15 @@ impl Pool {
             }
             None => {
                 let may_open = book.open - dead.len() < config.pool.max_size;
-                if may_open && (self.node.take_slot(config.pool.max_per_node) || pools.evict_idle(self, &mut book)) {
-                    book.open += 1;
+                if may_open && book.opening >= opening_max {
+                    let (sender, receiver) = oneshot::channel();
+                    book.waiting.push_back(sender);
                     drop(book);
-                    later(Expected::Permit(Permit { pool: Some(self.clone()) }))
+                    later(Expected::Crowd(receiver))
+                } else if may_open && (self.node.take_slot(config.pool.max_per_node) || pools.evict_idle(self, &mut book)) {
+                    let permit = self.permit(&mut book);
+                    drop(book);
+                    later(Expected::Permit(permit))
                 } else if let Some(server) = book.take(client, epoch, true, &mut dead) {
                     drop(book);
                     taken(server)
@@ -299,7 +366,14 @@ impl Pool {
 
     fn never(self: &Arc<Pool>) -> Acquired {
         let (_, receiver) = oneshot::channel();
-        Acquired::Later(Waiting { pool: self.clone(), epoch: Epoch(0), fresh: false, offer: Expected::Turn(receiver) })
+        Acquired::Later(Waiting { pool: self.clone(), client: Weak::new(), epoch: Epoch(0), fresh: false, offer: Expected::Turn(receiver) })
+    }
+
+    /// The right to open one more, counted among those that are being opened.
+    fn permit(self: &Arc<Pool>, book: &mut Book) -> Permit {
+        book.open += 1;
+        book.opening += 1;
+        Permit { pool: Some(self.clone()), counted: true }
     }
 
     fn stats_idle(&self, taken: usize) {
@@ -341,6 +415,9 @@ impl Pool {
             server.state.params.share(&reported);
             *reported = server.state.params.clone();
         }
+        if self.key.role == ServerRole::Leader {
+            pools.processes.add(&server.handle);
+        }
         self.book.lock().handles.insert(server.id, server.handle.clone());
         self.node_stats.connections.up();
         self.node_stats.connections_total.add(1);
@@ -352,7 +429,7 @@ impl Pool {
     fn discard(self: &Arc<Pool>, server: Box<Server>) {
         self.forget(&server);
         server.close();
-        drop(Permit { pool: Some(self.clone()) });
+        drop(Permit { pool: Some(self.clone()), counted: false });
     }
 
     /// Closes connections that have rested.
@@ -383,13 +460,17 @@ impl Pool {
         let config = pools.config.load();
         let expired = self.book.lock().expired(now, config.pool.idle_timeout, config.pool.max_lifetime, config.pool.min_size);
         self.discard_all(expired);
-        let missing = config.pool.min_size.saturating_sub(self.book.lock().open);
+        let missing = {
+            let book = self.book.lock();
+            let leaving = book.leaving_until.is_some_and(|until| now < until);
+            if leaving { 0 } else { config.pool.min_size.saturating_sub(book.open) }
+        };
         for _ in 0..missing {
             if !self.node.take_slot(config.pool.max_per_node) {
                 break;
             }
             self.book.lock().open += 1;
-            let (pool, pools, permit) = (self.clone(), pools.clone(), Permit { pool: Some(self.clone()) });
+            let (pool, pools, permit) = (self.clone(), pools.clone(), Permit { pool: Some(self.clone()), counted: false });
             tokio::spawn(async move {
                 let epoch = pools.topology.load().epoch;
                 if let Ok(lease) = pool.open(permit, &pools, epoch).await {
@@ -405,8 +486,9 @@ impl Pool {
         server.state.fresh = false;
         let max_size = self.pools.upgrade().map_or(0, |pools| pools.config.load().pool.max_size);
         let mut book = self.book.lock();
-        if book.open > max_size {
-            // Others took its place while a session kept it for itself.
+        let leaving = book.leaving_until.is_some_and(|until| server.idle_since < until);
+        if leaving || book.open > max_size {
+            // The database is to be left alone, or others took its place while a session kept it for itself.
             drop(book);
             return self.discard(server);
         }
@@ -435,7 +517,7 @@ impl Pool {
         let config = pools.config.load();
         loop {
             let mut book = self.book.lock();
-            if book.open >= config.pool.max_size {
+            if book.open >= config.pool.max_size || (book.opening >= OPENING_MAX && !book.waiting.is_empty()) {
                 return;
             }
             let Some(turn) = book.waiting.pop_front() else { break };
@@ -447,9 +529,9 @@ impl Pool {
                 self.node.book.lock().starving.push_back(Arc::downgrade(self));
                 return;
             }
-            book.open += 1;
+            let permit = self.permit(&mut book);
             drop(book);
-            let _ = turn.send(Offer::Permit(Permit { pool: Some(self.clone()) }));
+            let _ = turn.send(Offer::Permit(permit));
             return;
         }
         let starving = self.node.book.lock().starving.pop_front();
@@ -505,19 +587,29 @@ impl Node {
 #[must_use]
 pub(crate) struct Permit {
     pool: Option<Arc<Pool>>,
+    /// Among those that are being opened.
+    counted: bool,
 }
 
 impl Permit {
     /// The connection is open: from now on it holds the place.
     fn used(mut self) {
-        self.pool = None;
+        let Some(pool) = self.pool.take() else { return };
+        if self.counted {
+            pool.book.lock().opening -= 1;
+            // Whoever waits for that opens the next.
+            pool.place_freed();
+        }
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
         let Some(pool) = self.pool.take() else { return };
-        pool.book.lock().open -= 1;
+        let mut book = pool.book.lock();
+        book.open -= 1;
+        book.opening -= usize::from(self.counted);
+        drop(book);
         pool.node.book.lock().open -= 1;
         pool.place_freed();
     }
@@ -599,7 +691,7 @@ impl Lease {
             self.pool.forget(&server);
             server.close();
         }
-        Permit { pool: Some(self.pool.clone()) }
+        Permit { pool: Some(self.pool.clone()), counted: false }
     }
 }
 

@@ -130,7 +130,7 @@ impl Shared {
     async fn serve(&self, stream: Stream) -> Option<()> {
         let (mut client, startup, peer) = match door::open(stream, &self.door).await.ok()? {
             Opened::Startup { stream, startup, peer } => (stream, startup, peer),
-            Opened::Cancel { pid, key } => return auth::backend::cancel(&self.target, pid, &key, &self.connector, TIMEOUT).await.ok(),
+            Opened::Cancel { pid, key, .. } => return auth::backend::cancel(&self.target, pid, &key, &self.connector, TIMEOUT).await.ok(),
         };
         let identity = self.gate.authenticate(&mut client, &startup, &peer).await.ok()?;
         let mut parameters = identity.settings.clone();

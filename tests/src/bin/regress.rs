@@ -1,4 +1,4 @@
-//! `make regress`: PostgreSQL's regression suite direct and through the router, and what differs.
+//! `make regress`: PostgreSQL's regression and isolation suites direct and through the router, and what differs.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -8,18 +8,22 @@ use anyhow::Context;
 use clap::Parser;
 use switchyard_tests::regress::compare::{Comparison, compare};
 use switchyard_tests::regress::run;
-use switchyard_tests::regress::suite::{Suite, cache};
+use switchyard_tests::regress::suite::{Kind, Suite, cache};
 use switchyard_tests::{Cluster, Options, Router, RouterOptions, Synchronous, eventually, machine};
 
 /// Lines of a diff that are shown; all of it is in a file.
 const DIFF_LINES: usize = 60;
 /// `max_pool_size` of the run through the router; the suite's groups have up to 20 clients.
 const POOL_SIZE: i64 = 5;
+/// Of the isolation suite's: larger than the number of its sessions, which are to keep the processes that they were told of.
+const ISOLATION_POOL_SIZE: i64 = 40;
+/// Where `pg_isolation_regress` works.
+const ISOLATION_DATABASE: &str = "isolation_regression";
 /// Until Patroni has made both replicas synchronous.
 const SYNCHRONOUS: Duration = Duration::from_secs(60);
 
-/// Runs PostgreSQL's regression suite against the leader of a real cluster with two replicas, once direct and once through the router with
-/// splitting and transaction pooling on, and compares the output files. Exit status 1 if any differs.
+/// Runs PostgreSQL's regression suite and its isolation suite against the leader of a real cluster with two replicas, once direct and once
+/// through the router with splitting and transaction pooling on, and compares the output files. Exit status 1 if any differs.
 #[derive(Debug, Parser)]
 #[command(name = "regress", version)]
 struct Arguments {
@@ -42,7 +46,14 @@ struct Arguments {
     /// The router's log filter.
     #[arg(long, value_name = "FILTER", default_value = "info")]
     log: String,
-    /// Only these tests, one after the other, instead of the parallel schedule. Most need `test_setup` before them.
+    /// Only the isolation suite.
+    #[arg(long)]
+    isolation: bool,
+    /// Only the regression suite.
+    #[arg(long, conflicts_with = "isolation")]
+    regression: bool,
+    /// Only these tests, one after the other, instead of the schedule: of the regression suite (where most need `test_setup` before them), or
+    /// with --isolation of that one.
     tests: Vec<String>,
 }
 
@@ -61,16 +72,32 @@ async fn main() -> ExitCode {
 /// True where all files are identical.
 async fn run(arguments: Arguments) -> anyhow::Result<bool> {
     machine::router()?;
-    let suite = tokio::task::spawn_blocking(Suite::get).await??;
-    println!("PostgreSQL {}'s regression suite, in {}", suite.version, suite.input.display());
-    let base = cache()?.join("regress");
+    let kinds: &[Kind] = match (arguments.isolation, arguments.regression || !arguments.tests.is_empty()) {
+        (true, _) => &[Kind::Isolation],
+        (false, true) => &[Kind::Regression],
+        (false, false) => &[Kind::Regression, Kind::Isolation],
+    };
+    let mut identical = true;
+    for kind in kinds {
+        identical &= judge(&arguments, *kind).await?;
+    }
+    Ok(identical)
+}
+
+async fn judge(arguments: &Arguments, kind: Kind) -> anyhow::Result<bool> {
+    let suite = tokio::task::spawn_blocking(move || Suite::get(kind)).await??;
+    println!("PostgreSQL {}'s {} suite, in {}", suite.version, kind.word(), suite.input.display());
+    let base = cache()?.join(match kind {
+        Kind::Regression => "regress",
+        Kind::Isolation => "isolation",
+    });
     let direct = base.join(if arguments.tests.is_empty() { "direct" } else { "direct-some" });
     if !(arguments.keep_direct && direct.is_dir()) {
-        one("direct", &arguments, &suite, &base, &direct, false).await?;
+        one("direct", arguments, &suite, &base, &direct, false).await?;
     }
     let routed = base.join("routed");
     let name = if arguments.twice_direct { "direct again" } else { "routed" };
-    one(name, &arguments, &suite, &base, &routed, !arguments.twice_direct).await?;
+    one(name, arguments, &suite, &base, &routed, !arguments.twice_direct).await?;
     let comparison = compare(&direct, &routed)?;
     show(&comparison, &base, arguments.whole)?;
     Ok(comparison.differences.is_empty())
@@ -99,6 +126,11 @@ async fn one(name: &str, arguments: &Arguments, suite: &Suite, base: &Path, resu
     }
     let router = if routed {
         let options = RouterOptions::new().set("pool.max_size", arguments.pool_size).set("log.filter", arguments.log.as_str());
+        let options = match suite.kind {
+            Kind::Regression => options,
+            // It asks the leader's lock table whether a session waits, as soon as that may have sent its statement.
+            Kind::Isolation => options.set("pool.max_size", ISOLATION_POOL_SIZE).set("rule", leaders_own()),
+        };
         let options = if arguments.everywhere { options.set("routing.consistency_read_write", "eventual") } else { options };
         Some(Router::start(&cluster, options).await?)
     } else {
@@ -123,6 +155,12 @@ async fn one(name: &str, arguments: &Arguments, suite: &Suite, base: &Path, resu
     std::fs::rename(&found, results).with_context(|| format!("move {}", found.display()))?;
     println!("{name}: ran in {:.0} s", begin.elapsed().as_secs_f64());
     Ok(())
+}
+
+/// A rule that sends all of the isolation suite to the leader.
+fn leaders_own() -> toml::Value {
+    let rule = [("databases", toml::Value::from(vec![ISOLATION_DATABASE])), ("route", toml::Value::from("leader"))];
+    vec![rule.into_iter().map(|(key, value)| (key.to_owned(), value)).collect::<toml::Table>()].into()
 }
 
 fn show(comparison: &Comparison, base: &Path, whole: bool) -> anyhow::Result<()> {

@@ -7,7 +7,7 @@ use std::time::Instant;
 use clap::Parser;
 use switchyard_tests::regress::judge::{Group, Judge, Members, Server, Tally};
 use switchyard_tests::regress::run;
-use switchyard_tests::regress::suite::{Suite, cache};
+use switchyard_tests::regress::suite::{Kind, Suite, cache};
 use switchyard_tests::{Cluster, Options};
 
 /// Judges every statement of PostgreSQL's regression suite, and asks a scratch leader the same question: does it run in a READ ONLY transaction?
@@ -64,7 +64,7 @@ async fn main() -> ExitCode {
 }
 
 async fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let suite = tokio::task::spawn_blocking(Suite::get).await??;
+    let suite = tokio::task::spawn_blocking(|| Suite::get(Kind::Regression)).await??;
     // Without two-phase commit: a subtransaction that is rolled back changes what serializable transactions depend on, and one that should have
     // failed would stay prepared, with its locks.
     let cluster = Cluster::start(Options::new().members(1).parameter("max_prepared_transactions", 0)).await?;

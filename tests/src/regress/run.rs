@@ -1,4 +1,4 @@
-//! One run of the suite, by `pg_regress` itself, in its parallel schedule.
+//! One run of a suite, by `pg_regress` (or `pg_isolation_regress`) itself, in its own schedule.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 
-use super::suite::Suite;
+use super::suite::{Kind, Suite};
 use crate::cluster::Cluster;
 use crate::machine::Machine;
 use crate::processes;
@@ -44,14 +44,16 @@ pub async fn run(suite: &Suite, cluster: &Cluster, port: u16, output: &Path, tes
     let path = std::env::join_paths([machine.postgres_bin.as_path(), Path::new("/usr/bin"), Path::new("/bin")])?;
     let mut command = tokio::process::Command::from(machine.account.command(&suite.pg_regress));
     if tests.is_empty() {
-        command.arg(format!("--schedule={}", suite.input.join("parallel_schedule").display()));
+        command.arg(format!("--schedule={}", suite.input.join(suite.schedule).display()));
+    }
+    if suite.kind == Kind::Regression {
+        command.arg(format!("--launcher={}", launcher.display()));
     }
     let mut child = command
         .arg(format!("--inputdir={}", suite.input.display()))
         .arg(format!("--outputdir={}", output.display()))
         .arg(format!("--dlpath={}", suite.libraries.display()))
         .arg(format!("--bindir={}", machine.postgres_bin.display()))
-        .arg(format!("--launcher={}", launcher.display()))
         .args(["--host=127.0.0.1", "--user=postgres", &format!("--port={port}")])
         .args(tests)
         .env_clear()

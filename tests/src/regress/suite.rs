@@ -19,27 +19,52 @@ const ARCHIVES: [(&str, &str); 2] =
 /// One request to an archive, in seconds: the source package has 23 MB.
 const FETCH_SECONDS: &str = "300";
 
+/// PostgreSQL has two of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// `src/test/regress`: psql scripts, many at once.
+    Regression,
+    /// `src/test/isolation`: interleaved sessions, one specification after the other. Its driver watches who waits for whom, by process id.
+    Isolation,
+}
+
+impl Kind {
+    pub fn word(self) -> &'static str {
+        match self {
+            Kind::Regression => "regression",
+            Kind::Isolation => "isolation",
+        }
+    }
+}
+
 /// The suite, ready to run.
 #[derive(Clone, Debug)]
 pub struct Suite {
+    pub kind: Kind,
     /// Of the sources, such as `15.18`.
     pub version: String,
-    /// `src/test/regress` of the sources: `sql/`, `expected/`, `data/` and the schedule.
+    /// `src/test/regress` of the sources: `sql/`, `expected/`, `data/` and the schedule; or `src/test/isolation`.
     pub input: PathBuf,
     /// `regress.so`, and the two libraries of contrib that the suite loads.
     pub libraries: PathBuf,
+    /// Or `pg_isolation_regress`, with `isolationtester` beside it.
     pub pg_regress: PathBuf,
+    pub schedule: &'static str,
 }
 
 impl Suite {
     /// Fetches and builds what isn't there yet. Waits for processes: call it where that does no harm.
-    pub fn get() -> anyhow::Result<Suite> {
+    pub fn get(kind: Kind) -> anyhow::Result<Suite> {
         let machine = Machine::look()?;
         let installed = output(Command::new(machine.postgres_program("postgres")).arg("--version"))?;
         let installed = installed.split_whitespace().nth(2).context("postgres --version")?.to_owned();
         let major = installed.split('.').next().unwrap_or_default().to_owned();
         let library = PathBuf::from(config("--pkglibdir")?);
-        let pg_regress = library.join("pgxs/src/test/regress/pg_regress");
+        let (program, input, schedule) = match kind {
+            Kind::Regression => ("pgxs/src/test/regress/pg_regress", "src/test/regress", "parallel_schedule"),
+            Kind::Isolation => ("pgxs/src/test/isolation/pg_isolation_regress", "src/test/isolation", "isolation_schedule"),
+        };
+        let pg_regress = library.join(program);
         if !pg_regress.is_file() {
             bail!("no {}: it belongs to the server's package", pg_regress.display());
         }
@@ -48,7 +73,7 @@ impl Suite {
             make(&folder, &major, &library).with_context(|| format!("get the regression suite into {}", folder.display()))?;
         }
         let version = std::fs::read_to_string(folder.join("complete"))?.trim().to_owned();
-        Ok(Suite { version, input: folder.join("src/test/regress"), libraries: folder.join("lib"), pg_regress })
+        Ok(Suite { kind, version, input: folder.join(input), libraries: folder.join("lib"), pg_regress, schedule })
     }
 }
 

@@ -6,18 +6,19 @@ use switchyard_tests::{Cluster, Member, Result, Router, RouterOptions, eventuall
 
 use super::{SOON, Watched, sync_standby, whole};
 
-/// Sessions tried until one has been given a connection to the member that is to lead.
-const TRIES: usize = 50;
-
 pub(crate) async fn a_replica(cluster: &Cluster) -> Result {
     let router = Router::start(cluster, RouterOptions::new()).await?;
     whole(cluster, &router).await?;
     Load::prepare(cluster).await?;
     let (old, new) = (cluster.leader().await?, sync_standby(cluster).await?);
+    let other = cluster.replicas().await?.into_iter().find(|member| *member != new).context("a third member")?;
+    // So that all of them read on the one that is to lead.
+    ensure!(router.order(&["drain", other.name()]).await?.done);
     let transaction = on(&router, &new, "BEGIN").await?;
     // Session locks keep the connection.
     let pinned = on(&router, &new, "SELECT pg_advisory_lock(7)").await?;
     let idle = on(&router, &new, "SELECT 1").await?;
+    ensure!(router.order(&["resume", other.name()]).await?.done);
     cluster.switchover(&new).await?;
     eventually(SOON, "the router has followed", || async {
         let state = router.get("/api/v1/cluster").await?.json()?;
@@ -40,17 +41,13 @@ pub(crate) async fn a_replica(cluster: &Cluster) -> Result {
     whole(cluster, &router).await
 }
 
-/// A session of the read-only port that has run `sql`, and whose next statement goes to `member`.
+/// A session of the read-only port that has run `sql` on `member`.
 async fn on(router: &Router, member: &Member, sql: &str) -> Result<Watched> {
-    for _ in 0..TRIES {
-        let session = Watched::open(&router.ro_dsn("app")).await?;
-        session.run(sql).await?;
-        let row = session.client.query_one("SELECT inet_server_port()", &[]).await?;
-        if row.get::<_, i32>(0) == i32::from(member.port()) {
-            return Ok(session);
-        }
-    }
-    anyhow::bail!("no session on {} in {TRIES} tries", member.name())
+    let session = Watched::open(&router.ro_dsn("app")).await?;
+    session.run(sql).await?;
+    let port: i32 = session.client.query_one("SELECT inet_server_port()", &[]).await?.get(0);
+    ensure!(port == i32::from(member.port()), "it is on port {port}");
+    Ok(session)
 }
 
 async fn refused(session: &Watched, sql: &str) -> Result {

@@ -3,7 +3,7 @@
 //! The bytes are kept until rows of the answer have been forwarded, so that the batch can run again elsewhere.
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use super::server::StatementId;
 use crate::causal::Level;
@@ -19,9 +19,19 @@ pub(super) struct Statement {
     /// Parse's body behind the name.
     pub(super) tail: Box<[u8]>,
     pub(super) verdict: Arc<Verdict>,
+    /// [`Judge::shape`](super::Judge::shape) at the client's Parse.
+    pub(super) shape: u64,
+    /// What the client was told that it gives, as a hash; unset where it hasn't asked. Shared by what one Parse has made, also where it was judged
+    /// anew.
+    pub(super) described: Arc<OnceLock<u64>>,
 }
 
 impl Statement {
+    /// Of the same Parse.
+    pub(super) fn is(&self, other: &Statement) -> bool {
+        Arc::ptr_eq(&self.described, &other.described)
+    }
+
     /// The text without its terminator.
     pub(super) fn text(&self) -> &[u8] {
         self.tail.split(|byte| *byte == 0).next().unwrap_or_default()
@@ -47,7 +57,8 @@ pub(super) enum Item {
         statement: Option<Arc<Statement>>,
         unnamed: bool,
     },
-    DescribePortal,
+    /// The statement that is bound to the portal.
+    DescribePortal(Option<Arc<Statement>>),
     /// The statement that is bound to the portal.
     Execute(Option<Arc<Statement>>),
     /// `closed`: what the name meant.
@@ -107,7 +118,7 @@ impl Batch {
             Item::Bind { statement, .. } | Item::DescribeStatement { statement, .. } | Item::Execute(statement) => {
                 statement.as_ref().map(|statement| &statement.verdict)
             }
-            Item::DescribePortal
+            Item::DescribePortal(_)
             | Item::CloseStatement { .. }
             | Item::ClosePortal
             | Item::FunctionCall
@@ -182,7 +193,7 @@ impl Batch {
             let runs = match item {
                 Item::Query(verdict) => Some((verdict, &self.bytes[range.start + 5..range.end - 1])),
                 Item::Execute(Some(statement)) => Some((&statement.verdict, statement.text())),
-                Item::Parse { .. } | Item::Bind { .. } | Item::DescribeStatement { .. } | Item::DescribePortal | Item::Sync => None,
+                Item::Parse { .. } | Item::Bind { .. } | Item::DescribeStatement { .. } | Item::DescribePortal(_) | Item::Sync => None,
                 Item::Execute(None)
                 | Item::CloseStatement { .. }
                 | Item::ClosePortal

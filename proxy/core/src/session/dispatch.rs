@@ -3,6 +3,8 @@
 
 use std::sync::Arc;
 
+use rustc_hash::FxHashMap;
+
 use super::batch::{End, Item, Statement};
 use super::replies::{Owed, Prepares, Sync};
 use super::server::{StatementId, server_name};
@@ -39,11 +41,12 @@ impl Session {
 
     /// Sends the batch to the server that is held.
     pub(super) fn dispatch(&mut self, env: &Env<'_>, work: &mut Work, server: &mut ServerState) {
+        let may_be_refused = server.settings.may_be_refused(&self.settings, server.accepted(), server.role);
         if work.owed.is_empty()
             && work.segment == Segment::Closed
             && server.tx == TxStatus::Idle
             && self.bring(work, server)
-            && !self.settings_proven
+            && (!self.settings_proven || may_be_refused)
         {
             // A value that no server has accepted yet may fail: then the batch must not have been sent.
             work.after_bring = true;
@@ -54,6 +57,9 @@ impl Session {
 
     /// The settings are accepted, or needn't be waited for.
     pub(super) fn send_batch(&mut self, env: &Env<'_>, work: &mut Work, server: &mut ServerState) {
+        if !std::mem::take(&mut work.checked) && self.check_shapes(env, work, server) {
+            return;
+        }
         server.ready = false;
         if !work.sent.is_empty() {
             // A write with something behind it in the pipeline isn't a lone one any more.
@@ -79,9 +85,13 @@ impl Session {
             && server.tx == TxStatus::Idle;
         work.alone |= syncs_flush;
         let lone = work.segment == Segment::Closed && work.batch.items.len() == 1;
+        if work.segment == Segment::Closed && self.needs_own_names(work) {
+            self.use_own_names(work, server);
+        }
         let batch = std::mem::take(&mut work.batch);
         for (item, range) in &batch.items {
-            match self.refused(env, item, &batch.bytes[range.clone()]) {
+            let refusal = self.refused(env, item, &batch.bytes[range.clone()]).or_else(|| self.outdated(env, item, server));
+            match refusal {
                 Some(refusal) => send_refused(item, refusal, work, server),
                 None => self.send_item(item, &batch.bytes[range.clone()], syncs_flush, lone, work, server),
             }
@@ -127,7 +137,7 @@ impl Session {
                 Item::Parse { .. }
                 | Item::Bind { .. }
                 | Item::DescribeStatement { .. }
-                | Item::DescribePortal
+                | Item::DescribePortal(_)
                 | Item::CloseStatement { .. }
                 | Item::ClosePortal
                 | Item::Refused(_)
@@ -198,7 +208,7 @@ impl Session {
             Item::Query(verdict) => {
                 work.tally.queries += 1;
                 server.unnamed = None;
-                if self.stand_in(verdict, work) && lone {
+                if self.stand_in(verdict, work, server) && lone {
                     reply::sync(&mut work.to_server);
                     work.owed.push_back(Owed::Sync(Sync::Ours));
                 }
@@ -210,28 +220,30 @@ impl Session {
             Item::Bind { statement, unnamed } => {
                 let Some(name) = self.ensure_prepared(statement.as_ref(), *unnamed, work, server) else {
                     work.to_server.extend_from_slice(message);
-                    return work.owed.push_back(Owed::Bind);
+                    return work.owed.push_back(Owed::Bind(None));
                 };
                 if let Ok(bind) = view::bind(&message[frame::HEADER..]) {
                     reply::message(&mut work.to_server, b'B', &[bind.portal, b"\0", name.bytes(), b"\0", bind.tail]);
-                    work.owed.push_back(Owed::Bind);
+                    work.owed.push_back(Owed::Bind(name.id()));
                 }
             }
             Item::DescribeStatement { statement, unnamed } => {
-                match self.ensure_prepared(statement.as_ref(), *unnamed, work, server) {
+                let name = self.ensure_prepared(statement.as_ref(), *unnamed, work, server);
+                match &name {
                     Some(name) => reply::message(&mut work.to_server, b'D', &[b"S", name.bytes(), b"\0"]),
                     None => work.to_server.extend_from_slice(message),
                 }
-                work.owed.push_back(Owed::Describe);
+                let id = name.and_then(|name| name.id());
+                work.owed.push_back(Owed::Describe { id, statement: statement.clone(), check: false });
             }
-            Item::DescribePortal => {
+            Item::DescribePortal(statement) => {
                 work.to_server.extend_from_slice(message);
-                work.owed.push_back(Owed::Describe);
+                work.owed.push_back(Owed::Describe { id: None, statement: statement.clone(), check: false });
             }
             Item::Execute(statement) => {
                 work.tally.queries += 1;
                 if let Some(statement) = statement {
-                    self.stand_in(&statement.verdict, work);
+                    self.stand_in(&statement.verdict, work, server);
                 }
                 work.to_server.extend_from_slice(message);
                 work.owed.push_back(Owed::Execute(statement.clone()));
@@ -285,9 +297,15 @@ impl Session {
         }
         if statement.id == 0 {
             // The client has this name already. The server says so, once it knows the name.
-            stand_in_for(name, work);
+            if !self.server_knows(name) {
+                stand_in_for(name, work, server);
+            }
             work.to_server.extend_from_slice(message);
             return work.owed.push_back(Owed::Parse { swallow: false, prepares: None, id: None });
+        }
+        if self.pins.has(PinReason::PreparedNames) {
+            work.to_server.extend_from_slice(message);
+            return work.owed.push_back(Owed::Parse { swallow: false, prepares, id: None });
         }
         work.prepares = true;
         if server.prepared().has(statement.id) {
@@ -319,14 +337,13 @@ impl Session {
             }
             return None;
         };
-        if statement.id == 0 {
+        if statement.id == 0 || (!unnamed && self.pins.has(PinReason::PreparedNames)) {
             return None;
         }
         if unnamed {
-            let open = unnamed_is_open(work);
-            if server.unnamed != Some(statement.id) || open {
+            if server.unnamed != Some(statement.id) {
                 let id = self.id_there(statement);
-                if server.unnamed != Some(id) || open {
+                if server.unnamed != Some(id) {
                     work.prepares = true;
                     server.unnamed = Some(id);
                     reply::parse(&mut work.to_server, b"", &statement.tail);
@@ -336,7 +353,7 @@ impl Session {
             return Some(NameThere::Unnamed);
         }
         if server.prepared().has(statement.id) {
-            return Some(NameThere::Named(server_name(statement.id)));
+            return Some(NameThere::named(statement.id));
         }
         let id = self.id_there(statement);
         if !server.prepared().has(id) {
@@ -345,17 +362,129 @@ impl Session {
             reply::parse(&mut work.to_server, &server_name(id), &statement.tail);
             work.owed.push_back(Owed::Parse { swallow: true, prepares: None, id: Some(id) });
         }
-        Some(NameThere::Named(server_name(id)))
+        Some(NameThere::named(id))
+    }
+
+    /// A statement whose result type is known to have changed since the client's Parse. A server that has it from then says so itself; one
+    /// that would get it now would give rows that the client doesn't expect.
+    fn outdated(&self, env: &Env<'_>, item: &Item, server: &mut ServerState) -> Option<Refusal> {
+        let statement = match item {
+            Item::Bind { statement: Some(statement), unnamed: false } => statement,
+            Item::DescribeStatement { statement: Some(statement), unnamed: false } => statement,
+            _ => return None,
+        };
+        if statement.id == 0 || self.pins.has(PinReason::PreparedNames) || server.prepared().has(statement.id) {
+            return None;
+        }
+        let there = self.id_there(statement);
+        let outdated = env.judge.is_outdated(statement.id) || env.judge.is_outdated(there);
+        (outdated && !server.prepared().has(there)).then_some(Refusal::ResultTypeChanged)
+    }
+
+    /// Statements that the client prepared before DDL passed, and that this server hasn't got: what they give there may no longer be what the
+    /// client was told. They are prepared and looked at first; true if the batch waits for that.
+    fn check_shapes(&self, env: &Env<'_>, work: &mut Work, server: &mut ServerState) -> bool {
+        let shape = env.judge.shape();
+        if shape == 0 || work.segment != Segment::Closed || server.tx == TxStatus::Failed || self.pins.has(PinReason::PreparedNames) {
+            return false;
+        }
+        let mut looked_at: Vec<StatementId> = Vec::new();
+        let batch = std::mem::take(&mut work.batch);
+        for (item, _) in &batch.items {
+            let (Item::Bind { statement: Some(statement), unnamed: false }
+            | Item::DescribeStatement { statement: Some(statement), unnamed: false }) = item
+            else {
+                continue;
+            };
+            let told = statement.shape != shape && statement.id != 0 && statement.described.get().is_some();
+            if !told || server.prepared().has(statement.id) {
+                continue;
+            }
+            let id = self.id_there(statement);
+            if looked_at.contains(&id) || server.prepared().has(id) || env.judge.is_outdated(id) || env.judge.is_outdated(statement.id) {
+                continue;
+            }
+            looked_at.push(id);
+            evict_for(id, work, server);
+            let name = server_name(id);
+            reply::parse(&mut work.to_server, &name, &statement.tail);
+            work.owed.push_back(Owed::Parse { swallow: true, prepares: None, id: Some(id) });
+            reply::message(&mut work.to_server, b'D', &[b"S", &name, b"\0"]);
+            work.owed.push_back(Owed::Describe { id: Some(id), statement: Some(statement.clone()), check: true });
+        }
+        work.batch = batch;
+        if looked_at.is_empty() {
+            return false;
+        }
+        reply::sync(&mut work.to_server);
+        work.owed.push_back(Owed::Sync(Sync::Check));
+        server.ready = false;
+        work.after_bring = true;
+        work.checked = true;
+        true
+    }
+
+    /// Whether the server that is held has a statement by the client's own name.
+    fn server_knows(&self, name: &[u8]) -> bool {
+        self.pins.has(PinReason::PreparedNames) || self.sql_prepared.contains(name)
+    }
+
+    /// Whether something in the batch tells by which names the server knows the session's statements: `pg_prepared_statements`, and PREPARE
+    /// and EXECUTE of what the protocol has prepared.
+    fn needs_own_names(&self, work: &Work) -> bool {
+        let tells = |effect: &Effect| match effect {
+            Effect::Pin(PinReason::PreparedNames) => true,
+            Effect::Prepare { name } | Effect::Execute { name } => self.statements.contains_key(name.as_bytes()),
+            _ => false,
+        };
+        !self.pins.has(PinReason::PreparedNames) && work.batch.executed().any(|verdict| verdict.effects.iter().any(tells))
+    }
+
+    /// From here on the server knows the session's statements by the client's own names, and no others: it is the session's alone until they
+    /// are gone.
+    fn use_own_names(&mut self, work: &mut Work, server: &mut ServerState) {
+        if server.tx == TxStatus::Failed {
+            return;
+        }
+        for id in server.prepared().take() {
+            reply::close_statement(&mut work.to_server, &server_name(id));
+            work.owed.push_back(Owed::Close { swallow: true, evicted: None, closed: None });
+        }
+        let mut there: FxHashMap<&[u8], &Arc<Statement>> = self.statements.iter().map(|(name, statement)| (&**name, statement)).collect();
+        // As they are before the batch.
+        for (item, _) in work.batch.items.iter().rev() {
+            match item {
+                Item::Parse { name, .. } => drop(there.remove(&**name)),
+                Item::CloseStatement { name, closed: Some(closed) } => drop(there.insert(name, closed)),
+                _ => {}
+            }
+        }
+        there.remove(&b""[..]);
+        let none = there.is_empty();
+        for (name, statement) in there {
+            reply::parse(&mut work.to_server, name, &statement.tail);
+            work.owed.push_back(Owed::Parse { swallow: true, prepares: None, id: None });
+            // Each by itself: one that can't be prepared any more keeps no other away.
+            reply::sync(&mut work.to_server);
+            work.owed.push_back(Owed::Sync(Sync::Ours));
+        }
+        if none {
+            reply::sync(&mut work.to_server);
+            work.owed.push_back(Owed::Sync(Sync::Ours));
+        }
+        work.alone = true;
+        self.pins.add(PinReason::PreparedNames);
     }
 
     /// DEALLOCATE of a statement that the server knows by another name: an empty one takes its place for DEALLOCATE to find.
-    fn stand_in(&self, verdict: &Verdict, work: &mut Work) -> bool {
+    fn stand_in(&self, verdict: &Verdict, work: &mut Work, server: &ServerState) -> bool {
         let mut any = false;
         for effect in &verdict.effects {
             if let Effect::Deallocate { name } = effect
                 && self.statements.contains_key(name.as_bytes())
+                && !self.server_knows(name.as_bytes())
             {
-                stand_in_for(name.as_bytes(), work);
+                stand_in_for(name.as_bytes(), work, server);
                 any = true;
             }
         }
@@ -379,14 +508,25 @@ impl Session {
 /// A statement's name on a server.
 enum NameThere {
     Unnamed,
-    Named([u8; 35]),
+    Named(StatementId, [u8; 35]),
 }
 
 impl NameThere {
+    fn named(id: StatementId) -> NameThere {
+        NameThere::Named(id, server_name(id))
+    }
+
     fn bytes(&self) -> &[u8] {
         match self {
             NameThere::Unnamed => b"",
-            NameThere::Named(name) => name,
+            NameThere::Named(_, name) => name,
+        }
+    }
+
+    fn id(&self) -> Option<StatementId> {
+        match self {
+            NameThere::Unnamed => None,
+            NameThere::Named(id, _) => Some(*id),
         }
     }
 }
@@ -398,9 +538,14 @@ fn evict_for(id: StatementId, work: &mut Work, server: &mut ServerState) {
     }
 }
 
-fn stand_in_for(name: &[u8], work: &mut Work) {
+fn stand_in_for(name: &[u8], work: &mut Work, server: &ServerState) {
     if work.stand_ins.iter().any(|known| **known == *name) {
         return;
+    }
+    if server.tainted {
+        // An earlier one may be there still, as its Close was skipped.
+        reply::close_statement(&mut work.to_server, name);
+        work.owed.push_back(Owed::Close { swallow: true, evicted: None, closed: None });
     }
     reply::parse(&mut work.to_server, name, b"\0\0\0");
     work.owed.push_back(Owed::Parse { swallow: true, prepares: None, id: None });
@@ -410,20 +555,6 @@ fn stand_in_for(name: &[u8], work: &mut Work) {
 /// Text that no server accepts: the error behind which a refusal of ours stands, so that the server itself skips to Sync and fails
 /// the transaction.
 const REFUSED: &[u8] = b"refused by switchyard\0";
-
-/// Whether a Parse of the unnamed statement is still owed, in a segment before this one: it may be skipped after an error, and then
-/// the server has another session's.
-fn unnamed_is_open(work: &Work) -> bool {
-    let mut behind_sync = false;
-    for owed in work.owed.iter().rev() {
-        match owed {
-            Owed::Sync(_) => behind_sync = true,
-            Owed::Parse { id: None, .. } => return behind_sync,
-            _ => {}
-        }
-    }
-    false
-}
 
 fn send_refused(item: &Item, refusal: Refusal, work: &mut Work, server: &mut ServerState) {
     work.tally.queries += 1;

@@ -43,6 +43,7 @@ impl Session {
             self.own.note(text, self.dialect());
         }
         for effect in &verdict.effects {
+            self.hold_names(effect, verdict);
             match effect {
                 Effect::Set { name, .. } | Effect::Reset { name } if own::is_own(name) => {}
                 Effect::Set { local: true, .. } => {
@@ -50,7 +51,10 @@ impl Session {
                     self.local_hash = xxhash_rust::xxh3::xxh3_64_with_seed(text, self.local_hash).max(1);
                 }
                 Effect::SetTransaction { session: false, .. } | Effect::SetSnapshot => {}
-                Effect::Set { name, .. } if matches!(&**name, "role" | "session_authorization") => self.pins.add(PinReason::SetRole),
+                Effect::Set { name, to_default: false, .. } if matches!(&**name, "role" | "session_authorization") => {
+                    self.pins.add(PinReason::SetRole);
+                }
+                Effect::Set { name, .. } if matches!(&**name, "role" | "session_authorization") => {}
                 Effect::Reset { name } if matches!(&**name, "role" | "session_authorization") => {}
                 // The transaction's own, which end with it.
                 Effect::Set { name, .. } | Effect::Reset { name } if name.starts_with("transaction_") => {}
@@ -77,26 +81,36 @@ impl Session {
                     work.changes.clear();
                     work.changes.push(Change::ResetAll);
                     self.statements.clear();
+                    self.sql_prepared.clear();
+                    self.held.clear();
                     self.unnamed = None;
                     self.portals.clear();
                     self.pins.discard();
                     self.sequence_advanced = false;
                     self.own.discard();
                 }
-                Effect::DiscardTemp => self.pins.remove(PinReason::TempTable),
                 Effect::DiscardSequences => self.sequence_advanced = false,
-                Effect::Prepare { .. } => self.pins.add(PinReason::SqlPrepare),
+                Effect::Prepare { name } => {
+                    self.sql_prepared.add(name);
+                    self.pins.add(PinReason::SqlPrepare);
+                }
                 Effect::Execute { .. } => {}
                 Effect::Deallocate { name } => {
                     self.statements.remove(name.as_bytes());
+                    if self.statements.is_empty() {
+                        self.pins.remove(PinReason::PreparedNames);
+                    }
+                    if self.sql_prepared.remove(name) {
+                        self.pins.remove(PinReason::SqlPrepare);
+                    }
                 }
                 Effect::DeallocateAll => {
                     server.forget_prepared();
                     self.statements.clear();
+                    self.sql_prepared.clear();
                     self.pins.remove(PinReason::SqlPrepare);
+                    self.pins.remove(PinReason::PreparedNames);
                 }
-                Effect::Listen => self.pins.add(PinReason::Listen),
-                Effect::UnlistenAll => self.pins.remove(PinReason::Listen),
                 Effect::Pin(reason) => self.pins.add(*reason),
                 Effect::AdvisoryUnlockAll => self.pins.remove(PinReason::AdvisoryLock),
                 Effect::Begin(_)
@@ -107,7 +121,15 @@ impl Session {
                 | Effect::Release
                 | Effect::PrepareTransaction
                 | Effect::DiscardPlans
-                | Effect::Unlisten
+                | Effect::Listen { .. }
+                | Effect::Unlisten { .. }
+                | Effect::UnlistenAll
+                | Effect::HoldCursor { .. }
+                | Effect::CloseCursor { .. }
+                | Effect::TempTable { .. }
+                | Effect::DropTable { .. }
+                | Effect::AloneIn { .. }
+                | Effect::DiscardTemp
                 | Effect::Ddl
                 | Effect::MayCommit
                 | Effect::CopyIn
@@ -127,11 +149,15 @@ impl Session {
             {
                 self.pins.add(*reason);
             }
-            // Some statements of the string may have been committed by one of its own COMMITs.
-            if verdict.statements > 1
-                && (changes_settings(effect) || matches!(effect, Effect::Prepare { .. }))
-                && verdict.effects.iter().any(bounds_transaction)
+            if let Effect::Prepare { name } = effect
+                && verdict.statements > 1
             {
+                // It may have been the one before the statement that failed: no rollback undoes it.
+                self.sql_prepared.add(name);
+                self.pins.add(PinReason::SqlPrepare);
+            }
+            // Some statements of the string may have been committed by one of its own COMMITs.
+            if verdict.statements > 1 && changes_settings(effect) && verdict.effects.iter().any(bounds_transaction) {
                 self.pins.add(PinReason::SettingOutOfSight);
             }
         }
@@ -141,6 +167,7 @@ impl Session {
     fn transaction_over(&mut self, chain: bool, work: &mut Work, server: &mut ServerState) {
         self.local_hash = 0;
         self.own.transaction_over(!work.rolled_back);
+        self.release_names(!work.rolled_back);
         if !std::mem::take(&mut work.rolled_back) {
             if chain {
                 self.make_changes(work, server);
@@ -176,6 +203,7 @@ impl Session {
         self.local_hash = 0;
         let undone = work.segment_failed || std::mem::take(&mut work.rolled_back);
         self.own.transaction_over(!undone);
+        self.release_names(!undone);
         if let Some(undo) = self.undo.take()
             && undone
         {
@@ -206,6 +234,7 @@ impl Session {
                             continue;
                         }
                     };
+                    server.accepts(&name);
                     wanted.set(&name, how.clone());
                     there.set(&name, how);
                 }

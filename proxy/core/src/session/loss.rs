@@ -4,7 +4,7 @@
 //! goes away. Something that may have taken effect: 08007. Surely rolled back: 40001. State that
 //! can't be rebuilt: FATAL. An idle session: nothing.
 
-use super::batch::ends_transaction;
+use super::batch::{End, ends_transaction};
 use super::replies::{Owed, Prepares, Sync};
 use super::{Env, Lost, Phase, Segment, ServerState, Session, Want, Work};
 use crate::refusal::Refusal;
@@ -49,6 +49,8 @@ impl Session {
         let segment = std::mem::take(&mut work.segment);
         self.local_hash = 0;
         let waiting = std::mem::take(&mut work.after_bring);
+        work.checked = false;
+        work.misshapen.clear();
         work.prelude_failed = None;
         work.segment_failed = false;
         let last_words = work.last_words.take();
@@ -95,9 +97,14 @@ impl Session {
             return self.decide(env, work);
         }
         if work.attempt.take().is_some() {
-            // A statement under which servers die isn't tried on all of them.
-            work.kept_back.clear();
-            work.batch.clear();
+            // A statement under which servers die isn't tried on all of them. Of its answer, what was kept back is gone, too.
+            let end = match work.batch.end {
+                End::Ready => Owed::Sync(Sync::Clients),
+                End::Open | End::Flush | End::Overflow => Owed::Bind(None),
+            };
+            self.abandon_batch(work);
+            work.owed.clear();
+            work.owed.push_back(end);
         }
         if !work.sent.is_empty() {
             if terminated && self.may_repeat_write(env, work) {
@@ -180,7 +187,10 @@ impl Session {
                 });
                 if may_have_ended && self.status == TxStatus::InTransaction {
                     self.status = TxStatus::Idle;
-                    self.answer_owed(work, &Refusal::OutcomeUnknown { node });
+                    // What stood in for a transaction that was lost has nothing to commit.
+                    let gone = self.lost.take().is_some();
+                    let refusal = if gone { Refusal::TransactionLost { node } } else { Refusal::OutcomeUnknown { node } };
+                    self.answer_owed(work, &refusal);
                 } else {
                     self.status = TxStatus::Failed;
                     self.lost = Some(Lost::Told);
@@ -188,7 +198,10 @@ impl Session {
                 }
             }
         }
-        self.portals.clear();
+        if work.batch.is_empty() {
+            // Otherwise some of them may be of what the client has sent since. One too many does no harm.
+            self.portals.clear();
+        }
         self.movable = None;
         work.forget_attempts();
     }

@@ -13,6 +13,7 @@ mod decide;
 mod dispatch;
 mod effects;
 mod explain;
+mod held;
 mod loss;
 mod own;
 mod pins;
@@ -29,6 +30,7 @@ use rustc_hash::FxHashMap;
 
 use batch::{Batch, End, Item, Statement};
 use explain::Answer;
+use held::{Held, Names};
 use own::Own;
 use replies::Owed;
 
@@ -99,6 +101,24 @@ pub trait Judge {
     fn grounds(&self) -> Vec<String> {
         Vec::new()
     }
+
+    /// How often DDL has passed that may change what statements give: what is prepared on both sides of it isn't the same.
+    fn shape(&self) -> u64 {
+        0
+    }
+
+    /// A server has said that this statement no longer gives what it gave when it was prepared.
+    fn outdate(&self, _: StatementId) {}
+
+    fn is_outdated(&self, _: StatementId) -> bool {
+        false
+    }
+}
+
+/// Knows sessions by the server connections that they use.
+pub trait Voices {
+    /// The process id that the session was told which used the leader's process `pid` last; `None` where nobody did.
+    fn told(&self, pid: i32) -> Option<i32>;
 }
 
 /// The world, as it is while one input is handled.
@@ -111,6 +131,7 @@ pub struct Env<'a> {
     /// What has been acknowledged in the session's database.
     pub marks: &'a Marks,
     pub policy: &'a Policy,
+    pub voices: &'a dyn Voices,
     /// Any number, new for each input.
     pub random: u64,
 }
@@ -210,8 +231,12 @@ pub struct Work {
     server_swallowing: bool,
     /// The server waits for COPY data.
     copy_in: bool,
-    /// The batch waits for the settings to be accepted.
+    /// The batch waits for the settings to be accepted, or for a look at the statements that it uses.
     after_bring: bool,
+    /// What the batch that waits uses has been looked at: see [`Session::check_shapes`].
+    checked: bool,
+    /// What that look has found to give something else than the client was told.
+    misshapen: Vec<StatementId>,
     /// A settings replay or a held BEGIN failed.
     prelude_failed: Option<Vec<u8>>,
     /// An ErrorResponse came for the current segment.
@@ -381,6 +406,9 @@ pub struct Session {
     statements: FxHashMap<Box<[u8]>, Arc<Statement>>,
     unnamed: Option<Arc<Statement>>,
     portals: FxHashMap<Box<[u8]>, Arc<Statement>>,
+    /// What SQL has prepared on the server that the session is pinned to.
+    sql_prepared: Names,
+    held: Held,
     pins: Pins,
     /// Advanced a sequence, or may have: `currval` is worth keeping its server connection near.
     sequence_advanced: bool,
@@ -438,6 +466,8 @@ impl Session {
             statements: FxHashMap::default(),
             unnamed: None,
             portals: FxHashMap::default(),
+            sql_prepared: Names::default(),
+            held: Held::default(),
             pins: Pins::default(),
             sequence_advanced: false,
             watermark: Watermark::default(),
@@ -477,6 +507,18 @@ impl Session {
     /// Whether its server connection is worth keeping for it, though it isn't pinned.
     pub fn has_affinity(&self) -> bool {
         self.sequence_advanced
+    }
+
+    /// The client hasn't been told its key yet.
+    pub fn is_starting(&self) -> bool {
+        self.starting.is_some()
+    }
+
+    /// The process id to tell in BackendKeyData, instead of the one that the session was made with.
+    pub fn tell_pid(&mut self, pid: i32) {
+        if let Some(key) = &mut self.starting {
+            key.pid = pid;
+        }
     }
 
     /// Nothing is under way: a shutdown may end the session here.
@@ -564,6 +606,9 @@ impl Session {
                 break;
             }
             let message = &rest[..header.total];
+            if matches!(header.tag, b'B' | b'D') && !self.skipping && !work.copy_in && means_unnamed(message) && unnamed_is_open(work) {
+                break;
+            }
             at += header.total;
             if let Err(view::Malformed(what)) = self.client_message(env, work, server.as_deref_mut(), header.tag, message) {
                 self.refuse_fatal(work, &Refusal::InvalidMessage { detail: format!("invalid {what} message").into() });
@@ -645,6 +690,12 @@ impl Session {
                 // may be skipped, which isn't known yet.
                 if !self.unsynced {
                     self.unnamed = None;
+                    for owed in &mut work.owed {
+                        // A Close of it that turns out to have been skipped brings nothing back.
+                        if let Owed::Close { closed, .. } = owed {
+                            closed.take_if(|(name, _)| name.is_empty());
+                        }
+                    }
                 }
                 Item::Query(self.verdict(env, view::query(body)?))
             }
@@ -657,7 +708,7 @@ impl Session {
             }
             b'D' => match view::target(body)? {
                 (b'S', name) => Item::DescribeStatement { statement: self.statement(name), unnamed: name.is_empty() },
-                _ => Item::DescribePortal,
+                (_, name) => Item::DescribePortal(self.portals.get(name).cloned()),
             },
             b'E' => Item::Execute(self.portals.get(view::execute(body)?).cloned()),
             b'C' => match view::target(body)? {
@@ -811,7 +862,7 @@ impl Session {
                 Item::Query(_)
                 | Item::Bind { .. }
                 | Item::DescribeStatement { .. }
-                | Item::DescribePortal
+                | Item::DescribePortal(_)
                 | Item::Execute(_)
                 | Item::ClosePortal
                 | Item::FunctionCall
@@ -892,3 +943,31 @@ fn leads(topology: &Topology, node: &Arc<str>) -> bool {
 
 #[cfg(test)]
 mod tests;
+
+/// Whether a Bind or a Describe names the unnamed statement.
+fn means_unnamed(message: &[u8]) -> bool {
+    let body = &message[frame::HEADER..];
+    match message[0] {
+        b'B' => view::bind(body).is_ok_and(|bind| bind.statement.is_empty()),
+        _ => matches!(view::target(body), Ok((b'S', name)) if name.is_empty()),
+    }
+}
+
+/// Whether it isn't known what the unnamed statement is: a Parse or a Close of it is still owed, in a segment before this one. If that segment
+/// fails, it's the one before, or none.
+fn unnamed_is_open(work: &Work) -> bool {
+    if work.batch.items.iter().any(|(item, _)| matches!(item, Item::Parse { name, .. } if name.is_empty())) {
+        // Of the same segment: both run, or both are skipped.
+        return false;
+    }
+    let mut behind_sync = false;
+    for owed in work.owed.iter().rev() {
+        match owed {
+            Owed::Sync(_) => behind_sync = true,
+            Owed::Parse { prepares: Some(prepares), .. } if prepares.name.is_empty() => return behind_sync,
+            Owed::Close { closed: Some((name, _)), .. } if name.is_empty() => return behind_sync,
+            _ => {}
+        }
+    }
+    false
+}

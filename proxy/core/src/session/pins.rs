@@ -6,12 +6,13 @@ use crate::sql::PinReason;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Pins(u32);
 
-const ALL: [PinReason; 15] = [
+const ALL: [PinReason; 16] = [
     PinReason::TempTable,
     PinReason::Listen,
     PinReason::AdvisoryLock,
     PinReason::WithHoldCursor,
     PinReason::SqlPrepare,
+    PinReason::PreparedNames,
     PinReason::Sequence,
     PinReason::Load,
     PinReason::SetRole,
@@ -58,6 +59,7 @@ impl Pins {
             PinReason::AdvisoryLock,
             PinReason::WithHoldCursor,
             PinReason::SqlPrepare,
+            PinReason::PreparedNames,
             PinReason::Sequence,
             PinReason::SetRole,
             PinReason::SettingOutOfSight,

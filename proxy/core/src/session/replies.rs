@@ -3,14 +3,14 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::batch::{End, Statement};
+use super::batch::{End, Item, Statement};
 use super::dispatch::sets;
-use super::server::StatementId;
+use super::server::{StatementId, server_name};
 use super::{Access, Env, Garbled, Lost, Phase, Segment, ServerState, Session, Want, Work};
 use crate::marks::Touched;
 use crate::refusal::Refusal;
 use crate::route::ServerRole;
-use crate::sql::{Effect, Verdict};
+use crate::sql::{Effect, PinReason, Verdict};
 use crate::wire::frame::{self, HEADER};
 use crate::wire::reply::{self, TxStatus};
 use crate::wire::view;
@@ -38,9 +38,16 @@ pub(super) enum Owed {
         prepares: Option<Prepares>,
         id: Option<StatementId>,
     },
-    Bind,
+    /// BindComplete. With what the server calls the statement, where that is shared.
+    Bind(Option<StatementId>),
     /// (ParameterDescription and) RowDescription or NoData.
-    Describe,
+    Describe {
+        /// As for Bind.
+        id: Option<StatementId>,
+        statement: Option<Arc<Statement>>,
+        /// The router's own look: is it still what the client was told?
+        check: bool,
+    },
     /// CommandComplete, EmptyQueryResponse or PortalSuspended.
     Execute(Option<Arc<Statement>>),
     /// CloseComplete. `evicted`: what the server no longer has then; `closed`: what the client's name meant.
@@ -69,6 +76,8 @@ pub(super) enum Sync {
     ForFlush,
     /// Ours, behind something of our own.
     Ours,
+    /// Ours, behind a look at statements that the batch which waits uses.
+    Check,
 }
 
 impl Owed {
@@ -85,7 +94,8 @@ impl Owed {
                 | Owed::Prelude
                 | Owed::Parse { swallow: true, .. }
                 | Owed::Close { swallow: true, .. }
-                | Owed::Sync(Sync::ForFlush | Sync::Ours)
+                | Owed::Describe { check: true, .. }
+                | Owed::Sync(Sync::ForFlush | Sync::Ours | Sync::Check)
         )
     }
 }
@@ -104,6 +114,9 @@ const WHOLE_MAX: usize = 32 * 1024;
 
 /// The messages that are always taken as a whole may have this size, in bytes: a command's tag, a parameter's value, a notification.
 const MESSAGE_FROM_SERVER_MAX: usize = 1024 * 1024;
+
+/// Where PostgreSQL finds that a prepared statement's result type has changed (plancache.c). Its SQLSTATE, 0A000, says many things.
+const RESULT_TYPE_CHANGED: &[u8] = b"RevalidateCachedQuery";
 
 /// SQLSTATE 42602, invalid_name.
 const INVALID_NAME: [u8; 5] = *b"42602";
@@ -259,7 +272,17 @@ impl Session {
             }
             b'A' => {
                 self.showed(env, work);
-                Fate::Forward
+                let (pid, rest) = body.split_first_chunk::<4>().ok_or(Garbled)?;
+                match env.voices.told(i32::from_be_bytes(*pid)) {
+                    // Who notified is told as that client knows itself: some look whether it was them.
+                    Some(told) => {
+                        let mut message = Vec::with_capacity(message.len());
+                        reply::message(&mut message, b'A', &[&told.to_be_bytes(), rest]);
+                        self.forward(work, &message);
+                        Fate::Swallow
+                    }
+                    None => Fate::Forward,
+                }
             }
             b'N' => match work.owed.front() {
                 Some(owed) if !owed.is_clients() => Fate::Swallow,
@@ -274,7 +297,7 @@ impl Session {
             },
             b'E' => self.error(env, work, server, body, message),
             b'Z' => return self.ready(env, work, server, body),
-            b'1' | b'2' | b'3' | b'n' | b'T' | b't' => self.progress(work, tag),
+            b'1' | b'2' | b'3' | b'n' | b'T' | b't' => self.progress(work, tag, body),
             b'C' | b'I' | b's' => self.complete(env, work, server, tag, body),
             _ if work.runs_again() => Fate::Swallow,
             // Of something of ours: nothing that is the client's comes before its ReadyForQuery.
@@ -305,22 +328,29 @@ impl Session {
             while matches!(work.owed.get(1), Some(Owed::Sync(Sync::Clients))) {
                 work.owed.remove(1);
                 work.segment = Segment::Open;
+                self.unsynced = true;
             }
         }
     }
 
     /// A message of the extended protocol that pays a part of what is owed.
-    fn progress(&mut self, work: &mut Work, tag: u8) -> Fate {
+    fn progress(&mut self, work: &mut Work, tag: u8, body: &[u8]) -> Fate {
         let pays = match work.owed.front() {
             Some(Owed::Parse { .. }) => tag == b'1',
-            Some(Owed::Bind) => tag == b'2',
+            Some(Owed::Bind(_)) => tag == b'2',
             Some(Owed::Close { .. }) => tag == b'3',
-            Some(Owed::Describe) => matches!(tag, b'T' | b'n'),
+            Some(Owed::Describe { .. }) => matches!(tag, b'T' | b'n'),
             _ => false,
         };
         let swallow = work.runs_again() || work.owed.front().is_some_and(|owed| !owed.is_clients());
         if pays {
-            work.owed.pop_front();
+            if let Some(Owed::Describe { id, statement: Some(statement), check }) = work.owed.pop_front()
+                && let Some(described) = view::row_shape(tag, body)
+                && statement.described.get_or_init(|| described) != &described
+                && check
+            {
+                work.misshapen.extend(id);
+            }
             work.alone &= !work.owed.is_empty();
         }
         if swallow { Fate::Swallow } else { Fate::Forward }
@@ -352,11 +382,17 @@ impl Session {
         }
         work.copy_in = false;
         if matches!(work.owed.front(), Some(Owed::Execute(_)))
-            && let Some(Owed::Execute(Some(statement))) = work.owed.pop_front()
-            && tag != b's'
+            && let Some(Owed::Execute(statement)) = work.owed.pop_front()
         {
-            let text = sets(&statement.verdict).then(|| statement.text());
-            self.apply(&statement.verdict, text, work, server);
+            match statement {
+                Some(_) if tag == b's' => {}
+                Some(statement) => {
+                    let text = sets(&statement.verdict).then(|| statement.text());
+                    self.apply(&statement.verdict, text, work, server);
+                }
+                // Nobody knows what it was: whatever it left stays this session's.
+                None => self.pins.add(PinReason::SettingOutOfSight),
+            }
         }
         work.alone &= !work.owed.is_empty();
         Fate::Forward
@@ -376,12 +412,22 @@ impl Session {
         }
         work.copy_in = false;
         work.segment_failed = true;
+        if let Some(Owed::Bind(Some(id)) | Owed::Describe { id: Some(id), .. }) = work.owed.front()
+            && fault.routine == RESULT_TYPE_CHANGED
+        {
+            env.judge.outdate(*id);
+        }
         match work.owed.front() {
             Some(Owed::Bring) => {
                 work.prelude_failed = Some(message.to_vec());
                 return Fate::Swallow;
             }
             Some(Owed::Prelude) => return Fate::Swallow,
+            Some(Owed::Parse { .. } | Owed::Describe { .. }) if checks(&work.owed) => {
+                // What can't be prepared any more fails again where the client's own messages need it.
+                self.drop_to_sync(work, server, false);
+                return Fate::Swallow;
+            }
             Some(Owed::Parse { swallow: true, prepares: None, id: None }) if matches!(work.owed.get(1), Some(Owed::Sync(Sync::Ours))) => {
                 // A stand-in that the server wouldn't take: the statement that it is for tells.
                 work.owed.pop_front();
@@ -442,7 +488,11 @@ impl Session {
                         && !runs_again
                     {
                         // A Parse that fails leaves no unnamed statement.
-                        self.unprepare(&name, &statement, previous.filter(|_| at > 0));
+                        let previous = previous.filter(|_| at > 0);
+                        if name.is_empty() {
+                            amend(work, &statement, previous.as_ref());
+                        }
+                        self.unprepare(&name, &statement, previous);
                     }
                 }
                 Owed::Close { evicted: Some(evicted), .. } => server.prepared().restore(evicted),
@@ -455,8 +505,8 @@ impl Session {
                 | Owed::Query(..)
                 | Owed::FunctionCall
                 | Owed::Refused { .. }
-                | Owed::Bind
-                | Owed::Describe
+                | Owed::Bind(_)
+                | Owed::Describe { .. }
                 | Owed::Execute(_)
                 | Owed::Close { .. }
                 | Owed::Sync(_) => {}
@@ -518,21 +568,39 @@ impl Session {
                 }
                 self.segment_done(env, work, server, status);
             }
-            Some(Owed::Sync(Sync::Ours)) => {
+            Some(Owed::Sync(Sync::Check)) => {
                 work.segment_failed = false;
+                work.after_bring = false;
+                for id in work.misshapen.drain(..) {
+                    env.judge.outdate(id);
+                    server.prepared().remove(id);
+                    reply::close_statement(&mut work.to_server, &server_name(id));
+                    work.owed.push_back(Owed::Close { swallow: true, evicted: None, closed: None });
+                }
+                self.send_batch(env, work, server);
+            }
+            Some(Owed::Sync(Sync::Ours)) => {
+                if self.skipping && work.segment_failed && !work.runs_again() {
+                    // What the client will be told at its own Sync. What is undone is brought before its next statement.
+                    self.settle(work, server);
+                    self.status = status;
+                }
+                work.segment_failed = false;
+                work.alone &= !work.owed.is_empty();
                 if !work.runs_again() {
                     self.return_if_done(env, work);
                 } else if work.owed.is_empty() {
                     self.run_again(env, work, server);
                 }
             }
+            // An error there is what it was for.
+            Some(Owed::Prelude) => work.segment_failed = false,
             Some(
-                Owed::Prelude
-                | Owed::Begin
+                Owed::Begin
                 | Owed::Refused { .. }
                 | Owed::Parse { .. }
-                | Owed::Bind
-                | Owed::Describe
+                | Owed::Bind(_)
+                | Owed::Describe { .. }
                 | Owed::Execute(_)
                 | Owed::Close { .. },
             )
@@ -561,6 +629,9 @@ impl Session {
                 self.want = Some(Want::Return);
                 return;
             }
+            if waited && self.starting.is_none() && view::fault(&error[HEADER..]).sqlstate == INVALID_NAME {
+                return self.setting_refused(env, work, server, &error);
+            }
             // Without its settings a session can't go on: the next statement could run as somebody else.
             make_fatal(&mut error);
             work.to_client.append(&mut error);
@@ -569,6 +640,13 @@ impl Session {
         }
         work.segment_failed = false;
         server.settings = self.settings.clone();
+        for name in self.settings.dotted() {
+            server.accepts(name);
+        }
+        if work.fresh && server.fresh && waited {
+            // Another server wouldn't take them.
+            self.pins.add(PinReason::SettingOutOfSight);
+        }
         self.settings_proven = true;
         if self.starting.is_some() {
             self.start(env, work, server);
@@ -579,6 +657,33 @@ impl Session {
             reply::ready_for_query(&mut work.to_client, status);
             self.return_if_done(env, work);
         }
+    }
+
+    /// A library that another session has loaded owns the prefix of one of the session's parameters. Nothing of the batch was sent: a server
+    /// that nobody has used is asked, as for the SET itself; if that refuses it as well, the batch gets the server's error, and the session
+    /// goes on.
+    fn setting_refused(&mut self, env: &Env<'_>, work: &mut Work, server: &ServerState, error: &[u8]) {
+        if !server.fresh && server.role == ServerRole::Leader && env.policy.access == Access::ReadWrite {
+            work.fresh = true;
+            work.rerun_on_leader = true;
+            self.want = Some(Want::Return);
+            return;
+        }
+        if self.begin.take().is_some() {
+            self.lost = Some(Lost::Told);
+            self.status = TxStatus::Failed;
+        }
+        let ends = work.batch.end == End::Ready;
+        work.to_client.extend_from_slice(error);
+        work.tally.errors += 1;
+        self.abandon_batch(work);
+        if ends {
+            reply::ready_for_query(&mut work.to_client, self.status);
+        } else {
+            self.skipping = true;
+        }
+        work.forget_attempts();
+        self.want = Some(Want::Return);
     }
 
     /// The startup settings are in place: tells the client what the server reports, its key, and that it may begin.
@@ -666,9 +771,10 @@ impl Session {
                 self.portals.clear();
             }
             self.movable = None;
-            if self.lost == Some(Lost::StoodIn) {
-                self.lost = None;
-            }
+        }
+        if status != TxStatus::Failed && self.lost == Some(Lost::StoodIn) {
+            // Over, or followed by another one (AND CHAIN).
+            self.lost = None;
         }
         if went_back && work.owed.is_empty() && status != TxStatus::Failed && self.bring(work, server) {
             work.ready_after_bring = Some(status);
@@ -736,6 +842,32 @@ impl Session {
         self.put_begin_back(attempt.begin);
         self.want = Some(Want::Return);
     }
+}
+
+/// A Parse of the unnamed statement was for nothing: what has come behind it may be, too, and goes back to `instead` then.
+fn amend(work: &mut Work, statement: &Arc<Statement>, instead: Option<&Arc<Statement>>) {
+    let meant = |known: &Option<Arc<Statement>>| known.as_ref().is_some_and(|known| known.is(statement));
+    for owed in &mut work.owed {
+        match owed {
+            Owed::Parse { prepares: Some(prepares), .. } if meant(&prepares.previous) => prepares.previous = instead.cloned(),
+            Owed::Close { closed, .. } if closed.as_ref().is_some_and(|(_, known)| known.is(statement)) => {
+                *closed = instead.map(|instead| (Box::default(), instead.clone()));
+            }
+            _ => {}
+        }
+    }
+    for (item, _) in &mut work.batch.items {
+        match item {
+            Item::Parse { previous, .. } if meant(previous) => *previous = instead.cloned(),
+            Item::CloseStatement { closed, .. } if meant(closed) => *closed = instead.cloned(),
+            _ => {}
+        }
+    }
+}
+
+/// Whether what is owed next is a look of the router's own at statements.
+fn checks(owed: &VecDeque<Owed>) -> bool {
+    matches!(owed.iter().find(|owed| owed.ends_segment()), Some(Owed::Sync(Sync::Check)))
 }
 
 /// Whether an error from the server that is held is answered by running the batch again: on the read/write port any of a replica's but a

@@ -28,9 +28,14 @@ pub struct ServerState {
     /// Nobody has used it before the session that holds it.
     pub fresh: bool,
     prepared: Prepared,
+    /// Parameters of extensions (`prefix.name`) that it has taken.
+    accepted: Vec<Arc<str>>,
     /// The content of the server's unnamed statement.
     pub(super) unnamed: Option<StatementId>,
 }
+
+/// Names of parameters that are kept for one connection.
+const ACCEPTED_MAX: usize = 64;
 
 /// A statement's content: text, parameter types and the settings that analysis reads.
 pub type StatementId = u128;
@@ -48,7 +53,19 @@ impl ServerState {
             tainted: false,
             fresh: true,
             prepared: Prepared { uses: FxHashMap::default(), clock: 0, max: max_prepared.max(1) },
+            accepted: Vec::new(),
             unnamed: None,
+        }
+    }
+
+    pub(super) fn accepted(&self) -> &[Arc<str>] {
+        &self.accepted
+    }
+
+    /// It has taken this parameter. Beyond the limit it is asked again each time.
+    pub(super) fn accepts(&mut self, name: &Arc<str>) {
+        if name.contains('.') && self.accepted.len() < ACCEPTED_MAX && !self.accepted.contains(name) {
+            self.accepted.push(name.clone());
         }
     }
 
@@ -114,6 +131,11 @@ impl Prepared {
     pub(super) fn restore(&mut self, id: StatementId) {
         self.clock += 1;
         self.uses.insert(id, self.clock);
+    }
+
+    /// All of them, which are to be closed.
+    pub(super) fn take(&mut self) -> Vec<StatementId> {
+        self.uses.drain().map(|(id, _)| id).collect()
     }
 
     #[cfg(test)]

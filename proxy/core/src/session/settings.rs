@@ -120,6 +120,18 @@ impl Settings {
         !self.entries.iter().filter(carried).eq(wanted.entries.iter().filter(carried))
     }
 
+    /// Whether bringing a server from `self` to `wanted` sets a parameter of an extension (`prefix.name`) that isn't among `accepted`: a server
+    /// on which a library owns the prefix refuses what all others take (`MarkGUCPrefixReserved`).
+    pub(super) fn may_be_refused(&self, wanted: &Settings, accepted: &[Arc<str>], role: ServerRole) -> bool {
+        let new = |entry: &&Setting| self.value(&entry.name) != Some(&entry.how) && carried(&entry.name, role);
+        wanted.entries.iter().filter(|entry| entry.name.contains('.') && !accepted.contains(&entry.name)).any(|entry| new(&entry))
+    }
+
+    /// The names of extensions' parameters.
+    pub(super) fn dotted(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.entries.iter().map(|entry| &entry.name).filter(|name| name.contains('.'))
+    }
+
     /// The statements that bring a server from `self` to `wanted`, as one query text.
     pub fn bring(&self, wanted: &Settings, role: ServerRole, out: &mut Vec<u8>) {
         let mut text = Vec::new();

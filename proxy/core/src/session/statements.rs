@@ -47,8 +47,8 @@ impl Session {
             // Rules are those of its Parse.
             Arc::make_mut(&mut verdict).ruling.clone_from(&known.verdict.ruling);
         }
-        let Statement { id, seed, ref tail, .. } = *known;
-        let judged = Arc::new(Statement { id, seed, tail: tail.clone(), verdict });
+        let Statement { id, seed, ref tail, shape, ref described, .. } = *known;
+        let judged = Arc::new(Statement { id, seed, tail: tail.clone(), verdict, shape, described: described.clone() });
         if name.is_empty() {
             self.unnamed = Some(judged.clone());
         } else {
@@ -64,10 +64,10 @@ impl Session {
     /// A Parse that failed or was skipped. `previous`: what the unnamed statement was before, if it is to be that again.
     pub(super) fn unprepare(&mut self, name: &[u8], statement: &Arc<Statement>, previous: Option<Arc<Statement>>) {
         if name.is_empty() {
-            if self.unnamed.as_ref().is_some_and(|known| known.id == statement.id) {
+            if self.unnamed.as_ref().is_some_and(|known| known.is(statement)) {
                 self.unnamed = previous;
             }
-        } else if self.statements.get(name).is_some_and(|known| known.id == statement.id) {
+        } else if self.statements.get(name).is_some_and(|known| known.is(statement)) {
             self.statements.remove(name);
         }
     }
@@ -108,27 +108,33 @@ impl Session {
             // Analysed under settings that aren't known yet: shared with nobody.
             seed ^= env.random | 1;
         }
-        let id = statement_id(parse.tail, seed);
+        let id = current_id(env, statement_id(parse.tail, seed));
         if parse.name.is_empty() {
             // Drivers prepare the same unnamed statement over and over.
             let statement = match &self.unnamed {
-                Some(last) if last.id == id && *last.tail == *parse.tail => last.clone(),
-                _ => Arc::new(Statement { id, seed, tail: parse.tail.into(), verdict: self.verdict_of(env, &parse) }),
+                // (Where nothing is open: each of several may fail by itself.)
+                Some(last) if last.id == id && *last.tail == *parse.tail && work.owed.is_empty() && work.batch.is_empty() => last.clone(),
+                _ => self.new_statement(env, id, seed, &parse),
             };
             let previous = self.unnamed.replace(statement.clone());
             return Ok(Item::Parse { name: Box::default(), statement, previous });
         }
-        let duplicate = self.statements.contains_key(parse.name);
+        let duplicate = self.statements.contains_key(parse.name) || self.sql_prepared.contains(parse.name);
         if self.statements.len() >= env.policy.max_statements && !duplicate {
             return Ok(Item::Refused(Box::new(Refusal::TooManyStatements { limit: env.policy.max_statements })));
         }
         // The server that gets a duplicate says so; see `dispatch`.
         let id = if duplicate { 0 } else { id };
-        let statement = Arc::new(Statement { id, seed, tail: parse.tail.into(), verdict: self.verdict_of(env, &parse) });
+        let statement = self.new_statement(env, id, seed, &parse);
         if !duplicate {
             self.statements.insert(parse.name.into(), statement.clone());
         }
         Ok(Item::Parse { name: parse.name.into(), statement, previous: None })
+    }
+
+    fn new_statement(&self, env: &Env<'_>, id: StatementId, seed: u64, parse: &view::Parse<'_>) -> Arc<Statement> {
+        let (verdict, shape) = (self.verdict_of(env, parse), env.judge.shape());
+        Arc::new(Statement { id, seed, tail: parse.tail.into(), verdict, shape, described: Arc::default() })
     }
 
     /// Of what analysis reads of the settings.
@@ -142,6 +148,19 @@ impl Session {
         let seed = self.seed();
         if seed == statement.seed { statement.id } else { statement_id(&statement.id.to_be_bytes(), seed) }
     }
+}
+
+/// What is prepared from now on under this content, which may have meant something else before DDL. Ends, as a hash that has been outdated
+/// leads to another one.
+fn current_id(env: &Env<'_>, content: StatementId) -> StatementId {
+    let mut id = match env.judge.shape() {
+        0 => content,
+        shape => statement_id(&content.to_be_bytes(), shape),
+    };
+    while env.judge.is_outdated(id) {
+        id = statement_id(&id.to_be_bytes(), 0);
+    }
+    id
 }
 
 /// Statements of one content and meaning are one on a server.

@@ -33,19 +33,24 @@ pub(super) fn judge(judge: &mut Judge<'_>, words: Words<'_>) -> Described {
         }
         "deallocate" => deallocate(judge, words),
         "listen" => {
-            judge.effect(Effect::Listen);
+            judge.effect(Effect::Listen { channel: name_at(words, 1) });
             judge.pin(PinReason::Listen);
             utility(judge, "listen", "LISTEN")
         }
         "unlisten" => {
-            judge.effect(if words.kind(1) == Some(TokenKind::Operator) { Effect::UnlistenAll } else { Effect::Unlisten });
+            let all = words.kind(1) == Some(TokenKind::Operator);
+            judge.effect(if all { Effect::UnlistenAll } else { Effect::Unlisten { channel: name_at(words, 1) } });
             (Kind::Utility, "UNLISTEN")
         }
         "notify" => utility(judge, "notify", "NOTIFY"),
         "declare" => declare(judge, words),
         "fetch" => utility(judge, "cursor", "FETCH"),
         "move" => utility(judge, "cursor", "MOVE"),
-        "close" => utility(judge, "cursor", if words.is(1, "all") { "CLOSE CURSOR ALL" } else { "CLOSE CURSOR" }),
+        "close" => {
+            let all = words.is(1, "all");
+            judge.effect(Effect::CloseCursor { name: (!all).then(|| name_at(words, 1)) });
+            utility(judge, "cursor", if all { "CLOSE CURSOR ALL" } else { "CLOSE CURSOR" })
+        }
         "lock" => utility(judge, "lock", "LOCK TABLE"),
         "load" => {
             judge.pin(PinReason::Load);
@@ -71,9 +76,16 @@ pub(super) fn judge(judge: &mut Judge<'_>, words: Words<'_>) -> Described {
         "explain" => explain(judge, words),
         "truncate" => data(judge, words, Kind::Utility, "TRUNCATE TABLE"),
         "create" => create(judge, words),
-        "alter" => ddl(judge, alter_or_drop(words, &ALTERED)),
+        "alter" => {
+            alone(judge, words);
+            ddl(judge, alter_or_drop(words, &ALTERED))
+        }
         "drop" if words.is(1, "owned") => ddl(judge, "DROP OWNED"),
-        "drop" => ddl(judge, alter_or_drop(words, &DROPPED)),
+        "drop" => {
+            alone(judge, words);
+            dropped_tables(judge, words);
+            ddl(judge, alter_or_drop(words, &DROPPED))
+        }
         "comment" => ddl(judge, "COMMENT"),
         "grant" => ddl(judge, if has_word(words, "on") { "GRANT" } else { "GRANT ROLE" }),
         "revoke" => ddl(judge, if has_word(words, "on") { "REVOKE" } else { "REVOKE ROLE" }),
@@ -270,7 +282,8 @@ fn set(judge: &mut Judge<'_>, words: Words<'_>) -> Described {
     if &*name == "transaction_isolation" || &*name == "transaction_read_only" {
         judge.write("set_transaction", &name);
     }
-    let to_default = words.is(value, "default") || (words.is(value, "local") && &*name == "timezone");
+    let none = &*name == "role" && words.is(value, "none");
+    let to_default = none || words.is(value, "default") || (words.is(value, "local") && &*name == "timezone");
     judge.effect(Effect::Set { name, local, to_default });
     (Kind::Utility, "SET")
 }
@@ -369,6 +382,7 @@ fn declare(judge: &mut Judge<'_>, words: Words<'_>) -> Described {
     let holds = (1..query_at).any(|at| words.is(at, "hold") && words.is(at - 1, "with"));
     if holds {
         judge.pin(PinReason::WithHoldCursor);
+        judge.effect(Effect::HoldCursor { name: name_at(words, 1) });
     }
     query::effects(judge, words.from(query_at + 1));
     utility(judge, "cursor", "DECLARE CURSOR")
@@ -473,10 +487,19 @@ fn wrapped(judge: &mut Judge<'_>, words: Words<'_>) -> Described {
 
 fn create(judge: &mut Judge<'_>, words: Words<'_>) -> Described {
     let temporary = (1..words.len().min(6)).any(|at| words.is(at, "temp") || words.is(at, "temporary"));
-    if temporary || (0..words.len().min(16)).any(|at| words.is(at, "pg_temp")) {
-        judge.pin(PinReason::TempTable);
-    }
     let command = created(words);
+    if temporary || (0..words.len().min(16)).any(|at| words.is(at, "pg_temp")) {
+        match temp_table(words) {
+            Some((name, on_commit_drop)) => {
+                if !on_commit_drop {
+                    judge.pin(PinReason::TempTable);
+                }
+                judge.effect(Effect::TempTable { name, on_commit_drop });
+            }
+            None => judge.pin(PinReason::TempTable),
+        }
+    }
+    alone(judge, words);
     let described = ddl(judge, command);
     // These run a query, whose calls may change the session.
     if matches!(command, "CREATE TABLE AS" | "CREATE MATERIALIZED VIEW")
@@ -485,6 +508,61 @@ fn create(judge: &mut Judge<'_>, words: Words<'_>) -> Described {
         query::effects(judge, words.from(at));
     }
     described
+}
+
+/// The name of `CREATE [LOCAL|GLOBAL] TEMP TABLE [IF NOT EXISTS] name`, and whether it is gone with its transaction. None for what else is temporary.
+fn temp_table(words: Words<'_>) -> Option<(Arc<str>, bool)> {
+    let at = (1..4).find(|at| words.is(*at, "table"))?;
+    let exists = words.is(at + 1, "if") && words.is(at + 2, "not") && words.is(at + 3, "exists");
+    let at = if exists { at + 4 } else { at + 1 };
+    let (schema, name, end) = query::qualified_name(words, at);
+    if schema.is_some_and(|schema| schema.as_str() != "pg_temp") {
+        return None;
+    }
+    let drop = |at: usize| words.is(at, "on") && words.is(at + 1, "commit") && words.is(at + 2, "drop");
+    // Behind AS is a query.
+    let until = (end..words.len()).find(|at| words.is(*at, "as")).unwrap_or(words.len());
+    Some((Arc::from(name?.as_str()), !exists && (end..until).any(drop)))
+}
+
+/// Names of one DROP TABLE that are told, so that verdicts stay small.
+const DROPPED_NAMES_MAX: usize = 16;
+
+/// The tables of a DROP TABLE that may be temporary ones: those without a schema, or of `pg_temp`.
+fn dropped_tables(judge: &mut Judge<'_>, words: Words<'_>) {
+    if !words.is(1, "table") {
+        return;
+    }
+    let mut at = if words.is(2, "if") && words.is(3, "exists") { 4 } else { 2 };
+    for _ in 0..DROPPED_NAMES_MAX {
+        let (schema, name, end) = query::qualified_name(words, at);
+        let Some(name) = name else { return };
+        if schema.is_none_or(|schema| schema.as_str() == "pg_temp") {
+            judge.effect(Effect::DropTable { name: Arc::from(name.as_str()) });
+        }
+        if words.kind(end) != Some(TokenKind::Comma) {
+            return;
+        }
+        at = end + 1;
+    }
+}
+
+/// The database that the statement wants for itself.
+fn alone(judge: &mut Judge<'_>, words: Words<'_>) {
+    if !words.is(1, "database") {
+        return;
+    }
+    let moves = |at: usize| (words.is(at, "rename") && words.is(at + 1, "to")) || (words.is(at, "set") && words.is(at + 1, "tablespace"));
+    let database = match words.word(0).as_str() {
+        "drop" => name_at(words, if words.is(2, "if") { 4 } else { 2 }),
+        "alter" if moves(3) => name_at(words, 2),
+        "create" => match (3..words.len()).find(|at| words.is(*at, "template")) {
+            Some(at) => name_at(words, if words.kind(at + 1) == Some(TokenKind::Operator) { at + 2 } else { at + 1 }),
+            None => "template1".into(),
+        },
+        _ => return,
+    };
+    judge.effect(Effect::AloneIn { database });
 }
 
 /// What CREATE creates: the first word that says so, behind OR REPLACE, UNIQUE, TEMPORARY and so on.

@@ -202,12 +202,19 @@ fn counts_own_statements(name: &str) -> bool {
     COUNTERS.iter().any(|prefix| counter.starts_with(prefix))
 }
 
-/// Whether a relation's rows are counters that the session's own statements raise.
-pub(super) fn is_statistics(schema: Option<&str>, name: &str) -> bool {
-    let kinds = ["_tables", "_indexes", "_sequences", "_functions"];
-    matches!(schema, None | Some("pg_catalog"))
-        && (name.starts_with("pg_stat_") || name.starts_with("pg_statio_"))
-        && (name == "pg_stat_database" || kinds.iter().any(|kind| name.ends_with(kind)))
+/// Why a session that reads this relation needs a server connection of its own: its rows are counters that the session's own statements
+/// raise, or what it has prepared.
+pub(super) fn pinning_relation(schema: Option<&str>, name: &str) -> Option<PinReason> {
+    const KINDS: [&str; 4] = ["_tables", "_indexes", "_sequences", "_functions"];
+    if !matches!(schema, None | Some("pg_catalog")) {
+        return None;
+    }
+    if name == "pg_prepared_statements" {
+        return Some(PinReason::PreparedNames);
+    }
+    let counters = (name.starts_with("pg_stat_") || name.starts_with("pg_statio_"))
+        && (name == "pg_stat_database" || KINDS.iter().any(|kind| name.ends_with(kind)));
+    counters.then_some(PinReason::Statistics)
 }
 
 /// Whole families that tell about the server: `inet_*`, `txid_*`, `pg_*xact*`, `pg_control_*`, `pg_last_*`, `pg_ls_*`, `pg_stat_*`,

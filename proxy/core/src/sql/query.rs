@@ -31,8 +31,8 @@ pub(super) fn effects(judge: &mut Judge<'_>, words: Words<'_>) {
 
 /// A relation that a statement reads. `bound_here`: the statement's own WITH binds the name.
 pub(super) fn relation(judge: &mut Judge<'_>, schema: Option<&str>, name: &str, bound_here: bool) {
-    if functions::is_statistics(schema, name) {
-        judge.effect(Effect::Pin(PinReason::Statistics));
+    if let Some(reason) = functions::pinning_relation(schema, name) {
+        judge.effect(Effect::Pin(reason));
     }
     if let Some(rule) = functions::relation(schema, name, judge.facts, bound_here) {
         judge.write(rule, name);
@@ -249,8 +249,10 @@ impl<'j, 'a, 'w> Reader<'j, 'a, 'w> {
         }
         let (schema_name, relation_name) = (schema.map(Name::as_str), name.as_str());
         let bound = schema.is_none() && self.is_bound(relation_name);
-        if !bound && functions::is_statistics(schema_name, relation_name) {
-            self.judge.effect(Effect::Pin(PinReason::Statistics));
+        if let Some(reason) = functions::pinning_relation(schema_name, relation_name)
+            && !bound
+        {
+            self.judge.effect(Effect::Pin(reason));
         }
         if let Some(rule) = functions::relation(schema_name, relation_name, self.judge.facts, bound)
             && self.purpose == Purpose::Verdict

@@ -91,9 +91,36 @@ pub enum Effect {
         name: Arc<str>,
     },
     DeallocateAll,
-    Listen,
+    /// Comes with [`PinReason::Listen`].
+    Listen {
+        channel: Arc<str>,
+    },
     UnlistenAll,
-    Unlisten,
+    Unlisten {
+        channel: Arc<str>,
+    },
+    /// `DECLARE name CURSOR WITH HOLD`; comes with [`PinReason::WithHoldCursor`].
+    HoldCursor {
+        name: Arc<str>,
+    },
+    /// CLOSE; `None` for all of them.
+    CloseCursor {
+        name: Option<Arc<str>>,
+    },
+    /// `CREATE TEMP TABLE name`; comes with [`PinReason::TempTable`] where the table outlives its transaction.
+    TempTable {
+        name: Arc<str>,
+        on_commit_drop: bool,
+    },
+    /// PostgreSQL does it only while nobody else is connected to this database: DROP DATABASE, ALTER DATABASE ... RENAME or SET TABLESPACE,
+    /// CREATE DATABASE with it as the template.
+    AloneIn {
+        database: Arc<str>,
+    },
+    /// DROP TABLE of a name that may be a temporary table's.
+    DropTable {
+        name: Arc<str>,
+    },
     /// DDL passed by: catalog facts may have changed.
     Ddl,
     /// Creates state that lives in the server's session: the reason as a stable word, such as `temp_table`, `advisory_lock`, `with_hold_cursor`.
@@ -116,6 +143,8 @@ pub enum PinReason {
     AdvisoryLock,
     WithHoldCursor,
     SqlPrepare,
+    /// Its server knows its prepared statements by the client's own names: it has looked at them, or SQL uses them.
+    PreparedNames,
     Sequence,
     Load,
     SetRole,
@@ -139,6 +168,7 @@ impl PinReason {
             PinReason::AdvisoryLock => "advisory_lock",
             PinReason::WithHoldCursor => "with_hold_cursor",
             PinReason::SqlPrepare => "sql_prepare",
+            PinReason::PreparedNames => "prepared_names",
             PinReason::Sequence => "sequence",
             PinReason::Load => "load",
             PinReason::SetRole => "set_role",

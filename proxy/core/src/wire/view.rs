@@ -108,6 +108,8 @@ pub struct Fault<'a> {
     pub severity: &'a [u8],
     pub sqlstate: &'a [u8],
     pub message: &'a [u8],
+    /// The server's function that reported it: like the SQLSTATE it is never translated, and drivers decide by it, too.
+    pub routine: &'a [u8],
 }
 
 impl Fault<'_> {
@@ -125,11 +127,32 @@ pub fn fault(mut body: &[u8]) -> Fault<'_> {
             b'V' => fault.severity = text,
             b'C' => fault.sqlstate = text,
             b'M' => fault.message = text,
+            b'R' => fault.routine = text,
             _ => {}
         }
         body = rest;
     }
     fault
+}
+
+/// What a RowDescription (or NoData) says of the rows to come, as a hash: the columns' names and types, which is what makes a result type
+/// (`equalTupleDescs`), but not where they come from and how they will be sent. `None` for a message that isn't there as a whole.
+pub fn row_shape(tag: u8, body: &[u8]) -> Option<u64> {
+    let mut hasher = xxhash_rust::xxh3::Xxh3::new();
+    if tag == b'n' {
+        return Some(hasher.digest());
+    }
+    let (columns, mut rest) = body.split_first_chunk::<2>()?;
+    for _ in 0..u16::from_be_bytes(*columns) {
+        let end = rest.iter().position(|byte| *byte == 0)?;
+        // Table (4), attribute number (2), type (4), length (2), modifier (4), format (2).
+        let fields = rest.get(end + 1..end + 19)?;
+        hasher.update(&rest[..=end]);
+        hasher.update(&fields[6..10]);
+        hasher.update(&fields[12..16]);
+        rest = &rest[end + 19..];
+    }
+    Some(hasher.digest())
 }
 
 #[cfg(test)]

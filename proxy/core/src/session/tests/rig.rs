@@ -1,9 +1,12 @@
 //! A cluster of a leader and replicas that exists in a topology snapshot only, and the judge that the router uses.
 
+use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::super::{Access, Env, Judge, Policy};
+use rustc_hash::FxHashSet;
+
+use super::super::{Access, Env, Judge, Policy, StatementId, Voices};
 use crate::causal::Level;
 use crate::lsn::{Lsn, Timeline};
 use crate::marks::{ClusterMark, Marks, Touched};
@@ -16,9 +19,9 @@ pub(super) struct Rig {
     pub(super) now: Instant,
     pub(super) topology: Topology,
     pub(super) policy: Policy,
+    pub(super) judge: Real,
     pub(super) random: u64,
     pub(super) marks: Marks,
-    judge: Real,
 }
 
 struct Even;
@@ -32,15 +35,39 @@ impl Loads for Even {
     }
 }
 
-/// By these facts.
-struct Real(Facts);
+struct Two;
+impl Voices for Two {
+    fn told(&self, pid: i32) -> Option<i32> {
+        (pid == 2).then_some(22)
+    }
+}
+
+/// The router's own judge, by these facts.
+pub(super) struct Real {
+    facts: Facts,
+    pub(super) shape: Cell<u64>,
+    outdated: RefCell<FxHashSet<StatementId>>,
+}
+
 impl Judge for Real {
     fn verdict(&self, sql: &[u8], standard_conforming_strings: bool, client_encoding_is_ascii_safe: bool) -> Arc<Verdict> {
-        Arc::new(classify(sql, &self.0, Dialect { standard_conforming_strings, client_encoding_is_ascii_safe }))
+        Arc::new(classify(sql, &self.facts, Dialect { standard_conforming_strings, client_encoding_is_ascii_safe }))
+    }
+
+    fn shape(&self) -> u64 {
+        self.shape.get()
+    }
+
+    fn outdate(&self, statement: StatementId) {
+        self.outdated.borrow_mut().insert(statement);
+    }
+
+    fn is_outdated(&self, statement: StatementId) -> bool {
+        self.outdated.borrow().contains(&statement)
     }
 
     fn generation(&self) -> u64 {
-        self.0.generation()
+        self.facts.generation()
     }
 
     fn bad_value(&self) -> Option<&'static str> {
@@ -72,16 +99,16 @@ impl Rig {
                 max_statements: 100,
                 zone: None,
             },
+            judge: Real { facts: Facts::empty(), shape: Cell::default(), outdated: RefCell::default() },
             random: 0,
             marks: Marks::new(ClusterMark::new(zero()), zero()),
-            judge: Real(Facts::empty()),
         };
         rig.cluster(Some(("l", 1)), &["r1", "r2"]);
         rig
     }
 
     pub(super) fn know(&mut self, facts: Facts) {
-        self.judge = Real(facts);
+        self.judge.facts = facts;
     }
 
     /// Tables that are known, so that verdicts tell them apart.
@@ -94,7 +121,7 @@ impl Rig {
             writes: Touched::relation(name),
         };
         let builder = tables.iter().fold(Facts::builder(generation), |facts, table| facts.relation(table, fact(table)));
-        self.judge = Real(builder.complete().build());
+        self.judge.facts = builder.complete().build();
     }
 
     /// The members in force: a leader with its epoch, and replicas that have replayed nothing yet.
@@ -183,6 +210,15 @@ impl Rig {
     pub(super) fn env(&mut self) -> Env<'_> {
         self.random = self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         let (now, random) = (self.now, self.random >> 33);
-        Env { now, topology: &self.topology, loads: &Even, judge: &self.judge, marks: &self.marks, policy: &self.policy, random }
+        Env {
+            now,
+            topology: &self.topology,
+            loads: &Even,
+            judge: &self.judge,
+            marks: &self.marks,
+            policy: &self.policy,
+            voices: &Two,
+            random,
+        }
     }
 }

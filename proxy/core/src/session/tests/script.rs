@@ -90,6 +90,12 @@ impl Story {
         self.nothing_left("the end");
     }
 
+    /// The server connection that is held has had another session before.
+    pub(super) fn used(&mut self) {
+        let key = self.held.as_ref().expect("holds one");
+        self.servers.get_mut(key).expect("held").fresh = false;
+    }
+
     fn nothing_left(&self, before: &str) {
         let (client, server) = (text::to_client(&self.work.to_client), text::to_server(&self.work.to_server));
         assert!(client.is_empty(), "not told before «{before}»: C< {}", client.join(" / "));

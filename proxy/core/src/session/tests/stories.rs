@@ -795,6 +795,311 @@ mod prepared {
     }
 }
 
+mod notifications {
+    use super::*;
+
+    #[test]
+    fn tell_who_sent_them_as_that_client_was_told() {
+        Story::run(
+            "C> Q listen a
+             lease l leader
+             S> Q listen a
+             S< C LISTEN / Z I
+             C< C LISTEN / Z I
+             S< AP 2 a / AP 3 a / T / AP 2 a
+             C< AP 22 a / AP 3 a / T / AP 22 a",
+        );
+    }
+}
+
+mod own_names {
+    use super::*;
+
+    const PREPARED: &str = "C> P s1 select 1 / S
+         lease r replica
+         S> P sy1 select 1 / S
+         S< 1 / Z I
+         C< 1 / Z I
+         return
+         ";
+
+    fn pinned(story: &Story) -> bool {
+        story.session.pins().has(PinReason::PreparedNames)
+    }
+
+    #[test]
+    fn whoever_looks_at_them_sees_the_clients() {
+        let mut story = Story::on(Access::ReadWrite);
+        story.tell(
+            &[
+                PREPARED,
+                "C> Q select name from pg_prepared_statements
+                 lease l leader
+                 S> P s1 select 1 / S / Q select name from pg_prepared_statements
+                 S< 1 / Z I / T / D s1 / C SELECT 1 / Z I
+                 C< T / D s1 / C SELECT 1 / Z I
+                 # From here on all names are the client's.
+                 C> B - s1 / E - / S
+                 S> B - s1 / E - / S
+                 S< 2 / D 1 / C SELECT 1 / Z I
+                 C< 2 / D 1 / C SELECT 1 / Z I
+                 C> P s1 select 2 / S
+                 S> P s1 select 2 / S
+                 S< E 42P05 exists / Z I
+                 C< E 42P05 / Z I
+                 C> P s2 select 2 / C S s1 / S
+                 S> P s2 select 2 / C S s1 / S
+                 S< 1 / 3 / Z I
+                 C< 1 / 3 / Z I",
+            ]
+            .concat(),
+        );
+        assert!(pinned(&story));
+        story.tell(
+            "C> Q deallocate all
+             S> Q deallocate all
+             S< C DEALLOCATE ALL / Z I
+             C< C DEALLOCATE ALL / Z I
+             return",
+        );
+        assert!(!pinned(&story));
+    }
+
+    #[test]
+    fn what_the_batch_itself_prepares_and_closes_is_its_own() {
+        Story::run(
+            &[
+                PREPARED,
+                "C> P look select from pg_prepared_statements / C S s1 / B - look / E - / S
+                 lease l leader
+                 S> P s1 select 1 / S / P look select from pg_prepared_statements / C S s1 / B - look / E - / S
+                 S< 1 / Z I / 1 / 3 / 2 / C SELECT 1 / Z I
+                 C< 1 / 3 / 2 / C SELECT 1 / Z I",
+            ]
+            .concat(),
+        );
+    }
+
+    #[test]
+    fn one_that_cant_be_prepared_any_more_keeps_no_other_away() {
+        Story::run(
+            &[
+                PREPARED,
+                "C> Q select name from pg_prepared_statements
+                 lease l leader
+                 S> P s1 select 1 / S / Q select name from pg_prepared_statements
+                 S< E 42P01 gone / Z I / T / C SELECT 0 / Z I
+                 C< T / C SELECT 0 / Z I",
+            ]
+            .concat(),
+        );
+    }
+
+    #[test]
+    fn sql_executes_what_the_protocol_has_prepared() {
+        Story::run(
+            &[
+                PREPARED,
+                "C> Q execute s1
+                 lease l leader
+                 S> P s1 select 1 / S / Q execute s1
+                 S< 1 / Z I / T / D 1 / C SELECT 1 / Z I
+                 C< T / D 1 / C SELECT 1 / Z I
+                 C> Q deallocate s1
+                 S> Q deallocate s1
+                 S< C DEALLOCATE / Z I
+                 C< C DEALLOCATE / Z I
+                 return",
+            ]
+            .concat(),
+        );
+    }
+
+    #[test]
+    fn the_last_one_that_sql_has_prepared_unpins() {
+        Story::run(
+            "C> Q prepare a as select 1
+             lease l leader
+             S> Q prepare a as select 1
+             S< C PREPARE / Z I
+             C< C PREPARE / Z I
+             C> Q prepare b as select 1
+             S> Q prepare b as select 1
+             S< C PREPARE / Z I
+             C< C PREPARE / Z I
+             # The protocol's names are the same ones.
+             C> P a select 3 / S
+             S> P a select 3 / S
+             S< E 42P05 exists / Z I
+             C< E 42P05 / Z I
+             C> Q deallocate a
+             S> Q deallocate a
+             S< C DEALLOCATE / Z I
+             C< C DEALLOCATE / Z I
+             C> Q deallocate b
+             S> Q deallocate b
+             S< C DEALLOCATE / Z I
+             C< C DEALLOCATE / Z I
+             return",
+        );
+    }
+
+    #[test]
+    fn a_prepare_before_a_statement_that_failed_pins() {
+        Story::run(
+            "C> Q prepare a as select 1; select 1/0
+             lease l leader
+             S> Q prepare a as select 1; select 1/0
+             S< C PREPARE / E 22012 zero / Z I
+             C< C PREPARE / E 22012 / Z I
+             C> Q deallocate a
+             S> Q deallocate a
+             S< C DEALLOCATE / Z I
+             C< C DEALLOCATE / Z I
+             return",
+        );
+    }
+}
+
+mod outdated {
+    use super::*;
+
+    #[test]
+    fn after_ddl_the_same_text_is_another_statement() {
+        let mut story = Story::on(Access::ReadWrite);
+        story.tell(
+            "C> P a insert into t select / S
+             lease l leader
+             S> P sy1 insert into t select / S
+             S< 1 / Z I
+             C< 1 / Z I
+             return",
+        );
+        story.rig.judge.shape.set(1);
+        story.tell(
+            "C> P b insert into t select / S
+             lease l leader
+             S> P sy2 insert into t select / S
+             S< 1 / Z I
+             C< 1 / Z I
+             return
+             C> B - a / S
+             lease l leader
+             S> B - sy1 / S
+             S< 2 / Z I
+             C< 2 / Z I
+             return",
+        );
+    }
+
+    #[test]
+    fn a_result_type_that_has_changed_is_told_once_and_not_again_after_a_new_parse() {
+        Story::run(
+            "C> P a insert into t select / S
+             lease l leader
+             S> P sy1 insert into t select / S
+             S< 1 / Z I
+             C< 1 / Z I
+             return
+             C> B - a / E - / S
+             lease l leader
+             S> B - sy1 / E - / S
+             S< ER 0A000 RevalidateCachedQuery / Z I
+             C< E 0A000 / Z I
+             return
+             C> P b insert into t select / B - b / E - / S
+             lease l leader
+             S> P sy2 insert into t select / B - sy2 / E - / S
+             S< 1 / 2 / C INSERT 0 1 / Z I
+             C< 1 / 2 / C INSERT 0 1 / Z I
+             return
+             # Another server would give what the client doesn't expect.
+             cluster l 2:
+             C> D S a / B - a / E - / S
+             lease l leader
+             S> P switchyard refused by switchyard / P switchyard refused by switchyard / E - / S
+             S< E 42601 syntax error / Z I
+             C< E 0A000 / Z I
+             return",
+        );
+    }
+}
+
+mod shapes {
+    use super::*;
+
+    /// RowDescriptions are texts here, and a shape is read of them all the same: one column with that name.
+    fn row(name: &str) -> String {
+        format!("T \0\x01{name}\0{}", "\x01".repeat(18))
+    }
+
+    fn told(story: &mut Story) {
+        story.tell(&format!(
+            "C> P a insert into t select / D S a / S
+             lease l leader
+             S> P sy1 insert into t select / D S sy1 / S
+             S< 1 / t / {one} / Z I
+             C< 1 / t / {one} / Z I
+             return
+             cluster l 2:",
+            one = row("one")
+        ));
+        story.rig.judge.shape.set(1);
+    }
+
+    const LOOK: &str = "C> B - a / E - / S
+         lease l leader
+         S> P sy1 insert into t select / D S sy1 / S
+         ";
+
+    #[test]
+    fn after_ddl_a_server_that_hasnt_got_a_statement_is_asked_what_it_gives() {
+        let mut story = Story::on(Access::ReadWrite);
+        told(&mut story);
+        story.tell(&format!(
+            "{LOOK} S< 1 / t / {} / Z I
+             S> B - sy1 / E - / S
+             S< 2 / C INSERT 0 1 / Z I
+             C< 2 / C INSERT 0 1 / Z I
+             return
+             C> B - a / E - / S
+             lease l leader
+             S> B - sy1 / E - / S
+             S< 2 / C INSERT 0 1 / Z I
+             C< 2 / C INSERT 0 1 / Z I
+             return",
+            row("one")
+        ));
+    }
+
+    #[test]
+    fn what_it_no_longer_gives_is_refused_as_a_server_would_that_had_it() {
+        let mut story = Story::on(Access::ReadWrite);
+        told(&mut story);
+        story.tell(&format!(
+            "{LOOK} S< 1 / t / {} / Z I
+             S> C S sy1 / P switchyard refused by switchyard / E - / S
+             S< 3 / E 42601 syntax error / Z I
+             C< E 0A000 / Z I
+             return",
+            row("two")
+        ));
+    }
+
+    #[test]
+    fn what_cant_be_prepared_any_more_says_so_itself() {
+        let mut story = Story::on(Access::ReadWrite);
+        told(&mut story);
+        story.tell(&format!(
+            "{LOOK} S< E 42P01 gone / Z I
+             S> P sy1 insert into t select / B - sy1 / E - / S
+             S< E 42P01 gone / Z I
+             C< E 42P01 / Z I
+             return"
+        ));
+    }
+}
+
 mod flush {
     use super::*;
 
@@ -1810,5 +2115,325 @@ mod a_name_that_is_somebody_elses {
         let again = "S< E 42602 invalid configuration parameter name / Z I\n C< E 42602 / Z I\n return";
         story.tell(&[REFUSED, again].concat());
         assert!(story.session.pins().is_empty());
+    }
+
+    const CARRIED: &str = "C> Q set plpgsql.x = 1
+        lease l leader
+        S> Q set plpgsql.x = 1
+        S< C SET / Z I
+        C< C SET / Z I
+        return
+        cluster l 2:
+        C> Q insert into t select
+        lease l leader
+        S> Q set plpgsql.x = 1;\n";
+
+    #[test]
+    fn that_is_carried_is_waited_for_once_on_each_server() {
+        Story::run(
+            &[
+                CARRIED,
+                "S< C SET / Z I
+                 S> Q insert into t select
+                 S< C INSERT 0 1 / Z I
+                 C< C INSERT 0 1 / Z I
+                 return",
+            ]
+            .concat(),
+        );
+    }
+
+    #[test]
+    fn that_is_carried_and_refused_is_asked_of_a_connection_that_nobody_has_used() {
+        let mut story = Story::on(Access::ReadWrite);
+        // The new leader's connection has been somebody else's.
+        story.tell(CARRIED);
+        story.used();
+        story.tell(
+            "S< E 42602 invalid configuration parameter name / Z I
+             return
+             lease l leader
+             S> Q set plpgsql.x = 1;
+             S< C SET / Z I
+             S> Q insert into t select
+             S< C INSERT 0 1 / Z I
+             C< C INSERT 0 1 / Z I",
+        );
+        assert!(story.session.pins().has(PinReason::SettingOutOfSight));
+    }
+
+    #[test]
+    fn that_is_carried_and_refused_everywhere_is_an_error_and_the_session_goes_on() {
+        Story::run(
+            &[
+                CARRIED,
+                "S< E 42602 invalid configuration parameter name / Z I
+                 C< E 42602 / Z I
+                 return
+                 C> Q reset plpgsql.x
+                 lease l leader
+                 S> Q set plpgsql.x = 1;
+                 S< E 42602 invalid configuration parameter name / Z I
+                 C< E 42602 / Z I
+                 return",
+            ]
+            .concat(),
+        );
+    }
+}
+
+mod unpinning {
+    use super::*;
+
+    /// Statements on the connection that is pinned, each answered by its tag.
+    fn go(story: &mut Story, lines: &[(&str, &str)]) {
+        for (sql, tag) in lines {
+            story.tell(&format!("C> Q {sql}\n S> Q {sql}\n S< {tag}\n C< {}", tag.replace(" text", "")));
+        }
+    }
+
+    fn begin(sql: &str) -> Story {
+        let mut story = Story::on(Access::ReadWrite);
+        story.tell(&format!("C> Q {sql}\n lease l leader\n S> Q {sql}\n S< C OK / Z I\n C< C OK / Z I"));
+        story
+    }
+
+    fn stays(first: &str, lines: &[(&str, &str)]) {
+        let mut story = begin(first);
+        go(&mut story, lines);
+        assert!(!story.session.pins().is_empty(), "{first}, {lines:?}: isn't pinned any more");
+    }
+
+    const OK: &str = "C OK / Z I\n return";
+    const PINNED: &str = "C OK / Z I";
+    const OPEN: &str = "C OK / Z T";
+
+    fn last(sql: &str) -> (&str, &str) {
+        (sql, PINNED)
+    }
+
+    /// As `go`, but the last one gives the connection back.
+    fn returns(first: &str, lines: &[(&str, &str)], end: &str) {
+        let mut story = begin(first);
+        go(&mut story, lines);
+        story.tell(&format!("C> Q {end}\n S> Q {end}\n S< C OK / Z I\n C< {OK}"));
+    }
+
+    #[test]
+    fn by_the_last_channel() {
+        returns("listen a", &[last("listen \"B\""), last("unlisten a"), last("unlisten c")], "unlisten \"B\"");
+        returns("listen a", &[("begin", OPEN), ("unlisten *", OPEN)], "commit");
+        stays("listen a", &[("begin", OPEN), ("unlisten a", OPEN), ("rollback", "C ROLLBACK / Z I")]);
+        stays("listen a", &[("begin", OPEN), ("unlisten *", OPEN), ("listen a", OPEN), ("commit", PINNED)]);
+        stays("listen a", &[("begin", OPEN), ("savepoint s", OPEN), ("unlisten a", OPEN), ("rollback to s", OPEN), ("commit", PINNED)]);
+        stays("listen a", &[("unlisten a", "E 08000 text / Z I")]);
+    }
+
+    #[test]
+    fn by_the_last_held_cursor() {
+        returns("declare a cursor with hold for select 1", &[last("declare b cursor with hold for select 1"), last("close a")], "close b");
+        returns("declare a cursor with hold for select 1", &[last("fetch a")], "close all");
+        stays("declare a cursor with hold for select 1", &[last("close b")]);
+    }
+
+    #[test]
+    fn by_the_last_temporary_table() {
+        returns(
+            "create temp table a (x int)",
+            &[last("insert into a values (1)"), last("create temp table if not exists b as select 1"), last("drop table a, c")],
+            "drop table if exists pg_temp.b cascade",
+        );
+        returns("create temp table a (x int)", &[], "discard temp");
+        stays("create temp table a (x int)", &[last("drop table public.a")]);
+        stays("create temp table a (x int)", &[last("alter table a rename to b"), last("drop table a")]);
+        stays("create temp table a (x int)", &[last("create temp view v as select 1"), last("drop table a")]);
+        stays("create temp table a (x int)", &[("begin", OPEN), ("drop table a", OPEN), ("rollback", "C ROLLBACK / Z I")]);
+        stays("create temp table a (x int)", &[("begin", OPEN), ("discard temp", OPEN), ("rollback", "C ROLLBACK / Z I")]);
+    }
+
+    #[test]
+    fn a_table_that_goes_with_its_transaction_pins_nothing() {
+        Story::run(
+            "C> Q begin
+             C< C BEGIN / Z T
+             C> Q create temp table a (x int) on commit drop
+             lease l leader
+             S> P - begin / B - - / E - / Q create temp table a (x int) on commit drop
+             S< 1 / 2 / C BEGIN / C CREATE TABLE / Z T
+             C< C CREATE TABLE / Z T
+             C> Q commit
+             S> Q commit
+             S< C COMMIT / Z I
+             C< C COMMIT / Z I
+             return",
+        );
+    }
+
+    #[test]
+    fn by_its_own_role() {
+        returns("set role a", &[last("select 1")], "reset role");
+        returns("set role a", &[], "set role none");
+        returns("set session authorization a", &[last("set role b"), last("reset role")], "reset session authorization");
+        stays("set role a", &[("begin", OPEN), ("reset role", OPEN), ("rollback", "C ROLLBACK / Z I")]);
+        stays("set role a", &[last("reset all")]);
+    }
+}
+
+mod pipelines_that_fail {
+    use super::*;
+
+    #[test]
+    fn the_unnamed_statement_is_the_one_before_a_segment_that_was_skipped() {
+        Story::run(
+            "C> P - insert into t select / S
+             lease l leader
+             S> P - insert into t select / S
+             S< 1 / Z I
+             C< 1 / Z I
+             return
+             C> B - nosuch / C S - / P - insert into u select / S / B - - / E - / S
+             lease l leader
+             S> B - nosuch / C S - / P - insert into u select / S
+             # What the unnamed statement is isn't known before this is.
+             S< E 26000 no such statement / Z I
+             C< E 26000 / Z I
+             return
+             lease l leader
+             S> P - insert into t select / B - - / E - / S
+             S< 1 / 2 / C INSERT 0 1 / Z I
+             C< 2 / C INSERT 0 1 / Z I
+             return",
+        );
+    }
+
+    #[test]
+    fn two_parses_that_fail_leave_no_unnamed_statement() {
+        Story::run(
+            "C> P - insert into nowhere select / S / B - nosuch / P - insert into u select / S
+             lease l leader
+             S> P - insert into nowhere select / S / B - nosuch / P - insert into u select / S
+             S< E 42P01 nowhere / Z I / E 26000 no such statement / Z I
+             C< E 42P01 / Z I / E 26000 / Z I
+             return
+             C> B - - / S
+             lease l leader
+             S> C S - / B - - / S
+             S< 3 / E 26000 no such statement / Z I
+             C< E 26000 / Z I
+             return",
+        );
+    }
+
+    #[test]
+    fn a_query_destroys_the_unnamed_statement_whose_close_was_skipped() {
+        Story::run(
+            "C> P - insert into t select / S
+             lease l leader
+             S> P - insert into t select / S
+             S< 1 / Z I
+             C< 1 / Z I
+             return
+             C> B - nosuch / C S - / S / Q insert into t
+             lease l leader
+             S> B - nosuch / C S - / S / Q insert into t
+             S< E 26000 no such statement / Z I / C INSERT 0 1 / Z I
+             C< E 26000 / Z I / C INSERT 0 1 / Z I
+             return
+             C> B - - / S
+             lease l leader
+             S> C S - / B - - / S
+             S< 3 / E 26000 no such statement / Z I
+             C< E 26000 / Z I
+             return",
+        );
+    }
+
+    #[test]
+    fn the_status_at_the_clients_sync_is_the_one_behind_ours() {
+        Story::run(
+            "C> P b insert into t select / S
+             lease l leader
+             S> P sy1 insert into t select / S
+             S< 1 / Z I
+             C< 1 / Z I
+             return
+             C> Q begin
+             C< C BEGIN / Z T
+             C> Q insert into t
+             lease l leader
+             S> P - begin / B - - / E - / Q insert into t
+             S< 1 / 2 / C BEGIN / C INSERT 0 1 / Z T
+             C< C INSERT 0 1 / Z T
+             C> P b insert into t select / H / Q insert into t
+             S> P b - / P b insert into t select / H / Q insert into t / C S b / S
+             S< 1 / E 42P05 exists / Z E
+             C< E 42P05
+             C> S
+             C< Z E",
+        );
+    }
+
+    #[test]
+    fn what_is_set_behind_a_lost_transaction_is_carried() {
+        let mut story = Story::on(Access::ReadWrite);
+        story.tell(
+            "C> Q begin
+             C< C BEGIN / Z T
+             C> Q insert into t
+             lease l leader
+             S> P - begin / B - - / E - / Q insert into t
+             S< 1 / 2 / C BEGIN / E 23505 twice / Z E
+             C< E 23505 / Z E
+             lost
+             C> P - rollback / B - - / E - / P - set app.x = 1 / B - - / E - / S
+             lease l leader
+             S> Q BEGIN / Q SELECT pg_catalog.int4div(1, 0) / P - rollback / B - - / E - / P - set app.x = 1 / B - - / E - / S
+             S< C BEGIN / Z T / E 22012 by zero / Z E / 1 / 2 / C ROLLBACK / 1 / 2 / C SET / Z I
+             C< 1 / 2 / C ROLLBACK / 1 / 2 / C SET / Z I
+             return",
+        );
+        assert!(story.session.settings.value("app.x").is_some());
+    }
+
+    #[test]
+    fn a_transaction_chained_to_a_lost_one_is_a_real_one() {
+        Story::run(
+            "C> Q begin
+             C< C BEGIN / Z T
+             C> Q insert into t
+             lease l leader
+             S> P - begin / B - - / E - / Q insert into t
+             S< 1 / 2 / C BEGIN / E 23505 twice / Z E
+             C< E 23505 / Z E
+             lost
+             C> Q commit and chain
+             lease l leader
+             S> Q BEGIN / Q SELECT pg_catalog.int4div(1, 0) / Q commit and chain
+             S< C BEGIN / Z T / E 22012 by zero / Z E / C ROLLBACK / Z T
+             C< C ROLLBACK / Z T
+             C> Q rollback to a
+             S> Q rollback to a
+             S< E 3B001 no such savepoint / Z E
+             C< E 3B001 / Z E",
+        );
+    }
+
+    #[test]
+    fn what_was_kept_back_of_an_answer_is_told_as_lost_at_last() {
+        let lost = "lease r replica
+             S> P sy1 select / S
+             lost\n";
+        let at_last = "lease l leader
+             S> P sy1 select / S
+             half 5 S< 1 / Z I
+             lost
+             C< E 57P01 / Z I
+             C> P a select / S
+             lease l leader
+             S> P sy1 select / S
+             S< 1 / Z I
+             C< 1 / Z I
+             return";
+        Story::run(&["C> P a select / S\n", lost, lost, at_last].concat());
     }
 }

@@ -56,9 +56,12 @@ pub(super) fn server(text: &str) -> Vec<u8> {
         "D" => message(&mut out, b'D', &[rest.as_bytes()]),
         "S" => message(&mut out, b'S', &[first.as_bytes(), b"\0", second.as_bytes(), b"\0"]),
         "E" => fault(&mut out, b'E', "ERROR", first, second),
+        // An error that tells where it was found.
+        "ER" => message(&mut out, b'E', &[b"SERROR\0VERROR\0C", first.as_bytes(), b"\0Mtext\0R", second.as_bytes(), b"\0\0"]),
         "FATAL" => fault(&mut out, b'E', "FATAL", first, second),
         "N" => fault(&mut out, b'N', "NOTICE", first, second),
         "A" => message(&mut out, b'A', &[&[0; 4], rest.as_bytes(), b"\0\0"]),
+        "AP" => message(&mut out, b'A', &[&first.parse::<i32>().expect("a pid").to_be_bytes(), second.as_bytes(), b"\0\0"]),
         "G" | "H" => message(&mut out, word.as_bytes()[0], &[&[0; 3]]),
         "1" | "2" | "3" | "n" | "s" | "I" | "c" => message(&mut out, word.as_bytes()[0], &[]),
         _ => panic!("no server message: {text}"),
@@ -101,7 +104,10 @@ pub(super) fn to_client(bytes: &[u8]) -> Vec<String> {
                 b'S' => format!("S {} {}", words[0], words[1]),
                 b'C' => format!("C {}", words[0]),
                 b'K' => "K".to_owned(),
-                b'A' => format!("A {}", shown(&body[4..body.len() - 2])),
+                b'A' => match i32::from_be_bytes([body[0], body[1], body[2], body[3]]) {
+                    0 => format!("A {}", shown(&body[4..body.len() - 2])),
+                    pid => format!("AP {pid} {}", shown(&body[4..body.len() - 2])),
+                },
                 b'Z' | b'T' | b't' | b'D' | b'd' | b'V' => format!("{} {}", tag as char, shown(body)).trim_end_matches(" -").to_owned(),
                 _ => (tag as char).to_string(),
             }

@@ -78,6 +78,9 @@ fn effects_are_told() {
         deferrable: Some(false),
     };
     let set = |name: &str, local, to_default| Set { name: name.into(), local, to_default };
+    let temp = |name: &str, on_commit_drop| TempTable { name: name.into(), on_commit_drop };
+    let alone = |database: &str| AloneIn { database: database.into() };
+    let dropped = |name: &str| DropTable { name: name.into() };
     for (sql, effects) in [
         ("BEGIN", vec![Begin(Default::default())]),
         ("START TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY NOT DEFERRABLE", vec![Begin(modes)]),
@@ -98,15 +101,31 @@ fn effects_are_told() {
             "PREPARE p(int) AS SELECT 1; EXECUTE p(1)",
             vec![Prepare { name: "p".into() }, Pin(PinReason::SqlPrepare), Execute { name: "p".into() }],
         ),
-        ("LISTEN a; UNLISTEN *; UNLISTEN a", vec![Listen, Pin(PinReason::Listen), UnlistenAll, Unlisten]),
-        ("CREATE TEMP TABLE a (b int)", vec![Pin(PinReason::TempTable), Ddl]),
+        (
+            "LISTEN a; UNLISTEN *; UNLISTEN a",
+            vec![Listen { channel: "a".into() }, Pin(PinReason::Listen), UnlistenAll, Unlisten { channel: "a".into() }],
+        ),
+        ("CREATE TEMP TABLE a (b int)", vec![Pin(PinReason::TempTable), temp("a", false), Ddl]),
+        ("CREATE LOCAL TEMPORARY TABLE IF NOT EXISTS pg_temp.\"A\" (b int)", vec![Pin(PinReason::TempTable), temp("A", false), Ddl]),
+        ("CREATE TEMP TABLE a ON COMMIT DROP AS SELECT 1 AS c", vec![temp("a", true), Ddl]),
+        ("CREATE TEMP TABLE a AS SELECT 1 AS on, 2 AS commit, 3 AS drop", vec![Pin(PinReason::TempTable), temp("a", false), Ddl]),
+        ("CREATE TEMP VIEW a AS SELECT 1", vec![Pin(PinReason::TempTable), Ddl]),
+        ("DROP TABLE IF EXISTS a, b.c, pg_temp.d CASCADE", vec![dropped("a"), dropped("d"), Ddl]),
+        ("DROP VIEW a", vec![Ddl]),
+        ("DROP DATABASE IF EXISTS a", vec![alone("a"), Ddl]),
+        ("ALTER DATABASE a RENAME TO b; ALTER DATABASE \"B\" SET TABLESPACE c", vec![alone("a"), Ddl, alone("B")]),
+        ("ALTER DATABASE a SET work_mem = '1MB'", vec![Ddl]),
+        ("CREATE DATABASE a WITH OWNER b TEMPLATE = c; CREATE DATABASE d TEMPLATE e", vec![alone("c"), Ddl, alone("e")]),
+        ("CREATE DATABASE a", vec![alone("template1"), Ddl]),
+        ("CLOSE a; CLOSE ALL", vec![CloseCursor { name: Some("a".into()) }, CloseCursor { name: None }]),
+        ("SET ROLE NONE", vec![set("role", false, true)]),
         ("CREATE TABLE a (b) AS SELECT pg_advisory_lock(1)", vec![Ddl, Pin(PinReason::AdvisoryLock)]),
         ("CREATE TABLE a AS SELECT n_tup_ins FROM pg_catalog.pg_stat_user_tables s", vec![Ddl, Pin(PinReason::Statistics)]),
         ("SELECT pg_stat_get_xact_numscans(1), pg_stat_force_next_flush()", vec![Pin(PinReason::Statistics)]),
         ("SELECT sessions FROM pg_stat_database", vec![Pin(PinReason::Statistics)]),
         ("SELECT * FROM pg_stat_activity", vec![]),
         ("SELECT 1 INTO TEMP a", vec![Pin(PinReason::TempTable), Ddl]),
-        ("DECLARE c CURSOR WITH HOLD FOR SELECT now()", vec![Pin(PinReason::WithHoldCursor), UsesClock]),
+        ("DECLARE c CURSOR WITH HOLD FOR SELECT now()", vec![Pin(PinReason::WithHoldCursor), HoldCursor { name: "c".into() }, UsesClock]),
         ("INSERT INTO t SELECT pg_advisory_lock(1)", vec![Pin(PinReason::AdvisoryLock)]),
         ("SELECT pg_advisory_unlock_all(), setseed(0)", vec![AdvisoryUnlockAll, Pin(PinReason::Setseed)]),
         ("CALL p(); DO 'x'", vec![MayCommit, Pin(PinReason::UserCode)]),
