@@ -276,7 +276,7 @@ fn every_default() {
             fallback_to_leader: true,
             readonly_transactions_on_replica: true,
             hold_begin: true,
-            consistency_read_write: Consistency::Global,
+            consistency_read_write: Consistency::Session,
             consistency_read_only: Consistency::Eventual,
             consistency_wait: Duration::from_millis(10),
             look_ahead_bytes: 64 << 10,

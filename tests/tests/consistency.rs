@@ -102,7 +102,9 @@ async fn changes(cluster: &Cluster, router: &Router, other: &Router) -> Result {
     let only = std::env::var("SWITCHYARD_LEVEL").ok();
     let all = [("session", None), ("global", None), ("strong", Some(other))];
     for (level, second) in all.into_iter().filter(|(level, _)| only.as_ref().is_none_or(|only| only == level)) {
-        checks.push((level, Check::start(router, second, level, reads())?));
+        // Enough to last until the second leader is lost, in a long run too.
+        let reads = if level == "strong" { 2 } else { 5 } * READS;
+        checks.push((level, Check::start(router, second, level, reads.max(self::reads()))?));
     }
     let mut falls = 0;
     let ended = tokio::select! {

@@ -110,7 +110,7 @@ impl Resolver {
             fallback_to_leader: or(raw.fallback_to_leader, true),
             readonly_transactions_on_replica: or(raw.readonly_transactions, ReadonlyTransactions::Replica) == ReadonlyTransactions::Replica,
             hold_begin: or(raw.hold_begin, true),
-            consistency_read_write: or(raw.consistency_read_write, Consistency::Global),
+            consistency_read_write: or(raw.consistency_read_write, Consistency::Session),
             consistency_read_only: or(raw.consistency_read_only, Consistency::Eventual),
             consistency_wait: self.time(
                 "routing.consistency_wait",
