@@ -210,6 +210,7 @@ pub struct RoutingRule {
     /// `all` if empty, here and below.
     pub users: Vec<String>,
     pub databases: Vec<String>,
+    /// A `*` at a name's end stands for any end.
     pub application_names: Vec<String>,
     pub fingerprints: Vec<u128>,
     pub pattern: Option<Pattern>,

@@ -57,7 +57,7 @@ impl SessionRules {
         }
         let matches = |rule: &RoutingRule| {
             let application = application.unwrap_or_default();
-            (rule.application_names.is_empty() || rule.application_names.iter().any(|name| name.as_bytes() == application))
+            (rule.application_names.is_empty() || rule.application_names.iter().any(|name| names(name.as_bytes(), application)))
                 && (rule.fingerprints.is_empty() || rule.fingerprints.contains(&verdict.fingerprint.0))
                 && rule.pattern.as_ref().is_none_or(|pattern| pattern.0.is_match(&sql[..sql.len().min(SEEN_MAX)]))
         };
@@ -65,6 +65,14 @@ impl SessionRules {
             Some((_, ruling)) => Arc::new(Verdict { ruling: Some(ruling.clone()), ..Verdict::clone(&verdict) }),
             None => verdict,
         }
+    }
+}
+
+/// Whether it is this one, or begins as `pattern` does before its last character, a `*`.
+fn names(pattern: &[u8], application: &[u8]) -> bool {
+    match pattern.strip_suffix(b"*") {
+        Some(beginning) => application.starts_with(beginning),
+        None => application == pattern,
     }
 }
 
@@ -116,5 +124,13 @@ mod tests {
         assert_eq!(ruled(&rules, "bi", Some(b"day"), "SELECT 1"), None);
         assert_eq!(ruled(&rules, "app", Some(b"night"), "Truncate t").as_deref(), Some("rule[3]"));
         assert_eq!(ruled(&rules, "app", None, "SELECT 'truncate'"), None);
+    }
+
+    #[test]
+    fn a_star_stands_for_any_end_of_an_application_name() {
+        let rules = [RoutingRule { application_names: vec!["isolation/*".into()], ..rule(1, RuleRoute::Leader) }];
+        assert_eq!(ruled(&rules, "app", Some(b"isolation/s1"), "SELECT 1").as_deref(), Some("rule[1]"));
+        assert_eq!(ruled(&rules, "app", Some(b"isolation"), "SELECT 1"), None);
+        assert_eq!(ruled(&rules, "app", None, "SELECT 1"), None);
     }
 }

@@ -36,12 +36,12 @@ async fn dom(url: String, until: &'static str) -> String {
     tokio::task::spawn_blocking(dump).await.expect("no panic")
 }
 
-/// The document once it says this. On a busy machine the browser may end before its stream of events, or even the page itself, has come: then again.
-async fn dom_with(url: &str, until: &'static str, said: &str) -> String {
+/// The document once it says all of this. On a busy machine the browser may end before its stream of events, or even the page itself, has come: then again.
+async fn dom_with(url: &str, until: &'static str, said: &[&str]) -> String {
     let deadline = Instant::now() + BUSY;
     loop {
         let dom = dom(url.to_owned(), until).await;
-        if dom.contains(said) || Instant::now() >= deadline {
+        if said.iter().all(|said| dom.contains(said)) || Instant::now() >= deadline {
             return dom;
         }
     }
@@ -69,7 +69,7 @@ async fn the_page_shows_the_numbers() {
     while server.json().await["traffic"]["reads_per_second"].is_null() {
         assert!(Instant::now() < deadline, "no rates");
     }
-    let dom = dom_with(&format!("http://{}/stats", server.address), LOADED, "data-state=\"live\"").await;
+    let dom = dom_with(&format!("http://{}/stats", server.address), LOADED, &["data-state=\"live\"", "data-lag=\"node3\""]).await;
     let member = |name: &str, field: &str| {
         let marks = ["<td", &format!("data-member=\"{name}\""), &format!("data-field=\"{field}\"")];
         text(&dom, &marks).to_owned()
@@ -103,7 +103,7 @@ async fn data_is_text_and_a_lost_leader_is_told() {
     let server = Server::start(topology).await;
     fixture::set(&server.admin.stats.held, 12);
     server.admin.stats.event(hostile);
-    let dom = dom_with(&format!("http://{}/stats", server.address), LOADED, "No leader for ").await;
+    let dom = dom_with(&format!("http://{}/stats", server.address), LOADED, &["No leader for "]).await;
     assert!(text(&dom, &["id=\"summary\""]).starts_with("No leader for "), "{dom}");
     assert!(text(&dom, &["id=\"summary\""]).contains("12 writes wait"));
     assert_eq!(text(&dom, &["id=\"held\""]), "12");
@@ -132,7 +132,7 @@ async fn a_page_without_its_router_says_so() {
         }
     });
     // On the browser's virtual clock.
-    let dom = dom_with(&format!("http://{address}/stats"), "--virtual-time-budget=8000", "<body class=\"stale\">").await;
+    let dom = dom_with(&format!("http://{address}/stats"), "--virtual-time-budget=8000", &["<body class=\"stale\">"]).await;
     orphan.abort();
     assert!(text(&dom, &["id=\"connection\""]).starts_with("Disconnected: numbers are "), "{}", text(&dom, &["id=\"connection\""]));
     assert!(dom.contains("<body class=\"stale\">"));

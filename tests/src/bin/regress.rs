@@ -17,8 +17,6 @@ const DIFF_LINES: usize = 60;
 const POOL_SIZE: i64 = 5;
 /// Of the isolation suite's: larger than the number of its sessions, which are to keep the processes that they were told of.
 const ISOLATION_POOL_SIZE: i64 = 40;
-/// Where `pg_isolation_regress` works.
-const ISOLATION_DATABASE: &str = "isolation_regression";
 /// Until Patroni has made both replicas synchronous.
 const SYNCHRONOUS: Duration = Duration::from_secs(60);
 
@@ -161,7 +159,7 @@ async fn one(name: &str, arguments: &Arguments, suite: &Suite, base: &Path, resu
 
 /// A rule that sends all of the isolation suite to the leader.
 fn leaders_own() -> toml::Value {
-    let rule = [("databases", toml::Value::from(vec![ISOLATION_DATABASE])), ("route", toml::Value::from("leader"))];
+    let rule = [("application_names", toml::Value::from(vec!["isolation/*"])), ("route", toml::Value::from("leader"))];
     vec![rule.into_iter().map(|(key, value)| (key.to_owned(), value)).collect::<toml::Table>()].into()
 }
 

@@ -123,6 +123,19 @@ pub(crate) async fn the_leader(cluster: &Cluster) -> Result {
     let dsn = router.rw_dsn("app");
     let sessions = [Watched::open(&dsn).await?, Watched::open(&dsn).await?, Watched::open(&dsn).await?];
     sessions[0].run("INSERT INTO hung VALUES ('before')").await?;
+    // Each session has the process that it was told of; all but the first one's end.
+    old.ask(
+        "SELECT count(pg_terminate_backend(pid)) FROM
+           (SELECT pid FROM pg_stat_activity WHERE usename = 'app' AND backend_type = 'client backend' ORDER BY backend_start OFFSET 1) AS others",
+    )
+    .await?;
+    eventually(SOON, "one connection to it is left", || async {
+        let state = router.get("/api/v1/cluster").await?.json()?;
+        let members = state["members"].as_array().context("members")?;
+        let member = members.iter().find(|member| member["name"] == old.name()).context("the leader")?;
+        Ok((member["connections"] == 1).then_some(()))
+    })
+    .await?;
     old.pause().await?;
     // One is sent on the connection that is there, the others wait for connections of their own.
     let writes = sessions.each_ref().map(|session| session.start("INSERT INTO hung VALUES ('after')"));
