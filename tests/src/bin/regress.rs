@@ -15,6 +15,8 @@ use switchyard_tests::{Cluster, Options, Router, RouterOptions, Synchronous, eve
 const DIFF_LINES: usize = 60;
 /// `max_pool_size` of the run through the router; the suite's groups have up to 20 clients.
 const POOL_SIZE: i64 = 5;
+/// Files that differ for a reason that docs/compatibility.md names.
+const KNOWN: [&str; 1] = ["temp-schema-cleanup"];
 /// Of the isolation suite's: larger than the number of its sessions, which are to keep the processes that they were told of.
 const ISOLATION_POOL_SIZE: i64 = 40;
 /// Until Patroni has made both replicas synchronous.
@@ -67,7 +69,7 @@ async fn main() -> ExitCode {
     }
 }
 
-/// True where all files are identical.
+/// True where all files are identical that can be.
 async fn run(arguments: Arguments) -> anyhow::Result<bool> {
     machine::router()?;
     let kinds: &[Kind] = match (arguments.isolation, arguments.regression || !arguments.tests.is_empty()) {
@@ -98,7 +100,11 @@ async fn judge(arguments: &Arguments, kind: Kind) -> anyhow::Result<bool> {
     one(name, arguments, &suite, &base, &routed, !arguments.twice_direct).await?;
     let comparison = compare(&direct, &routed)?;
     show(&comparison, &base, arguments.whole)?;
-    Ok(comparison.differences.is_empty())
+    let known = comparison.differences.iter().filter(|difference| KNOWN.contains(&&*difference.name)).count();
+    if known > 0 {
+        println!("{known} of those that differ: for a reason that docs/compatibility.md names");
+    }
+    Ok(known == comparison.differences.len())
 }
 
 /// One run on a cluster of its own. The output files are moved to `results`.
