@@ -424,7 +424,12 @@ impl Name {
                     }
                 }
             }
-            _ => sql[token.start..token.end].iter().take(NAME_BYTES + 1).for_each(|byte| name.push(byte.to_ascii_lowercase())),
+            _ => {
+                let text = &sql[token.start..token.end];
+                name.length = text.len().min(NAME_BYTES + 1);
+                name.bytes[..name.length].copy_from_slice(&text[..name.length]);
+                name.bytes[..name.length].make_ascii_lowercase();
+            }
         }
         if name.length > NAME_BYTES {
             // The cut never halves a character (`pg_mbcliplen`).
