@@ -45,8 +45,7 @@ impl Session {
     pub(super) fn dispatch(&mut self, env: &Env<'_>, work: &mut Work, server: &mut ServerState) {
         let between_segments = work.owed.is_empty() && work.segment == Segment::Closed && server.tx == TxStatus::Idle;
         if between_segments && self.differs_from(server) {
-            let may_be_refused =
-                !self.settings_proven || server.settings.may_be_refused(&self.settings, server.accepted(), server.role);
+            let may_be_refused = !self.settings_proven || server.settings.may_be_refused(&self.settings, server.accepted(), server.role);
             self.bring(work, server);
             if may_be_refused {
                 // A value that no server has accepted yet may fail: then the batch must not have been sent.
