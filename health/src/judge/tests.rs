@@ -111,7 +111,6 @@ impl Story {
         Read {
             sent_at: self.now().at,
             revision: self.revision,
-            whole: true,
             first: false,
             facts: members.chain(leader).chain(self.extra.iter().cloned()).collect(),
             lease_left: Some(ms(20_000)),
@@ -317,8 +316,10 @@ fn the_epoch_is_raised_when_the_same_name_comes_back() {
     let mut story = Story::stable();
     story.delete_leader();
     let topology = story.topology();
-    assert_eq!((topology.epoch, topology.samples.len()), (Epoch(2), 0));
+    assert_eq!((topology.epoch, topology.sampled_in, topology.samples.len()), (Epoch(2), Epoch(1), 1));
     story.after(ms(10)).put_leader("a").read().after(ms(1)).leader("a", 100 * MB);
+    let topology = story.topology();
+    assert_eq!((topology.sampled_in, topology.samples.len()), (Epoch(2), 1));
     assert_eq!((story.led_by(), story.epoch()), (Some("a".into()), 2));
 }
 
@@ -774,3 +775,6 @@ fn never_two_leaders() {
         }
     }
 }
+
+#[path = "witness_tests.rs"]
+mod witness_tests;
