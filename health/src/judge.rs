@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use switchyard_config::Config;
 use switchyard_core::lsn::Timeline;
 use switchyard_core::topology::{ClusterState, Epoch, Leader, LeaderChange, Member, Out, Role, Sample, Topology};
+use switchyard_core::witness::KeyRead;
 use tracing::{info, warn};
 
 use crate::keys::{Announced, ClusterConfig, Fact, FailoverKey, Forks, LeaderKey, Slot, SyncKey};
@@ -136,8 +137,8 @@ pub(crate) struct Judge {
     history: Option<Forks>,
     request: Option<Request>,
     sync: Option<SyncKey>,
-    /// `sync` held at this time or later: when the last read of it was sent.
-    sync_known_at: Option<Instant>,
+    /// Its last reads, the newest first: two, as nobody has answered a probe since the newest at first.
+    sync_reads: VecDeque<(KeyRead, SyncKey)>,
     initialize: Option<Arc<str>>,
     seats: BTreeMap<Arc<str>, Seat>,
     posts: u64,
@@ -199,7 +200,7 @@ impl Judge {
             history: None,
             request: None,
             sync: None,
-            sync_known_at: None,
+            sync_reads: VecDeque::new(),
             initialize: None,
             seats: BTreeMap::new(),
             posts: 0,
@@ -335,8 +336,9 @@ impl Judge {
         }
         if read.revision >= self.applied_revision {
             self.applied_revision = read.revision;
-            self.sync_known_at = Some(read.sent_at);
             self.replace(now, others);
+            self.sync_reads.truncate(1);
+            self.sync_reads.push_front((KeyRead { sent_at: read.sent_at, heard_at: now.at }, self.sync.clone().unwrap_or_default()));
             self.ready = true;
         }
         // An answer that a watch event has overtaken says nothing about the leader key any more.

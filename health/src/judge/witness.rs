@@ -7,6 +7,7 @@ use switchyard_core::lsn::Lsn;
 use switchyard_core::witness::{self, Testimony, Witnessed};
 
 use super::{Judge, Seat, identity};
+use crate::keys::SyncKey;
 use crate::lag::Marks;
 use crate::observation::Found;
 
@@ -53,13 +54,15 @@ impl Judge {
             return Some(witness::by_leader(testimony(found)));
         }
         // The key of another leader says nothing of this one's commits.
-        if let Some(sync) = self.sync.as_ref().filter(|sync| !sync.standbys.is_empty() && led == Some(&sync.leader)) {
-            let named = members().filter(|(name, seat, found)| {
-                found.in_recovery
-                    && seat.run.as_ref().is_some_and(|run| run.joined)
-                    && sync.standbys.iter().any(|standby| **standby == ***name)
+        let names = |key: &SyncKey| !key.standbys.is_empty() && led == Some(&key.leader);
+        if self.sync.as_ref().is_some_and(names) || self.sync_reads.iter().any(|(_, key)| names(key)) {
+            return self.sync_reads.iter().filter(|(_, key)| names(key)).find_map(|(read, key)| {
+                let named = members().filter(|(name, seat, found)| {
+                    let joined = seat.run.as_ref().is_some_and(|run| run.joined);
+                    found.in_recovery && joined && key.standbys.iter().any(|standby| **standby == ***name)
+                });
+                witness::by_synchronous(named.map(|(.., found)| testimony(found)), key.enough, *read)
             });
-            return witness::by_synchronous(named.map(|(.., found)| testimony(found)), sync.enough, self.sync_known_at?);
         }
         let grace = self.rules.global_without_leader?;
         // Whoever is out of recovery, or follows somebody who was promoted, has a leader to tell of: it is about to be named, or goes.

@@ -43,10 +43,14 @@ impl Story {
 fn a_synchronous_standby_tells_what_was_acknowledged() {
     let mut story = Story::orphaned(Some(sync("a", &["b"], 0)));
     story.after(ms(5)).received("b", 102 * MB).received("c", 103 * MB);
-    // That b was synchronous is known as of the last read of the key.
+    // That b was synchronous is known as of when the key was read last before b was asked.
     assert_eq!(story.witnessed(), Some(Witnessed { sent_at: story.at(ms(15)), lsn: Lsn(102 * MB), exact: true }));
     story.after(ms(1)).read();
-    assert_eq!(story.witnessed().expect("b's word").sent_at, story.at(ms(1)), "b was asked before the key was read");
+    assert_eq!(story.witnessed().expect("b's word").sent_at, story.at(ms(16)), "nobody was asked since");
+    story.after(ms(1)).received("c", 103 * MB);
+    assert_eq!(story.witnessed().expect("b's word").sent_at, story.at(ms(17)), "c's word doesn't count");
+    story.received("b", 102 * MB);
+    assert_eq!(story.witnessed().expect("b's word").sent_at, story.at(ms(1)));
     // No word of b, no bound: neither at once nor later.
     story.lost("b").after(GRACE).received("c", 103 * MB).read();
     assert_eq!(story.witnessed(), None);
@@ -68,7 +72,7 @@ fn a_synchronous_standby_that_restarted_has_forgotten() {
     story.after(ms(5)).lost("b").after(ms(5)).read().probed("b", restarted.clone());
     assert_eq!(story.witnessed(), None);
     // With the leader back, b has to receive what that had flushed after b was seen to run again.
-    story.after(ms(5)).leader("a", 102 * MB).probed("b", restarted.clone()).lost("a").read();
+    story.after(ms(5)).read().leader("a", 102 * MB).probed("b", restarted.clone()).lost("a");
     assert_eq!(story.witnessed(), None);
     story
         .after(ms(5))
@@ -76,7 +80,7 @@ fn a_synchronous_standby_that_restarted_has_forgotten() {
         .probed("b", Found { insert_lsn: Lsn(102 * MB), ..restarted })
         .after(ms(1))
         .leader("a", 102 * MB);
-    story.lost("a").read();
+    story.lost("a");
     assert!(story.witnessed().is_some());
 }
 

@@ -73,6 +73,8 @@ enum Broken {
     OneOfAQuorum,
     /// Without a leader, the `sync` key counts as it was read last.
     KeyOutdated,
+    /// Without a leader, a standby's word counts that was asked before it was read to be synchronous.
+    AskedBeforeNamed,
     /// Without a leader, the word of a synchronous standby that has restarted counts.
     RestartedWitness,
     /// Without a leader, nobody waits for it to answer again.
@@ -270,7 +272,8 @@ struct World {
     heard_leader_at: u64,
     runs: [Run; NODES],
     key_read: Option<KeyRead>,
-    key_known: Option<(u64, SyncKey)>,
+    /// The last reads of it, with when they were sent and heard; the newest first.
+    key_reads: VecDeque<(u64, u64, SyncKey)>,
     /// The truth when the leader had been silent for long enough: what each standby could tell.
     at_silence: Option<(u64, Told)>,
     topology: Topology,
@@ -348,7 +351,7 @@ impl World {
             heard_leader_at: 0,
             runs: [Run::default(); NODES],
             key_read: None,
-            key_known: None,
+            key_reads: VecDeque::new(),
             at_silence: None,
             topology: Topology::default(),
             tally: Tally::default(),
@@ -681,6 +684,7 @@ fn every_broken_rule_is_found_out() {
         (Level::Global, Broken::AnyoneWitnesses),
         (Level::Global, Broken::OneOfAQuorum),
         (Level::Global, Broken::KeyOutdated),
+        (Level::Global, Broken::AskedBeforeNamed),
         (Level::Global, Broken::RestartedWitness),
         (Level::Global, Broken::NoGrace),
         (Level::Session, Broken::WitnessedBefore),

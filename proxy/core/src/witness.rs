@@ -3,11 +3,12 @@
 //! Three rules; the first that can be applied counts:
 //!
 //! - **The last leader**, as long as it answers (its key can't be read, or it was demoted): its position is as good as it was before. Exact.
-//! - **With synchronous standbys** a commit is acknowledged, and shown by the leader, only after enough of them have flushed it. So what
-//!   was acknowledged until an instant is below the highest position received that enough of them tell in probes *sent* after it. Exact.
-//!   Enough are so many that every set which may have confirmed a commit has one among them: one where each of them confirms each commit, and one more than
-//!   the `quorum` of Patroni's `sync` key. That they were synchronous until that instant must be known, too: by a read of the key that was sent after
-//!   it, as Patroni takes a name out of its key before it takes it out of `synchronous_standby_names`, and adds it the other way round.
+//! - **With synchronous standbys** a commit is acknowledged, and shown by the leader, only after enough of them have flushed it. Patroni
+//!   takes a name out of its `sync` key before it takes it out of `synchronous_standby_names`, and puts it into the key only when that standby has everything: so
+//!   whoever stands in the key has by then flushed what was acknowledged by then. What was acknowledged until an instant is below the
+//!   highest position that those tell who stood in a read of the key *sent* after the instant, in probes sent after that was heard. Exact.
+//!   Enough of them must tell one: so many that every set which may have confirmed a commit has one among them, which is one where each of them
+//!   confirms each commit, and one more than the key's `quorum`.
 //!   It is no bound on what *replicas* have shown: they may be ahead of a synchronous one.
 //!   Not covered: commits at `synchronous_commit` below `on`, waits for a standby that somebody has cut short, and sequences.
 //! - **Without** them, what no standby has received comes back only with the old leader, if at all. Once that has kept silent for some time,
@@ -45,13 +46,18 @@ pub fn by_leader(testimony: Testimony) -> Witnessed {
     Witnessed { sent_at: testimony.sent_at, lsn: testimony.received, exact: true }
 }
 
-/// By synchronous standbys: `testimonies` of those that answer, of which `enough` are needed; known to be synchronous as of `known_at`.
-pub fn by_synchronous(testimonies: impl Iterator<Item = Testimony>, enough: usize, known_at: Instant) -> Option<Witnessed> {
-    let mut all: Vec<Testimony> = testimonies.collect();
-    // Of those that were asked last.
-    all.sort_unstable_by_key(|testimony| std::cmp::Reverse(testimony.sent_at));
-    let sent_at = all.get(enough.checked_sub(1)?)?.sent_at.min(known_at);
-    Some(Witnessed { sent_at, lsn: highest(&all)?, exact: true })
+/// When the `sync` key was read.
+#[derive(Clone, Copy, Debug)]
+pub struct KeyRead {
+    pub sent_at: Instant,
+    pub heard_at: Instant,
+}
+
+/// By the synchronous standbys that stood in the key when it was `read`, of which `enough` are needed.
+pub fn by_synchronous(named: impl Iterator<Item = Testimony>, enough: usize, read: KeyRead) -> Option<Witnessed> {
+    let after: Vec<Testimony> = named.filter(|testimony| testimony.sent_at >= read.heard_at).collect();
+    let lsn = highest(&after).filter(|_| after.len() >= enough)?;
+    Some(Witnessed { sent_at: read.sent_at, lsn, exact: true })
 }
 
 /// By all standbys that answer, each asked after `silent_until`, when the leader had been silent for long enough.
@@ -81,14 +87,16 @@ mod tests {
         let zero = Instant::now();
         let ms = |n| zero + Duration::from_millis(n);
         let two = [(5, 700), (9, 500)];
-        // Each has everything: the one asked last tells for when; the highest of all is a bound, too.
-        let one = by_synchronous(told(zero, &two), 1, ms(100));
-        assert_eq!(one, Some(Witnessed { sent_at: ms(9), lsn: Lsn(700), exact: true }));
-        assert_eq!(by_synchronous(told(zero, &two), 2, ms(100)).map(|witnessed| witnessed.sent_at), Some(ms(5)));
-        assert_eq!(by_synchronous(told(zero, &two), 3, ms(100)), None);
-        assert_eq!(by_synchronous(told(zero, &[]), 1, ms(100)), None);
-        // Who was synchronous is known up to then only.
-        assert_eq!(by_synchronous(told(zero, &two), 1, ms(7)).map(|witnessed| witnessed.sent_at), Some(ms(7)));
+        let read = |sent, heard| KeyRead { sent_at: ms(sent), heard_at: ms(heard) };
+        let told_at_three = |lsn| Some(Witnessed { sent_at: ms(3), lsn: Lsn(lsn), exact: true });
+        // Each has everything; the higher one is a bound, too.
+        assert_eq!(by_synchronous(told(zero, &two), 1, read(3, 4)), told_at_three(700));
+        assert_eq!(by_synchronous(told(zero, &two), 2, read(3, 5)), told_at_three(700));
+        assert_eq!(by_synchronous(told(zero, &two), 3, read(3, 4)), None);
+        assert_eq!(by_synchronous(told(zero, &[]), 1, read(3, 4)), None);
+        // Asked before it was known to be synchronous, it may not have been.
+        assert_eq!(by_synchronous(told(zero, &two), 1, read(3, 6)), told_at_three(500));
+        assert_eq!(by_synchronous(told(zero, &two), 2, read(3, 6)), None);
     }
 
     #[test]

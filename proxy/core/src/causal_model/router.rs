@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::cluster::SyncKey;
 use super::{Answer, Broken, GRACE, KeyRead, NODES, Position, Run, SAMPLES_MAX, World};
 use crate::lsn::{Lsn, Timeline};
 use crate::topology::{ClusterState, Epoch, Leader, Member, Out, Probed, Role, Sample, Topology};
@@ -47,7 +48,8 @@ impl World {
         if read.heard_at <= self.now
             && let Some(key) = read.key.take()
         {
-            self.key_known = Some((read.sent_at, key));
+            self.key_reads.truncate(1);
+            self.key_reads.push_front((read.sent_at, self.now, key));
             self.key_read = None;
             self.publish();
         }
@@ -104,14 +106,19 @@ impl World {
         if let Some(last) = answers().find(|(index, (_, answer))| *index == self.reign && answer.shows.timeline == self.believed_timeline) {
             return Some(witness::by_leader(testimony(last)));
         }
-        if let Some((known_at, key)) = self.key_known.as_ref().filter(|(_, key)| key.leader == self.reign && !key.standbys.is_empty()) {
-            let joined = |index: usize| self.runs[index].joined || self.broken == Broken::RestartedWitness;
-            let named = answers().filter(|(index, (_, answer))| {
-                !answer.leads && joined(*index) && key.standbys.contains(index) != (self.broken == Broken::AnyoneWitnesses)
+        if self.key_reads.iter().any(|(.., key)| self.is_named(key)) {
+            return self.key_reads.iter().filter(|(.., key)| self.is_named(key)).find_map(|(sent_at, heard_at, key)| {
+                let joined = |index: usize| self.runs[index].joined || self.broken == Broken::RestartedWitness;
+                let named = answers().filter(|(index, (_, answer))| {
+                    !answer.leads && joined(*index) && key.standbys.contains(index) != (self.broken == Broken::AnyoneWitnesses)
+                });
+                let enough = if self.broken == Broken::OneOfAQuorum { 1 } else { key.enough };
+                let read = witness::KeyRead {
+                    sent_at: self.at(if self.broken == Broken::KeyOutdated { self.now } else { *sent_at }),
+                    heard_at: self.at(if self.broken == Broken::AskedBeforeNamed { 0 } else { *heard_at }),
+                };
+                witness::by_synchronous(named.map(testimony), enough, read)
             });
-            let enough = if self.broken == Broken::OneOfAQuorum { 1 } else { key.enough };
-            let known_at = self.at(if self.broken == Broken::KeyOutdated { self.now } else { *known_at });
-            return witness::by_synchronous(named.map(testimony), enough, known_at);
         }
         let led_on = answers().any(|(_, (_, answer))| answer.leads || answer.shows.timeline > self.believed_timeline);
         let fitting = answers().filter(|(_, (_, answer))| {
@@ -123,11 +130,16 @@ impl World {
         witnessed.map(|witnessed| Witnessed { exact: self.broken == Broken::AnyoneIsExact, ..witnessed })
     }
 
+    /// Whether the key names standbys of the last leader.
+    fn is_named(&self, key: &SyncKey) -> bool {
+        key.leader == self.reign && !key.standbys.is_empty()
+    }
+
     /// What a read at the level `global` must show of what this router has acknowledged: all of it, but without a leader and without a synchronous
     /// standby what standbys could tell when the leader had been silent for long enough.
     pub(super) fn must_show(&self) -> Option<Position> {
         let acknowledged = self.acknowledged?;
-        let named = self.key_known.as_ref().is_some_and(|(_, key)| key.leader == self.reign && !key.standbys.is_empty());
+        let named = self.key_reads.iter().any(|(.., key)| self.is_named(key));
         match self.at_silence {
             Some((at, told)) if self.believed.is_none() && !named && at == self.heard_leader_at + GRACE => {
                 let goes_on = |index: usize| !self.unreachable[index] && self.nodes[index].down_until.is_none();
