@@ -632,6 +632,39 @@ fn lag_in_time_is_when_the_leader_passed() {
 }
 
 #[test]
+fn lag_in_time_takes_a_replica_out_and_half_of_it_brings_it_back() {
+    let mut story = Story::stable();
+    let written_at = story.elapsed;
+    // The leader writes once a second, and b is late by so many of these writes.
+    let late_by = |story: &mut Story, seconds: u64| {
+        story.after(ms(1_000)).read();
+        let written = (story.elapsed - written_at).as_secs();
+        story.leader("a", 100 * MB + written).standby("b", 100 * MB + written.saturating_sub(seconds));
+        story.out("b")
+    };
+    for second in 1..=20 {
+        assert_eq!(late_by(&mut story, second.min(9)), None, "{second} s");
+    }
+    assert_eq!(late_by(&mut story, 12), Some(Out::Lagging));
+    assert_eq!(late_by(&mut story, 8), Some(Out::Lagging), "8 s are more than half of 10");
+    assert_eq!(late_by(&mut story, 3), None);
+    assert_eq!(late_by(&mut story, 8), None, "and it stays until it is over the limit again");
+}
+
+#[test]
+fn a_cascaded_replica_is_judged_by_what_it_shows() {
+    let mut story = Story::stable();
+    // c follows b, which has stopped to replay, or is gone: what counts is where c is.
+    story.after(ms(100)).leader("a", 130 * MB).standby("b", 100 * MB).standby("c", 129 * MB);
+    assert_eq!((story.out("b"), story.out("c")), (Some(Out::Lagging), None));
+    story.after(ms(1)).lost("b").standby("c", 130 * MB);
+    assert_eq!((story.out("b"), story.out("c")), (Some(Out::Unreachable), None));
+    // It can be behind whom it follows, too.
+    story.after(ms(1)).leader("a", 160 * MB).standby("b", 160 * MB).standby("c", 130 * MB);
+    assert_eq!((story.out("b"), story.out("c")), (None, Some(Out::Lagging)));
+}
+
+#[test]
 fn an_idle_cluster_has_no_lag() {
     let mut story = Story::stable();
     story.after(ms(15_000)).leader("a", 100 * MB).standby("b", 100 * MB);
