@@ -392,37 +392,39 @@ impl Client {
             self.context.stats.held_total.add(1);
         }
         let until = self.held_since.unwrap_or(now) + config.failover.hold_timeout;
-        let mut changed = self.context.health.changed();
-        let mut sampled = self.context.health.sampled();
-        changed.mark_unchanged();
-        sampled.mark_unchanged();
-        // A snapshot that came between the decision and this line is seen by looking again on our own account, too.
-        let retry = retry.unwrap_or(HOLD_LOOK);
+        let news = self.news(retry.unwrap_or(HOLD_LOOK));
         self.context.health.demand();
         self.waiting = Some(Box::pin(async move {
             tokio::select! {
-                Ok(()) = changed.changed() => Waited::TopologyChanged,
-                Ok(()) = sampled.changed() => Waited::TopologyChanged,
-                () = tokio::time::sleep(retry) => Waited::TopologyChanged,
+                () = news => Waited::TopologyChanged,
                 () = tokio::time::sleep_until(until.into()) => Waited::HoldTimedOut,
             }
         }));
     }
 
-    /// Waits for a sample of the leader that is asked for now, together with all others that wait for one.
-    fn await_sample(&mut self) {
-        self.sample_since.get_or_insert_with(Instant::now);
+    /// Ends with the next snapshot or sample, and after `look_again` in any case: one that came between the decision and this call is seen then.
+    fn news(&self, look_again: Duration) -> impl Future<Output = ()> + use<> {
         let mut changed = self.context.health.changed();
         let mut sampled = self.context.health.sampled();
         changed.mark_unchanged();
         sampled.mark_unchanged();
+        async move {
+            tokio::select! {
+                Ok(()) = changed.changed() => {}
+                Ok(()) = sampled.changed() => {}
+                () = tokio::time::sleep(look_again) => {}
+            }
+        }
+    }
+
+    /// Waits for a sample of the leader that is asked for now, together with all others that wait for one.
+    fn await_sample(&mut self) {
+        self.sample_since.get_or_insert_with(Instant::now);
+        let news = self.news(HOLD_LOOK);
         self.context.health.poke();
         self.waiting = Some(Box::pin(async move {
-            tokio::select! {
-                Ok(()) = sampled.changed() => Waited::TopologyChanged,
-                Ok(()) = changed.changed() => Waited::TopologyChanged,
-                () = tokio::time::sleep(HOLD_LOOK) => Waited::TopologyChanged,
-            }
+            news.await;
+            Waited::TopologyChanged
         }));
     }
 
@@ -738,24 +740,8 @@ impl Client {
         self.server_written = 0;
         lease.node_stats().errors.add(1);
         self.context.health.poke();
-        let state = lease.state();
-        state.tainted = true;
-        let topology = self.context.health.topology.load();
-        let env = Env {
-            now: Instant::now(),
-            topology: &topology,
-            loads: &self.context.loads,
-            marks: self.database.marks(),
-            judge: &self.context.verdicts.of(&self.database, &self.rules, None),
-            policy: &self.policy,
-            voices: &self.context.pools.processes,
-            random: next_random(&mut self.random),
-        };
-        let work = self.work.get_or_insert_with(spare_work);
-        self.session.server_lost(&env, work, state, false);
-        if !work.tally.is_empty() {
-            self.count();
-        }
+        lease.state().tainted = true;
+        self.with_session(|session, env, work, _| session.server_lost(env, work, lease.state(), false));
     }
 
     /// A statement that a replica has refused and the leader ran is the leader's from now on (DESIGN: the net).
