@@ -93,6 +93,8 @@ pub(crate) struct Client {
     random: u64,
     waiting: Option<Pin<Box<dyn Future<Output = Waited> + Send>>>,
     held_since: Option<Instant>,
+    /// Since when a read waits for a replica, or for the leader's position.
+    sample_since: Option<Instant>,
     pins_shown: Pins,
     /// While a VACUUM of the client's runs.
     quiet: Option<Quiet>,
@@ -172,6 +174,7 @@ impl Client {
             random: rand::random(),
             waiting: None,
             held_since: None,
+            sample_since: None,
             pins_shown: Pins::default(),
             quiet: None,
             closing: false,
@@ -305,6 +308,7 @@ impl Client {
             lease.node_stats().sessions.came(self.slot.id);
         }
         self.end_hold();
+        self.end_sample_wait();
         self.server_written = 0;
         let slow = self.context.config.load().log.slow_query.is_some();
         let text = self.work.as_ref().filter(|_| slow).and_then(|work| work.first_text());
@@ -374,6 +378,7 @@ impl Client {
 
     /// Waits in line for a leader (or a replica that is fresh enough).
     fn hold(&mut self, retry: Option<Duration>) {
+        self.end_sample_wait();
         let config = self.context.config.load();
         let now = Instant::now();
         if self.held_since.is_none() {
@@ -414,12 +419,19 @@ impl Client {
 
     /// Waits for a sample of the leader that is asked for now, together with all others that wait for one.
     fn await_sample(&mut self) {
+        self.sample_since.get_or_insert_with(Instant::now);
         let news = self.news(HOLD_LOOK);
         self.context.health.poke();
         self.waiting = Some(Box::pin(async move {
             news.await;
             Waited::TopologyChanged
         }));
+    }
+
+    fn end_sample_wait(&mut self) {
+        if let Some(since) = self.sample_since.take() {
+            self.context.stats.read_waited(since.elapsed());
+        }
     }
 
     fn end_hold(&mut self) {
@@ -649,6 +661,7 @@ impl Client {
             Event::Canceled => {
                 self.quiet = None;
                 self.waiting = None;
+                self.sample_since = None;
                 self.end_hold();
                 self.with_session(|session, _, work, _| session.denied(work, &Refusal::QueryCanceled));
                 self.satisfy();
