@@ -212,7 +212,7 @@ fn parse(text: &str) -> anyhow::Result<Run> {
 }
 
 /// The third word of each line is the latency in microseconds; each of pgbench's threads has a file.
-fn latencies(folder: &Path) -> anyhow::Result<Vec<u32>> {
+pub(crate) fn latencies(folder: &Path) -> anyhow::Result<Vec<u32>> {
     let mut latencies = Vec::new();
     for entry in std::fs::read_dir(folder).context("pgbench's logs")? {
         let path = entry?.path();
