@@ -14,7 +14,7 @@ use switchyard_tests::psql::run;
 use switchyard_tests::{Cluster, Member, Options, Router, RouterOptions};
 
 use crate::Setting;
-use crate::load::{latencies, percentile_ms};
+use crate::load::{LOGINS_PER_SECOND, latencies, percentile_ms};
 use crate::stage::USER;
 
 const ROUNDS: usize = 3;
@@ -27,7 +27,7 @@ const RUN_MIN: Duration = Duration::from_secs(4);
 /// For which the router spares a replica that it hasn't known before.
 const SLOW_START: Duration = Duration::from_secs(11);
 /// Before each run, for the averages to settle, as the members of the run have just changed.
-const SETTLE: Duration = Duration::from_secs(1);
+const SETTLE: Duration = Duration::from_secs(2);
 
 /// A load: by so many clients that ask again at once, or at random, so many a second.
 enum Load {
@@ -39,7 +39,7 @@ enum Load {
 const LOADS: [Load; 6] =
     [Load::Clients(8), Load::Clients(16), Load::Clients(32), Load::Clients(64), Load::PerSecond(640), Load::PerSecond(720)];
 /// Enough for all that wait at once.
-const CLIENTS_OF_RATES: usize = 96;
+const CLIENTS_OF_RATES: usize = 64;
 
 #[derive(Default)]
 struct Answers {
@@ -145,7 +145,8 @@ impl Bench<'_> {
         let arguments = [
             "--no-vacuum".to_owned(),
             "--jobs=2".to_owned(),
-            format!("--time={}", time.as_secs()),
+            // pgbench's clock runs from before the first login.
+            format!("--time={}", time.as_secs() + clients as u64 / LOGINS_PER_SECOND),
             format!("--client={clients}"),
             format!("--file={}", self.script.display()),
             "--log".to_owned(),

@@ -55,10 +55,10 @@ struct Arguments {
     /// A key of the router's configuration, such as workers=1 or health.busy_interval=50ms.
     #[arg(long, value_name = "KEY=VALUE", value_parser = setting)]
     set: Vec<Setting>,
-    /// What the levels of consistency cost, how many reads replicas serve at each, and --balance: tables of their own, in about 8 minutes.
+    /// What the levels of consistency cost, how many reads replicas serve at each, and --balance: tables of their own, in about 9 minutes.
     #[arg(long, conflicts_with_all = ["only", "list"])]
     consistency: bool,
-    /// What share of the reads a replica gets that is half as fast as the other, and the slowest answers: a table of its own, in about 4 minutes.
+    /// What share of the reads a replica gets that is half as fast as the other, and the slowest answers: a table of its own, in about 5 minutes.
     #[arg(long, conflicts_with_all = ["only", "list"])]
     balance: bool,
     /// Tell the names of the loads.
