@@ -2,14 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::process::Command;
 
 use anyhow::Context;
-use switchyard_tests::machine::{Machine, router};
+use switchyard_tests::machine::{Machine, on_path, router};
 
 use crate::idle::Idle;
 use crate::load::{LOADS, Load, Run, SCALE, percentile_ms};
-use crate::proxies::version_of;
+use crate::proxies::{version, version_of};
 use crate::stage::{POOL, Stage, Target};
 
 /// The aims: parts of PgBouncer's throughput and CPU time, and memory.
@@ -42,16 +41,14 @@ struct Summary {
 
 impl Results {
     pub(crate) async fn new(stage: &Stage) -> anyhow::Result<Results> {
-        let said = |program: &std::path::Path| {
-            let output = Command::new(program).arg("--version").output().with_context(|| program.display().to_string())?;
-            anyhow::Ok(version_of(&String::from_utf8_lossy(&output.stdout)))
-        };
+        let installed =
+            |program: &str| on_path(program).with_context(|| format!("{program} isn't installed: scripts/install.sh bench does that"));
         let versions = vec![
-            ("Switchyard", said(&router()?)?),
-            ("PgBouncer", stage.pgbouncer_version().to_owned()),
-            ("HAProxy", stage.haproxy_version().to_owned()),
+            ("Switchyard", version(&router()?, "--version")?),
+            ("PgBouncer", version(&installed("pgbouncer")?, "--version")?),
+            ("HAProxy", version(&installed("haproxy")?, "-v")?),
             ("PostgreSQL", version_of(&stage.leader().ask("SHOW server_version").await?)),
-            ("Patroni", said(&Machine::look()?.patroni)?),
+            ("Patroni", version(&Machine::look()?.patroni, "--version")?),
         ];
         let cores = std::thread::available_parallelism().context("the number of cores")?.get();
         let (runs, failed) = (BTreeMap::new(), BTreeMap::new());

@@ -6,10 +6,11 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::ValueEnum;
 use rustix::process::{Pid, Signal, kill_process_group};
+use switchyard_tests::haproxy::Haproxy;
 use switchyard_tests::{Cluster, Member, Options, Router, RouterOptions};
 
 use crate::load::{self, Kind, Load, Protocol, Run};
-use crate::proxies::{Proxy, SESSION_DATABASE};
+use crate::proxies::{Pgbouncer, SESSION_DATABASE, leads_to_leader};
 use crate::usage;
 
 /// An ordinary role with a SCRAM password.
@@ -51,8 +52,8 @@ impl Target {
 #[derive(Debug)]
 pub(crate) struct Stage {
     router: Router,
-    haproxy: Proxy,
-    pgbouncer: Proxy,
+    haproxy: Haproxy,
+    pgbouncer: Pgbouncer,
     leader: Member,
     /// For pgbench's logs of a run.
     logs: PathBuf,
@@ -78,8 +79,8 @@ impl Stage {
         let options = settings.iter().fold(options, |options, (key, value)| options.set(key, value.clone()));
         let stage = Stage {
             router: Router::start(&cluster, options).await?,
-            haproxy: Proxy::haproxy(&cluster)?,
-            pgbouncer: Proxy::pgbouncer(&cluster, &leader).await?,
+            haproxy: Haproxy::launch(&cluster)?,
+            pgbouncer: Pgbouncer::launch(&cluster, &leader).await?,
             leader,
             logs: cluster.home().private_folder("pgbench")?,
             cluster,
@@ -92,26 +93,18 @@ impl Stage {
         &self.leader
     }
 
-    pub(crate) fn haproxy_version(&self) -> &str {
-        self.haproxy.version()
-    }
-
-    pub(crate) fn pgbouncer_version(&self) -> &str {
-        self.pgbouncer.version()
-    }
-
     /// New processes of the proxies.
     pub(crate) async fn restart(&self) -> anyhow::Result<()> {
-        self.haproxy.restart()?;
-        self.pgbouncer.restart()?;
+        self.haproxy.process().restart()?;
+        self.pgbouncer.process().restart()?;
         self.router.restart().await?;
         self.ready().await
     }
 
     async fn ready(&self) -> anyhow::Result<()> {
         let members = self.cluster.members().len();
-        self.haproxy.ready(&self.dsn(Target::Haproxy), members).await?;
-        self.pgbouncer.ready(&self.dsn(Target::Pgbouncer), members).await
+        leads_to_leader(self.haproxy.process(), &self.dsn(Target::Haproxy), members).await?;
+        leads_to_leader(self.pgbouncer.process(), &self.dsn(Target::Pgbouncer), members).await
     }
 
     /// A second of each target, which fills the members' caches and opens the pools' connections.
@@ -130,7 +123,7 @@ impl Stage {
         match target {
             Target::Switchyard => self.router.rw_dsn(USER),
             Target::Direct => self.leader.dsn_for(USER),
-            Target::Haproxy => self.dsn_on(self.haproxy.port(), "postgres"),
+            Target::Haproxy => self.dsn_on(self.haproxy.write_port(), "postgres"),
             Target::Pgbouncer => self.dsn_on(self.pgbouncer.port(), "postgres"),
         }
     }
@@ -142,8 +135,8 @@ impl Stage {
     pub(crate) fn pid(&self, target: Target) -> anyhow::Result<u32> {
         match target {
             Target::Switchyard => self.router.pid().context("the router doesn't run"),
-            Target::Haproxy => self.haproxy.pid(),
-            Target::Pgbouncer => self.pgbouncer.pid(),
+            Target::Haproxy => self.haproxy.process().pid(),
+            Target::Pgbouncer => self.pgbouncer.process().pid(),
             Target::Direct => bail!("there is nothing before the leader"),
         }
     }

@@ -93,6 +93,8 @@ pub(crate) struct Client {
     random: u64,
     waiting: Option<Pin<Box<dyn Future<Output = Waited> + Send>>>,
     held_since: Option<Instant>,
+    /// Since when a read waits for a replica, or for the leader's position.
+    sample_since: Option<Instant>,
     pins_shown: Pins,
     /// While a VACUUM of the client's runs.
     quiet: Option<Quiet>,
@@ -172,6 +174,7 @@ impl Client {
             random: rand::random(),
             waiting: None,
             held_since: None,
+            sample_since: None,
             pins_shown: Pins::default(),
             quiet: None,
             closing: false,
@@ -305,6 +308,7 @@ impl Client {
             lease.node_stats().sessions.came(self.slot.id);
         }
         self.end_hold();
+        self.end_sample_wait();
         self.server_written = 0;
         let slow = self.context.config.load().log.slow_query.is_some();
         let text = self.work.as_ref().filter(|_| slow).and_then(|work| work.first_text());
@@ -374,6 +378,7 @@ impl Client {
 
     /// Waits in line for a leader (or a replica that is fresh enough).
     fn hold(&mut self, retry: Option<Duration>) {
+        self.end_sample_wait();
         let config = self.context.config.load();
         let now = Instant::now();
         if self.held_since.is_none() {
@@ -387,37 +392,46 @@ impl Client {
             self.context.stats.held_total.add(1);
         }
         let until = self.held_since.unwrap_or(now) + config.failover.hold_timeout;
-        let mut changed = self.context.health.changed();
-        let mut sampled = self.context.health.sampled();
-        changed.mark_unchanged();
-        sampled.mark_unchanged();
-        // A snapshot that came between the decision and this line is seen by looking again on our own account, too.
-        let retry = retry.unwrap_or(HOLD_LOOK);
+        let news = self.news(retry.unwrap_or(HOLD_LOOK));
         self.context.health.demand();
         self.waiting = Some(Box::pin(async move {
             tokio::select! {
-                Ok(()) = changed.changed() => Waited::TopologyChanged,
-                Ok(()) = sampled.changed() => Waited::TopologyChanged,
-                () = tokio::time::sleep(retry) => Waited::TopologyChanged,
+                () = news => Waited::TopologyChanged,
                 () = tokio::time::sleep_until(until.into()) => Waited::HoldTimedOut,
             }
         }));
     }
 
-    /// Waits for a sample of the leader that is asked for now, together with all others that wait for one.
-    fn await_sample(&mut self) {
+    /// Ends with the next snapshot or sample, and after `look_again` in any case: one that came between the decision and this call is seen then.
+    fn news(&self, look_again: Duration) -> impl Future<Output = ()> + use<> {
         let mut changed = self.context.health.changed();
         let mut sampled = self.context.health.sampled();
         changed.mark_unchanged();
         sampled.mark_unchanged();
+        async move {
+            tokio::select! {
+                Ok(()) = changed.changed() => {}
+                Ok(()) = sampled.changed() => {}
+                () = tokio::time::sleep(look_again) => {}
+            }
+        }
+    }
+
+    /// Waits for a sample of the leader that is asked for now, together with all others that wait for one.
+    fn await_sample(&mut self) {
+        self.sample_since.get_or_insert_with(Instant::now);
+        let news = self.news(HOLD_LOOK);
         self.context.health.poke();
         self.waiting = Some(Box::pin(async move {
-            tokio::select! {
-                Ok(()) = sampled.changed() => Waited::TopologyChanged,
-                Ok(()) = changed.changed() => Waited::TopologyChanged,
-                () = tokio::time::sleep(HOLD_LOOK) => Waited::TopologyChanged,
-            }
+            news.await;
+            Waited::TopologyChanged
         }));
+    }
+
+    fn end_sample_wait(&mut self) {
+        if let Some(since) = self.sample_since.take() {
+            self.context.stats.read_waited(since.elapsed());
+        }
     }
 
     fn end_hold(&mut self) {
@@ -647,6 +661,7 @@ impl Client {
             Event::Canceled => {
                 self.quiet = None;
                 self.waiting = None;
+                self.sample_since = None;
                 self.end_hold();
                 self.with_session(|session, _, work, _| session.denied(work, &Refusal::QueryCanceled));
                 self.satisfy();
@@ -725,24 +740,8 @@ impl Client {
         self.server_written = 0;
         lease.node_stats().errors.add(1);
         self.context.health.poke();
-        let state = lease.state();
-        state.tainted = true;
-        let topology = self.context.health.topology.load();
-        let env = Env {
-            now: Instant::now(),
-            topology: &topology,
-            loads: &self.context.loads,
-            marks: self.database.marks(),
-            judge: &self.context.verdicts.of(&self.database, &self.rules, None),
-            policy: &self.policy,
-            voices: &self.context.pools.processes,
-            random: next_random(&mut self.random),
-        };
-        let work = self.work.get_or_insert_with(spare_work);
-        self.session.server_lost(&env, work, state, false);
-        if !work.tally.is_empty() {
-            self.count();
-        }
+        lease.state().tainted = true;
+        self.with_session(|session, env, work, _| session.server_lost(env, work, lease.state(), false));
     }
 
     /// A statement that a replica has refused and the leader ran is the leader's from now on (DESIGN: the net).

@@ -219,6 +219,9 @@ pub struct Stats {
     pub latency_log2_us: [Counter; 32],
     /// The sum of those times, microseconds.
     pub latency_us_total: Counter,
+    /// Time that reads have waited for a replica or for the leader's position, as above; those that didn't wait don't count.
+    pub read_wait_log2_us: [Counter; 32],
+    pub read_wait_us_total: Counter,
     /// Router events worth a line on the page, newest last, bounded.
     pub events: Mutex<VecDeque<(SystemTime, String)>>,
 }
@@ -277,10 +280,12 @@ impl Stats {
     }
 
     pub fn latency(&self, took: Duration) {
-        let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        let index = (64 - us.leading_zeros() as usize).min(self.latency_log2_us.len() - 1);
-        self.latency_log2_us[index].add(1);
-        self.latency_us_total.add(us);
+        add_time(&self.latency_log2_us, &self.latency_us_total, took);
+    }
+
+    /// A read has waited for a replica or for the leader's position.
+    pub fn read_waited(&self, took: Duration) {
+        add_time(&self.read_wait_log2_us, &self.read_wait_us_total, took);
     }
 
     pub fn event(&self, text: impl Into<String>) {
@@ -297,4 +302,11 @@ fn count(map: &RwLock<BTreeMap<&'static str, Arc<Counter>>>, key: &'static str) 
         return counter.add(1);
     }
     map.write().entry(key).or_default().add(1);
+}
+
+/// Into a coarse log2 histogram of microseconds, and its sum.
+fn add_time(log2_us: &[Counter; 32], us_total: &Counter, took: Duration) {
+    let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+    log2_us[(64 - us.leading_zeros() as usize).min(log2_us.len() - 1)].add(1);
+    us_total.add(us);
 }

@@ -28,6 +28,7 @@ pub mod machine;
 pub mod mix;
 pub mod ports;
 pub mod processes;
+pub mod proxy;
 pub mod psql;
 pub mod raw;
 pub mod regress;

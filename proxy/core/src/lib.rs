@@ -16,3 +16,4 @@ pub mod session;
 pub mod sql;
 pub mod topology;
 pub mod wire;
+pub mod witness;

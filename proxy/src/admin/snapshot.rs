@@ -75,6 +75,9 @@ pub struct Snapshot {
     /// Statement batches by response time: entry i counts those below 2^i microseconds and not below half of it.
     pub latency_log2_us: Vec<u64>,
     pub latency_seconds_total: f64,
+    /// Times that reads have waited for a replica or for the leader's position, in the same way.
+    pub read_wait_log2_us: Vec<u64>,
+    pub read_wait_seconds_total: f64,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -320,6 +323,8 @@ pub(super) fn take(from: &Sources<'_>) -> Snapshot {
         events: events(stats),
         latency_log2_us: stats.latency_log2_us.iter().map(Counter::value).collect(),
         latency_seconds_total: stats.latency_us_total.value() as f64 / 1e6,
+        read_wait_log2_us: stats.read_wait_log2_us.iter().map(Counter::value).collect(),
+        read_wait_seconds_total: stats.read_wait_us_total.value() as f64 / 1e6,
     }
 }
 

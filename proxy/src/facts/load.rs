@@ -96,9 +96,6 @@ SELECT pg_catalog.concat_ws(' ',
   (SELECT sum(hashint8extended(inhrelid::int8, inhparent::int8)) FROM pg_catalog.pg_inherits),
   (WITH lasting AS (SELECT oid FROM pg_catalog.pg_class WHERE oid >= 16384 AND relpersistence <> 't')
    SELECT concat_ws(' ',
-     (SELECT sum(hashint8extended(hashint8extended(objid::int8, objsubid), refobjid::int8)) FROM pg_catalog.pg_depend
-       WHERE refclassid = 'pg_catalog.pg_type'::regclass AND classid = 'pg_catalog.pg_class'::regclass AND objsubid > 0
-         AND objid IN (SELECT oid FROM lasting)),
      (SELECT sum(hashint8extended(xmin::text::int8, oid::int8)) FROM pg_catalog.pg_trigger
        WHERE NOT tgisinternal AND tgrelid IN (SELECT oid FROM lasting)),
      (SELECT sum(hashint8extended(xmin::text::int8, oid::int8)) FROM pg_catalog.pg_constraint WHERE conrelid IN (SELECT oid FROM lasting)),

@@ -235,40 +235,40 @@ enum Expected {
 
 impl Waiting {
     /// Waits for its turn, opens a connection where that is what it got. Cancel-safe: dropped, it gives back what it had.
-    pub(crate) async fn lease(mut self) -> Result<Lease, LeaseError> {
-        if let Expected::Crowd(turn) = &mut self.offer {
-            let mut offer = tokio::time::timeout(OPENING_WAIT, &mut *turn).await.ok().and_then(Result::ok);
-            if offer.is_none() {
+    pub(crate) async fn lease(self) -> Result<Lease, LeaseError> {
+        let Waiting { pool, client, epoch, fresh, mut offer } = self;
+        if let Expected::Crowd(turn) = &mut offer {
+            let mut given = tokio::time::timeout(OPENING_WAIT, &mut *turn).await.ok().and_then(Result::ok);
+            if given.is_none() {
                 // One that was sent in this very moment counts.
                 turn.close();
-                offer = turn.try_recv().ok();
+                given = turn.try_recv().ok();
             }
-            match offer {
-                Some(Offer::Permit(permit)) => self.offer = Expected::Permit(permit),
-                Some(Offer::Lease(lease)) => match self.fits(lease) {
+            match given {
+                Some(Offer::Permit(permit)) => offer = Expected::Permit(permit),
+                Some(Offer::Lease(lease)) => match fits(lease, epoch, fresh) {
                     Ok(lease) => return Ok(lease),
-                    Err(permit) => self.offer = Expected::Permit(permit),
+                    Err(permit) => offer = Expected::Permit(permit),
                 },
-                None => match self.pool.acquire_from(&self.client, self.epoch, self.fresh, usize::MAX) {
+                None => match pool.acquire_from(&client, epoch, fresh, usize::MAX) {
                     Acquired::Now(lease) => return Ok(lease),
-                    Acquired::Later(waiting) => self.offer = waiting.offer,
+                    Acquired::Later(waiting) => offer = waiting.offer,
                 },
             }
         }
-        let Some(pools) = self.pool.pools.upgrade() else { return Err(LeaseError::Gone) };
-        let timeout = pools.config.load().pool.wait_timeout;
-        let offer = std::mem::replace(&mut self.offer, Expected::Turn(oneshot::channel().1));
+        let pools = pool.pools.upgrade().ok_or(LeaseError::Gone)?;
         let permit = match offer {
             Expected::Permit(permit) => permit,
             Expected::Crowd(turn) | Expected::Turn(turn) => {
+                let timeout = pools.config.load().pool.wait_timeout;
                 let started = Instant::now();
-                let waiting = Counted::new(&self.pool.stats);
-                let offer = tokio::time::timeout(timeout, turn).await;
+                let waiting = Counted::new(&pool.stats);
+                let given = tokio::time::timeout(timeout, turn).await;
                 drop(waiting);
                 let us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
-                self.pool.stats.wait_us_total.add(us);
-                match offer {
-                    Ok(Ok(Offer::Lease(lease))) => match self.fits(lease) {
+                pool.stats.wait_us_total.add(us);
+                match given {
+                    Ok(Ok(Offer::Lease(lease))) => match fits(lease, epoch, fresh) {
                         Ok(lease) => return Ok(lease),
                         Err(permit) => permit,
                     },
@@ -278,15 +278,16 @@ impl Waiting {
                 }
             }
         };
-        self.pool.clone().open(permit, &pools, self.epoch).await
+        // A login's state is large, and most who wait need none.
+        Box::pin(pool.open(permit, &pools, epoch)).await
     }
+}
 
-    /// The lease, if it is of use here; otherwise its place in the pool, for a new connection.
-    fn fits(&self, mut lease: Lease) -> Result<Lease, Permit> {
-        let server = lease.server();
-        let current = server.state.role == ServerRole::Replica || server.state.epoch == self.epoch;
-        if current && server.is_alive() && (!self.fresh || server.state.fresh) { Ok(lease) } else { Err(lease.into_permit()) }
-    }
+/// The lease, if it is of use to whoever waited; otherwise its place in the pool, for a new connection.
+fn fits(mut lease: Lease, epoch: Epoch, fresh: bool) -> Result<Lease, Permit> {
+    let server = lease.server();
+    let current = server.state.role == ServerRole::Replica || server.state.epoch == epoch;
+    if current && server.is_alive() && (!fresh || server.state.fresh) { Ok(lease) } else { Err(lease.into_permit()) }
 }
 
 /// A waiting client, counted while it waits.

@@ -74,6 +74,8 @@ async fn metrics_hold_the_counters() {
         ("switchyard_response_seconds_bucket{le=\"+Inf\"}", 2.0),
         ("switchyard_response_seconds_count", 2.0),
         ("switchyard_response_seconds_sum", 0.0016),
+        ("switchyard_read_wait_seconds_count", 1.0),
+        ("switchyard_read_wait_seconds_sum", 0.009),
     ] {
         assert_eq!(series.get(name), Some(&value), "{name} in\n{text}");
     }

@@ -19,38 +19,39 @@ use crate::wire::{frame, view};
 impl Session {
     /// At the session's start: brings the server to the startup settings, or starts at once where it is there already.
     pub(super) fn bring_or_start(&mut self, env: &Env<'_>, work: &mut Work, server: &mut ServerState) {
-        if self.bring(work, server) {
+        if self.differs_from(server) {
+            self.bring(work, server);
             work.after_bring = true;
         } else {
             self.start(env, work, server);
         }
     }
 
-    /// Sends what brings the server to the session's settings. False where it is there.
-    pub(super) fn bring(&mut self, work: &mut Work, server: &mut ServerState) -> bool {
-        if Arc::ptr_eq(&server.settings, &self.settings) || !server.settings.differs(&self.settings, server.role) {
-            return false;
-        }
+    /// Whether the server isn't at the session's settings.
+    pub(super) fn differs_from(&self, server: &ServerState) -> bool {
+        !Arc::ptr_eq(&server.settings, &self.settings) && server.settings.differs(&self.settings, server.role)
+    }
+
+    /// Sends what brings the server to the session's settings.
+    pub(super) fn bring(&mut self, work: &mut Work, server: &mut ServerState) {
         server.settings.bring(&self.settings, server.role, &mut work.to_server);
         server.ready = false;
         // A simple query destroys it.
         server.unnamed = None;
         work.owed.push_back(Owed::Bring);
-        true
     }
 
     /// Sends the batch to the server that is held.
     pub(super) fn dispatch(&mut self, env: &Env<'_>, work: &mut Work, server: &mut ServerState) {
-        let may_be_refused = server.settings.may_be_refused(&self.settings, server.accepted(), server.role);
-        if work.owed.is_empty()
-            && work.segment == Segment::Closed
-            && server.tx == TxStatus::Idle
-            && self.bring(work, server)
-            && (!self.settings_proven || may_be_refused)
-        {
-            // A value that no server has accepted yet may fail: then the batch must not have been sent.
-            work.after_bring = true;
-            return;
+        let between_segments = work.owed.is_empty() && work.segment == Segment::Closed && server.tx == TxStatus::Idle;
+        if between_segments && self.differs_from(server) {
+            let may_be_refused = !self.settings_proven || server.settings.may_be_refused(&self.settings, server.accepted(), server.role);
+            self.bring(work, server);
+            if may_be_refused {
+                // A value that no server has accepted yet may fail: then the batch must not have been sent.
+                work.after_bring = true;
+                return;
+            }
         }
         self.send_batch(env, work, server);
     }
@@ -144,11 +145,11 @@ impl Session {
                 | Item::Flush
                 | Item::Sync => continue,
             };
-            let outdated = verdict.generation != generation && !verdict.writes.is_nothing();
-            self.written.merge(if outdated { &Touched::Everything } else { &verdict.writes });
-            if outdated {
-                self.written.merge(&verdict.writes);
+            if verdict.generation != generation && !verdict.writes.is_nothing() {
+                // What it reaches through catalogs may be more by now. Its own word still counts: it may be the cluster, which is more than all.
+                self.written.merge(&Touched::Everything);
             }
+            self.written.merge(&verdict.writes);
         }
     }
 

@@ -849,6 +849,11 @@ impl Session {
         if self.status == TxStatus::InTransaction {
             self.status = TxStatus::Failed;
         }
+        self.end_refused_batch(work);
+    }
+
+    /// Behind the error that answers the batch: its end, or skipping up to the Sync that ends it.
+    fn end_refused_batch(&mut self, work: &mut Work) {
         let ends = work.batch.end == End::Ready;
         self.abandon_batch(work);
         if ends {

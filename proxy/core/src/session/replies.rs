@@ -357,6 +357,7 @@ impl Session {
         let swallow = work.runs_again() || work.owed.front().is_some_and(|owed| !owed.is_clients());
         if pays {
             if let Some(Owed::Describe { id, statement: Some(statement), check }) = work.owed.pop_front()
+                && (check || statement.described.get().is_none())
                 && let Some(described) = view::row_shape(tag, body)
                 && statement.described.get_or_init(|| described) != &described
                 && check
@@ -704,16 +705,9 @@ impl Session {
             self.lost = Some(Lost::Told);
             self.status = TxStatus::Failed;
         }
-        let ends = work.batch.end == End::Ready;
         work.to_client.extend_from_slice(error);
         work.tally.errors += 1;
-        self.abandon_batch(work);
-        if ends {
-            reply::ready_for_query(&mut work.to_client, self.status);
-        } else {
-            self.skipping = true;
-        }
-        work.forget_attempts();
+        self.end_refused_batch(work);
         self.want = Some(Want::Return);
     }
 
@@ -807,7 +801,8 @@ impl Session {
             // Over, or followed by another one (AND CHAIN).
             self.lost = None;
         }
-        if went_back && work.owed.is_empty() && status != TxStatus::Failed && self.bring(work, server) {
+        if went_back && work.owed.is_empty() && status != TxStatus::Failed && self.differs_from(server) {
+            self.bring(work, server);
             work.ready_after_bring = Some(status);
             return Fate::Swallow;
         }
