@@ -307,6 +307,9 @@ impl Client {
         if need.role == ServerRole::Leader {
             lease.node_stats().sessions.came(self.slot.id);
         }
+        if let Some(since) = self.held_since {
+            tracing::debug!(node = %need.node, ms = since.elapsed().as_millis(), "held no longer");
+        }
         self.end_hold();
         self.end_sample_wait();
         self.server_written = 0;

@@ -4,6 +4,7 @@
 //! that is dropped instead of returned closes its connection, so that an early `?` can't return a dirty server.
 //! Locks are held for bookkeeping only. A pool's lock may be held while a node's is taken, never the other way round.
 
+mod ahead;
 mod book;
 
 use std::collections::VecDeque;
@@ -418,6 +419,15 @@ impl Pool {
     }
 
     async fn open(self: Arc<Pool>, permit: Permit, pools: &Pools, epoch: Epoch) -> Result<Lease, LeaseError> {
+        let server = self.connect(pools, epoch).await?;
+        if self.key.role == ServerRole::Leader && server.in_hot_standby() == Some(true) {
+            return Err(LeaseError::InRecovery);
+        }
+        Ok(self.admit(pools, permit, server))
+    }
+
+    /// A connection that is nobody's yet.
+    async fn connect(&self, pools: &Pools, epoch: Epoch) -> Result<Server, LeaseError> {
         let (target, config) = {
             let topology = pools.topology.load();
             let member = topology.member(&self.key.node).ok_or(LeaseError::Gone)?;
@@ -435,10 +445,11 @@ impl Pool {
             self.node_stats.connect_errors.add(1);
             tracing::debug!(node = %self.key.node, %error, "no server connection");
         })?;
-        let mut server = Server::new(connected, target, self.key.node.clone(), self.key.role, epoch, config.pool.max_prepared);
-        if self.key.role == ServerRole::Leader && server.in_hot_standby() == Some(true) {
-            return Err(LeaseError::InRecovery);
-        }
+        Ok(Server::new(connected, target, self.key.node.clone(), self.key.role, epoch, config.pool.max_prepared))
+    }
+
+    /// Takes a connection into the pool, in the place that `permit` has kept.
+    fn admit(self: &Arc<Pool>, pools: &Pools, permit: Permit, mut server: Server) -> Lease {
         {
             let mut reported = self.reported.lock();
             server.state.params.share(&reported);
@@ -451,7 +462,7 @@ impl Pool {
         self.node_stats.connections.up();
         self.node_stats.connections_total.add(1);
         permit.used();
-        Ok(self.lease(Box::new(server)))
+        self.lease(Box::new(server))
     }
 
     /// Closes a connection of this pool, and lets somebody else have its place.

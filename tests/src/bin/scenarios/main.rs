@@ -22,10 +22,10 @@ use stage::{Front, Stage};
 /// Starts a cluster of three with synchronous replication, two routers and two HAProxies, lets things happen under load, and prints what clients
 /// saw as a table in Markdown.
 #[derive(Debug, Parser)]
-#[command(name = "scenarios", version)]
+#[command(name = "scenarios", version, after_help = names())]
 struct Arguments {
-    /// Only scenarios with this in their names, more than once for several.
-    #[arg(long, value_name = "TEXT")]
+    /// Only the scenario of this name, or all whose names begin with it where it ends in `*`; more than once for several.
+    #[arg(long, value_name = "NAME", value_parser = pattern)]
     only: Vec<String>,
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=1000))]
     writers: u16,
@@ -51,6 +51,21 @@ struct Arguments {
     svg: Option<PathBuf>,
 }
 
+fn names() -> String {
+    let names: Vec<_> = Mishap::ALL.iter().map(|mishap| format!("  {}", mishap.name())).collect();
+    format!("Scenarios:\n{}", names.join("\n"))
+}
+
+/// A pattern that matches something: a scenario that is misspelt would be measured as nothing at all, without an error.
+fn pattern(text: &str) -> Result<String, String> {
+    let some = Mishap::ALL.iter().any(|mishap| matches(text, mishap.name()));
+    if some { Ok(text.to_owned()) } else { Err("no scenario is called that; --help lists their names".to_owned()) }
+}
+
+fn matches(pattern: &str, name: &str) -> bool {
+    pattern.strip_suffix('*').map_or_else(|| pattern == name, |beginning| name.starts_with(beginning))
+}
+
 #[tokio::main]
 async fn main() -> ExitCode {
     match run(Arguments::parse()).await {
@@ -74,7 +89,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let fronts: &[Front] = if arguments.alone { &[Front::Switchyard] } else { &[Front::Switchyard, Front::Haproxy] };
     let mut rows = Vec::new();
     for mishap in Mishap::ALL {
-        let wanted = arguments.only.is_empty() || arguments.only.iter().any(|text| mishap.name().contains(text.as_str()));
+        let wanted = arguments.only.is_empty() || arguments.only.iter().any(|text| matches(text, mishap.name()));
         for front in fronts.iter().copied().filter(|front| wanted && mishap.concerns(*front)) {
             for round in 1..=arguments.times {
                 let title = format!("{} through {}", mishap.name(), front.name());
