@@ -8,6 +8,7 @@ use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::{Mutex, RwLock};
+use switchyard_core::balance;
 
 use crate::decisions::Decisions;
 
@@ -82,6 +83,8 @@ pub struct NodeStats {
     pub connect_errors: Counter,
     /// Leased right now.
     pub in_use: Gauge,
+    /// Sessions that wait for a connection to it, or open one.
+    pub waiting: Gauge,
     /// Statement batches sent, by what they were.
     pub reads: Counter,
     pub writes: Counter,
@@ -136,13 +139,6 @@ impl Sessions {
 
 static BEGAN: LazyLock<Instant> = LazyLock::new(Instant::now);
 
-/// In which a response time that nothing confirms counts half: whoever was slow once is tried again.
-const FORGOTTEN_SECONDS: f64 = 5.0;
-/// Response times below this aren't told apart.
-const RESPONSE_MIN_US: f64 = 50.0;
-/// One response counts as so many times the average at most: a long statement is no sign of a slow node.
-const OUTLIER: u64 = 8;
-
 fn since_beginning_ms() -> u64 {
     u64::try_from(BEGAN.elapsed().as_millis()).unwrap_or(u64::MAX)
 }
@@ -150,18 +146,14 @@ fn since_beginning_ms() -> u64 {
 impl NodeStats {
     /// Takes one response time into the average, with a weight of an eighth.
     pub fn observe(&self, took: Duration) {
-        let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX).max(1);
-        let old = self.ewma_us.load(Ordering::Relaxed);
-        let new = if old == 0 { us } else { old - old / 8 + us.min(old.saturating_mul(OUTLIER)) / 8 };
-        self.ewma_us.store(new.max(1), Ordering::Relaxed);
+        self.ewma_us.store(balance::averaged(self.ewma_us.load(Ordering::Relaxed), took), Ordering::Relaxed);
         self.observed_ms.store(since_beginning_ms(), Ordering::Relaxed);
     }
 
     /// What a statement is expected to take, in microseconds.
     pub fn expected_us(&self) -> f64 {
         let age_ms = since_beginning_ms().saturating_sub(self.observed_ms.load(Ordering::Relaxed));
-        let fades = 0.5_f64.powf(age_ms as f64 / 1_000.0 / FORGOTTEN_SECONDS);
-        (self.ewma_us.load(Ordering::Relaxed) as f64 * fades).max(RESPONSE_MIN_US)
+        balance::expected_us(self.ewma_us.load(Ordering::Relaxed), Duration::from_millis(age_ms))
     }
 }
 

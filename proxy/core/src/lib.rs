@@ -5,6 +5,7 @@
 
 #![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests read the clock that they hand in"))]
 
+pub mod balance;
 pub mod causal;
 #[cfg(test)]
 mod causal_model;

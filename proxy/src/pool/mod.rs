@@ -225,6 +225,7 @@ pub(crate) struct Waiting {
     /// Only one that nobody has used will do.
     fresh: bool,
     offer: Expected,
+    arriving: Arriving,
 }
 
 enum Expected {
@@ -237,7 +238,8 @@ enum Expected {
 impl Waiting {
     /// Waits for its turn, opens a connection where that is what it got. Cancel-safe: dropped, it gives back what it had.
     pub(crate) async fn lease(self) -> Result<Lease, LeaseError> {
-        let Waiting { pool, client, epoch, fresh, mut offer } = self;
+        // A lease counts from its beginning: until it is there, this does.
+        let Waiting { pool, client, epoch, fresh, mut offer, arriving: _arriving } = self;
         if let Expected::Crowd(turn) = &mut offer {
             let mut given = tokio::time::timeout(OPENING_WAIT, &mut *turn).await.ok().and_then(Result::ok);
             if given.is_none() {
@@ -291,6 +293,22 @@ fn fits(mut lease: Lease, epoch: Epoch, fresh: bool) -> Result<Lease, Permit> {
     if current && server.is_alive() && (!fresh || server.state.fresh) { Ok(lease) } else { Err(lease.into_permit()) }
 }
 
+/// A session that was sent to a node and has no connection to it yet: part of the node's load all the same.
+struct Arriving(Arc<NodeStats>);
+
+impl Arriving {
+    fn new(stats: &Arc<NodeStats>) -> Arriving {
+        stats.waiting.up();
+        Arriving(stats.clone())
+    }
+}
+
+impl Drop for Arriving {
+    fn drop(&mut self) {
+        self.0.waiting.down();
+    }
+}
+
 /// A waiting client, counted while it waits.
 struct Counted(Arc<PoolStats>);
 
@@ -323,7 +341,16 @@ impl Pool {
         let mut book = self.book.lock();
         let room = book.open < config.pool.max_size;
         let found = book.take(client, epoch, !room, &mut dead);
-        let later = |offer| Acquired::Later(Waiting { pool: self.clone(), client: client.clone(), epoch, fresh, offer });
+        let later = |offer| {
+            Acquired::Later(Waiting {
+                pool: self.clone(),
+                client: client.clone(),
+                epoch,
+                fresh,
+                offer,
+                arriving: Arriving::new(&self.node_stats),
+            })
+        };
         let taken = |server| {
             self.stats_idle(1);
             let lease = self.lease(server);
@@ -368,7 +395,8 @@ impl Pool {
 
     fn never(self: &Arc<Pool>) -> Acquired {
         let (_, receiver) = oneshot::channel();
-        Acquired::Later(Waiting { pool: self.clone(), client: Weak::new(), epoch: Epoch(0), fresh: false, offer: Expected::Turn(receiver) })
+        let (offer, arriving) = (Expected::Turn(receiver), Arriving::new(&self.node_stats));
+        Acquired::Later(Waiting { pool: self.clone(), client: Weak::new(), epoch: Epoch(0), fresh: false, offer, arriving })
     }
 
     /// The right to open one more, counted among those that are being opened.
