@@ -92,6 +92,8 @@ pub(crate) struct Client {
     pools: Vec<(Arc<str>, ServerRole, Arc<Pool>)>,
     random: u64,
     waiting: Option<Pin<Box<dyn Future<Output = Waited> + Send>>>,
+    /// The generation of the snapshot that the session decided by last.
+    seen: u64,
     held_since: Option<Instant>,
     /// Since when a read waits for a replica, or for the leader's position.
     sample_since: Option<Instant>,
@@ -173,6 +175,7 @@ impl Client {
             pools: Vec::new(),
             random: rand::random(),
             waiting: None,
+            seen: 0,
             held_since: None,
             sample_since: None,
             pins_shown: Pins::default(),
@@ -203,6 +206,7 @@ impl Client {
     /// Calls into the session with the world as it is now.
     fn with_session(&mut self, call: impl FnOnce(&mut Session, &Env<'_>, &mut Work, Option<&mut switchyard_core::session::ServerState>)) {
         let topology = self.context.health.topology.load();
+        self.seen = topology.generation;
         self.rules.refresh(&self.context.verdicts.rules, &self.identity.user, &self.identity.database);
         let application = if self.rules.ask_for_application() { self.session.told("application_name").map(Box::from) } else { None };
         let env = Env {
@@ -395,8 +399,12 @@ impl Client {
             self.context.stats.held_total.add(1);
         }
         let until = self.held_since.unwrap_or(now) + config.failover.hold_timeout;
-        let news = self.news(retry.unwrap_or(HOLD_LOOK));
-        self.context.health.demand();
+        // While nobody leads, members are probed all the time: writes needn't ask for that, nor look at each answer.
+        let samples = !self.session.waits_for_leader();
+        let news = self.news(retry.unwrap_or(HOLD_LOOK), samples);
+        if samples {
+            self.context.health.demand();
+        }
         self.waiting = Some(Box::pin(async move {
             tokio::select! {
                 () = news => Waited::TopologyChanged,
@@ -405,16 +413,20 @@ impl Client {
         }));
     }
 
-    /// Ends with the next snapshot or sample, and after `look_again` in any case: one that came between the decision and this call is seen then.
-    fn news(&self, look_again: Duration) -> impl Future<Output = ()> + use<> {
+    /// Ends with the next change or, with `samples`, sample, that the session hasn't seen when it decided, and after `look_again` in any case.
+    fn news(&self, look_again: Duration, samples: bool) -> impl Future<Output = ()> + use<> {
         let mut changed = self.context.health.changed();
         let mut sampled = self.context.health.sampled();
-        changed.mark_unchanged();
-        sampled.mark_unchanged();
+        // A snapshot is there before anybody is told of it, so what the session decides by next is no older than this.
+        let newest = (*changed.borrow_and_update()).max(if samples { *sampled.borrow_and_update() } else { 0 });
+        let missed = newest > self.seen;
         async move {
+            if missed {
+                return;
+            }
             tokio::select! {
                 Ok(()) = changed.changed() => {}
-                Ok(()) = sampled.changed() => {}
+                Ok(()) = sampled.changed(), if samples => {}
                 () = tokio::time::sleep(look_again) => {}
             }
         }
@@ -423,7 +435,7 @@ impl Client {
     /// Waits for a sample of the leader that is asked for now, together with all others that wait for one.
     fn await_sample(&mut self) {
         self.sample_since.get_or_insert_with(Instant::now);
-        let news = self.news(HOLD_LOOK);
+        let news = self.news(HOLD_LOOK, true);
         self.context.health.poke();
         self.waiting = Some(Box::pin(async move {
             news.await;
