@@ -386,7 +386,8 @@ impl Session {
             && work.owed.is_empty()
             && work.segment == Segment::Closed
             && self.status == TxStatus::InTransaction
-            && !work.batch.may_end_transaction();
+            && !work.batch.may_end_transaction()
+            && !work.batch.goes_on_with_portal();
         if !can {
             return None;
         }
