@@ -49,8 +49,10 @@ SELECT (SELECT system_identifier FROM pg_catalog.pg_control_system()),
 /// `pg_is_in_recovery()` for all of them. A leader's timeline comes from the WAL file that it writes: the control file
 /// stays on the old one until the next checkpoint. A standby's comes from its WAL receiver; without one, the control
 /// file's is a lower bound. A commit may be shown by replicas before the leader shows it while it waits for a synchronous standby, and until
-/// its process has run again: by then it still has its transaction's id. What a standby has received may end within a record, which is never replayed if
-/// its leader dies: without a WAL receiver, and with the startup process between two attempts to find more, all that is whole has been replayed.
+/// its process has run again: by then it still has its transaction's id.
+///
+/// What a standby has received may end within a record, which is never replayed if its leader dies. Nothing that can be asked tells that for certain
+/// (a startup process whose WAL receiver has gone may wait for `wal_retrieve_retry_interval` with whole records before it), so reads wait then.
 const PROBE: &str = "\
 SELECT s.r,
        CASE WHEN s.r THEN pg_catalog.pg_last_wal_replay_lsn() ELSE pg_catalog.pg_current_wal_flush_lsn() END,
@@ -65,11 +67,7 @@ SELECT s.r,
             THEN coalesce((SELECT extract(epoch FROM max(pg_catalog.clock_timestamp() - state_change))
                              FROM pg_catalog.pg_stat_activity
                             WHERE wait_event = 'SyncRep' OR (state = 'active' AND backend_xid IS NOT NULL
-                                                             AND state_change > pg_catalog.clock_timestamp() - interval '1s')), 0)::float8 END,
-       CASE WHEN s.r AND NOT EXISTS (SELECT FROM pg_catalog.pg_stat_wal_receiver)
-                 AND EXISTS (SELECT FROM pg_catalog.pg_stat_activity
-                              WHERE backend_type = 'startup' AND wait_event = 'RecoveryRetrieveRetryInterval')
-            THEN pg_catalog.pg_last_wal_replay_lsn() END
+                                                             AND state_change > pg_catalog.clock_timestamp() - interval '1s')), 0)::float8 END
   FROM (SELECT pg_catalog.pg_is_in_recovery() AS r OFFSET 0) s";
 
 const IN_RECOVERY: &str = "SELECT pg_catalog.pg_is_in_recovery()";
@@ -281,7 +279,7 @@ impl Connection {
         let lsn = |column| Ok::<_, Error>(row.try_get::<_, Option<PgLsn>>(column)?.map(|lsn| Lsn(lsn.into())));
         // A standby that replays nothing yet shows nothing: position 0 is a lower bound on that.
         let replay_lsn = lsn(1)?.unwrap_or(Lsn::INVALID);
-        let insert_lsn = lsn(6)?.or(lsn(2)?).unwrap_or(replay_lsn);
+        let insert_lsn = lsn(2)?.unwrap_or(replay_lsn);
         let timeline = row.try_get::<_, Option<i64>>(3)?.and_then(|timeline| u32::try_from(timeline).ok()).filter(|timeline| *timeline > 0);
         let timeline = timeline.map(Timeline);
         let clock: f64 = row.try_get(4)?;

@@ -171,8 +171,6 @@ struct HeldBegin {
     /// The statements' texts, each with its terminator.
     texts: Vec<u8>,
     modes: TransactionModes,
-    /// The transaction has shown something already, on a server that it had to leave: the next one must show that, too.
-    resumed: bool,
 }
 
 /// A transaction whose server was lost.
@@ -203,8 +201,6 @@ enum Segment {
 struct Attempt {
     /// The BEGIN that was sent ahead of it.
     begin: Option<HeldBegin>,
-    /// It isn't the first one of its READ ONLY transaction, which can be taken elsewhere (`Session::movable`).
-    later: bool,
     /// What the server said instead of an answer: the rest is swallowed, then the batch runs again.
     failed: Option<[u8; 5]>,
 }
@@ -243,8 +239,6 @@ pub struct Work {
     misshapen: Vec<StatementId>,
     /// A settings replay or a held BEGIN failed.
     prelude_failed: Option<Vec<u8>>,
-    /// The simple query that is owed next has had a CommandComplete.
-    completed: bool,
     /// An ErrorResponse came for the current segment.
     segment_failed: bool,
     /// What runs shows data, or changes it: the watermark must know.
@@ -392,8 +386,7 @@ pub struct Session {
     /// What the client was last told of its transaction.
     status: TxStatus,
     begin: Option<HeldBegin>,
-    /// The BEGIN of a transaction that runs on a replica and may still be taken elsewhere: each statement takes a snapshot of its own, and nothing
-    /// of it is kept there.
+    /// The BEGIN of a READ ONLY transaction that runs on a replica and may still move to the leader.
     movable: Option<HeldBegin>,
     lost: Option<Lost>,
     startup: Arc<Settings>,

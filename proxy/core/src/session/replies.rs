@@ -10,7 +10,7 @@ use super::{Access, Env, Garbled, Lost, Phase, Segment, ServerState, Session, Wa
 use crate::marks::Touched;
 use crate::refusal::Refusal;
 use crate::route::ServerRole;
-use crate::sql::{Class, Effect, PinReason, Verdict};
+use crate::sql::{Effect, PinReason, Verdict};
 use crate::wire::frame::{self, HEADER};
 use crate::wire::reply::{self, TxStatus};
 use crate::wire::view;
@@ -106,12 +106,8 @@ enum Fate {
     Swallow,
 }
 
-/// Bytes of a write's answer that are kept back at most, so that it can run again: beyond, it is forwarded.
+/// Bytes of an answer that are kept back at most, so that a batch can run again: beyond, it is forwarded.
 const KEPT_BACK_MAX: usize = 256 * 1024;
-
-/// Bytes of a read's answer that are kept back at most until it is complete: a server that crashes flushes parts of answers. No more than what is
-/// read of a server at once, so that a large answer is late by one read.
-const READ_KEPT_BACK_MAX: usize = 32 * 1024;
 
 /// Messages up to this size are taken only when they are there as a whole, in bytes. The fields of an error that decide something come first.
 const WHOLE_MAX: usize = 32 * 1024;
@@ -189,7 +185,7 @@ impl Session {
             }
             let seen = header.total.min(rest.len());
             let fate = if matches!(header.tag, b'D' | b'd') {
-                self.row(env, work, *at - run + header.total)
+                self.row(env, work, header.total)
             } else {
                 // What the message causes comes behind what came before it.
                 self.forward(work, &input[run..*at]);
@@ -211,14 +207,13 @@ impl Session {
         Ok(())
     }
 
-    /// Rows are about to be shown, unless they can be kept back: then the batch can't run elsewhere any more. `bytes`: of the row, and of what came
-    /// before it and is still to be forwarded.
+    /// Rows are about to be shown: the batch can't run elsewhere any more.
     fn row(&mut self, env: &Env<'_>, work: &mut Work, bytes: usize) -> Fate {
         if work.runs_again() || !work.owed.front().is_some_and(Owed::is_clients) {
             return Fate::Swallow;
         }
-        let kept_back = work.kept_back.len() + bytes;
-        if (work.attempt.is_some() && kept_back <= READ_KEPT_BACK_MAX) || (!work.sent.is_empty() && kept_back <= KEPT_BACK_MAX) {
+        if !work.sent.is_empty() && work.kept_back.len() + bytes <= KEPT_BACK_MAX {
+            // What a write returns is kept back until it has succeeded.
             return Fate::Forward;
         }
         self.deliver(env, work);
@@ -231,16 +226,11 @@ impl Session {
             self.showed(env, work);
         }
         if work.attempt.take().is_some() {
+            work.to_client.append(&mut work.kept_back);
             work.batch.clear();
         } else if !work.sent.is_empty() {
-            work.sent.clear();
-        } else {
-            return;
-        }
-        if work.to_client.is_empty() {
-            std::mem::swap(&mut work.to_client, &mut work.kept_back);
-        } else {
             work.to_client.append(&mut work.kept_back);
+            work.sent.clear();
         }
     }
 
@@ -319,8 +309,6 @@ impl Session {
             }
             // As a RowDescription: a COPY of which no row was sent may run elsewhere.
             b'H' => Fate::Forward,
-            // Its end, CopyDone, is no more than its rows.
-            b'c' if work.attempt.is_some() => Fate::Forward,
             // CopyDone ('c') of COPY TO, FunctionCallResponse ('V') and whatever a later PostgreSQL may add.
             _ => {
                 self.deliver(env, work);
@@ -383,23 +371,7 @@ impl Session {
             }
             return Fate::Swallow;
         }
-        let completes = match work.owed.front() {
-            Some(Owed::Query(verdict, _)) => Some(verdict),
-            Some(Owed::Execute(Some(statement))) => Some(&statement.verdict),
-            _ => None,
-        };
-        // Nothing is lost by keeping it back up to ReadyForQuery, which a server that crashes may not get to send.
-        let only_reads =
-            |verdict: &Arc<Verdict>| verdict.class == Class::Read && verdict.effects.iter().all(|effect| *effect == Effect::UsesClock);
-        let again = completes.is_some_and(only_reads) && tag != b's';
-        if !again || work.attempt.is_none() {
-            self.deliver(env, work);
-        }
-        work.completed = matches!(work.owed.front(), Some(Owed::Query(..)));
-        if tag == b's' {
-            // A portal that is open is state on this server.
-            self.movable = None;
-        }
+        self.deliver(env, work);
         if tag == b'C' {
             let tag = view::command_tag(body);
             work.rolled_back = tag == b"ROLLBACK";
@@ -478,9 +450,7 @@ impl Session {
         // After an error in a simple query or a function call its ReadyForQuery follows.
         let extended = !matches!(work.owed.front(), None | Some(Owed::Query(..) | Owed::FunctionCall | Owed::Sync(_)));
         if let Some(attempt) = &mut work.attempt
-            && (attempt.failed.is_some()
-                || (runs_again(env, &self.phase, &sqlstate) && (!attempt.later || is_conflict(&sqlstate)))
-                || others_left_it(env, &work.owed, server, &sqlstate))
+            && (attempt.failed.is_some() || runs_again(env, &self.phase, &sqlstate) || others_left_it(env, &work.owed, server, &sqlstate))
         {
             if attempt.failed.replace(sqlstate).is_none() {
                 work.tally.reruns.push(sqlstate);
@@ -576,7 +546,6 @@ impl Session {
             return Err(Garbled);
         }
         server.tx = status;
-        work.completed = false;
         let owed = work.owed.pop_front();
         server.ready = work.owed.is_empty() && work.segment == Segment::Closed;
         match owed {
@@ -796,6 +765,8 @@ impl Session {
                 self.portals.clear();
             }
             self.movable = None;
+            // Whatever was held of the transaction that is over, the next one isn't READ ONLY by it.
+            self.begin = None;
         }
         if status != TxStatus::Failed && self.lost == Some(Lost::StoodIn) {
             // Over, or followed by another one (AND CHAIN).
@@ -865,7 +836,7 @@ impl Session {
             work.excluded.push(server.node.clone());
         }
         work.rerun_on_leader = env.policy.access == Access::ReadWrite;
-        self.put_begin_back(attempt);
+        self.put_begin_back(attempt.begin);
         self.want = Some(Want::Return);
     }
 }
@@ -904,14 +875,9 @@ fn runs_again(env: &Env<'_>, phase: &Phase, sqlstate: &[u8; 5]) -> bool {
         Access::ReadWrite => sqlstate != QUERY_CANCELED,
         Access::ReadOnly => {
             let elsewhere = env.policy.fallback_to_leader || env.topology.replicas().any(|(_, other)| other.name != member.name);
-            is_conflict(sqlstate) && elsewhere
+            matches!(sqlstate, b"40001" | b"40P01") && elsewhere
         }
     }
-}
-
-/// Whether a standby says so of a statement that is in the way of its recovery.
-fn is_conflict(sqlstate: &[u8; 5]) -> bool {
-    matches!(sqlstate, b"40001" | b"40P01")
 }
 
 /// Whether an error may be of somebody else's making: a library that another session has loaded owns the prefix of a parameter's name
