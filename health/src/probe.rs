@@ -26,9 +26,6 @@ use crate::tls::{self, MakeTls};
 /// Between attempts to connect.
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
-/// Between two full probes of a member that is about to lead; between them it is only asked whether it has left recovery, as that is what everybody
-/// waits for, and the machine is busy enough with the promotion.
-const FULL_INTERVAL: Duration = Duration::from_millis(20);
 /// Of a history file, at most.
 const HISTORY_BYTES_MAX: i64 = 1024 * 1024;
 /// `SizeOfXLogShortPHD` and `SizeOfXLogLongPHD` (`src/include/access/xlog_internal.h`), with MAXALIGN of 8.
@@ -50,9 +47,6 @@ SELECT (SELECT system_identifier FROM pg_catalog.pg_control_system()),
 /// stays on the old one until the next checkpoint. A standby's comes from its WAL receiver; without one, the control
 /// file's is a lower bound. A commit may be shown by replicas before the leader shows it while it waits for a synchronous standby, and until
 /// its process has run again: by then it still has its transaction's id.
-///
-/// What a standby has received may end within a record, which is never replayed if its leader dies. Nothing that can be asked tells that for certain
-/// (a startup process whose WAL receiver has gone may wait for `wal_retrieve_retry_interval` with whole records before it), so reads wait then.
 const PROBE: &str = "\
 SELECT s.r,
        CASE WHEN s.r THEN pg_catalog.pg_last_wal_replay_lsn() ELSE pg_catalog.pg_current_wal_flush_lsn() END,
@@ -69,8 +63,6 @@ SELECT s.r,
                             WHERE wait_event = 'SyncRep' OR (state = 'active' AND backend_xid IS NOT NULL
                                                              AND state_change > pg_catalog.clock_timestamp() - interval '1s')), 0)::float8 END
   FROM (SELECT pg_catalog.pg_is_in_recovery() AS r OFFSET 0) s";
-
-const IN_RECOVERY: &str = "SELECT pg_catalog.pg_is_in_recovery()";
 
 const HISTORY: &str = "SELECT pg_catalog.pg_read_file('pg_wal/' || lpad(upper(to_hex($1::int8)), 8, '0') || '.history', 0, $2, true)";
 
@@ -119,10 +111,8 @@ impl Prober {
                     let error = loop {
                         let asked_at = Instant::now();
                         let config = self.config.borrow().clone();
-                        let urgent = *self.beat.pace.borrow() == Pace::Urgent;
-                        match within(config.health.timeout, connection.ask_what_counts(urgent)).await {
-                            Ok(None) => {}
-                            Ok(Some(found)) => {
+                        match within(config.health.timeout, connection.ask()).await {
+                            Ok(found) => {
                                 answered = true;
                                 backoff = BACKOFF_MIN;
                                 let unread = !found.in_recovery && connection.wants_history(found.timeline);
@@ -179,9 +169,6 @@ async fn within<T>(limit: Duration, future: impl Future<Output = Result<T, Error
 struct Connection {
     client: Client,
     probe: Statement,
-    recovery: Statement,
-    /// When the last full probe of a standby was sent; of a leader, `None`.
-    standby_at: Option<Instant>,
     system_identifier: i64,
     started_at_unix_seconds: f64,
     version_num: u32,
@@ -235,8 +222,6 @@ impl Connection {
         .abort_handle();
         let mut connection = Connection {
             probe: client.prepare(PROBE).await.inspect_err(|_| driver.abort())?,
-            recovery: client.prepare(IN_RECOVERY).await.inspect_err(|_| driver.abort())?,
-            standby_at: None,
             client,
             system_identifier: 0,
             started_at_unix_seconds: 0.0,
@@ -255,19 +240,6 @@ impl Connection {
             connection.client.batch_execute("SET idle_session_timeout = 0").await?;
         }
         Ok(connection)
-    }
-
-    /// A full probe, or nothing where it is `urgent` to know of the end of a recovery that isn't there yet.
-    async fn ask_what_counts(&mut self, urgent: bool) -> Result<Option<Found>, Error> {
-        if urgent && self.standby_at.is_some_and(|at| at.elapsed() < FULL_INTERVAL) {
-            let row = self.client.query_one(&self.recovery, &[]).await?;
-            if row.try_get(0)? {
-                return Ok(None);
-            }
-        }
-        let found = self.ask().await?;
-        self.standby_at = found.in_recovery.then_some(found.sent_at);
-        Ok(Some(found))
     }
 
     async fn ask(&mut self) -> Result<Found, Error> {

@@ -278,9 +278,7 @@ async fn keep_pools(context: Arc<Context>) {
                 if change.is_err() {
                     return;
                 }
-                let topology = context.health.topology.load_full();
-                context.pools.topology_changed(&topology);
-                context.pools.look_ahead(&topology, &changed);
+                context.pools.topology_changed(&context.health.topology.load());
             }
             _ = sweep.tick() => context.pools.sweep(),
         }

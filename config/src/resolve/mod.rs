@@ -125,17 +125,7 @@ impl Resolver {
     }
 
     fn time_or_none(&mut self, key: &str, given: Option<At<TimeOrNone>>, range: RangeInclusive<Duration>) -> Option<Duration> {
-        self.time_or(key, given, None, range)
-    }
-
-    fn time_or(
-        &mut self,
-        key: &str,
-        given: Option<At<TimeOrNone>>,
-        default: Option<Duration>,
-        range: RangeInclusive<Duration>,
-    ) -> Option<Duration> {
-        let Some(At { value: TimeOrNone(time), place }) = given else { return default };
+        let At { value: TimeOrNone(time), place } = given?;
         Some(self.time(key, &Some(At { value: time?, place }), *range.start(), range))
     }
 

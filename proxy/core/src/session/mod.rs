@@ -379,8 +379,6 @@ pub struct CancelKey {
 pub struct Session {
     phase: Phase,
     want: Option<Want>,
-    /// It is held, and no replica will do.
-    for_leader: bool,
     /// The key to tell; taken when the first ReadyForQuery is sent.
     starting: Option<CancelKey>,
     /// What the client was last told of its transaction.
@@ -451,7 +449,6 @@ impl Session {
             bad_startup,
             phase: Phase::Idle,
             want: None,
-            for_leader: false,
             starting: Some(key),
             status: TxStatus::Idle,
             begin: None,
@@ -925,14 +922,8 @@ impl Session {
         Dialect { standard_conforming_strings: self.standard_conforming_strings, client_encoding_is_ascii_safe: self.ascii_safe }
     }
 
-    /// Whether what waits in line ([`Want::Hold`]) needs a leader in force, and nothing that is learnt of a replica can end its wait.
-    pub fn waits_for_leader(&self) -> bool {
-        self.for_leader
-    }
-
     fn hold(&mut self) {
         self.phase = Phase::Waiting;
-        self.for_leader = false;
         self.want = Some(Want::Hold);
     }
 
@@ -946,10 +937,7 @@ impl Session {
             Some((leader, member)) if env.topology.state == ClusterState::Stable => {
                 self.lease(Need { node: member.name.clone(), role: ServerRole::Leader, epoch: leader.epoch, why });
             }
-            _ => {
-                self.hold();
-                self.for_leader = matches!(why, Why::Write | Why::Transaction | Why::LookAhead);
-            }
+            _ => self.hold(),
         }
     }
 }

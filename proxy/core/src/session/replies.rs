@@ -765,8 +765,6 @@ impl Session {
                 self.portals.clear();
             }
             self.movable = None;
-            // Whatever was held of the transaction that is over, the next one isn't READ ONLY by it.
-            self.begin = None;
         }
         if status != TxStatus::Failed && self.lost == Some(Lost::StoodIn) {
             // Over, or followed by another one (AND CHAIN).

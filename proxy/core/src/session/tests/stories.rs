@@ -1847,32 +1847,16 @@ mod waiting {
         Story::run(
             "cluster none: r1
              C> Q insert into t values (1)
-             hold for a leader
+             hold
              +1s
              again
-             hold for a leader
+             hold
              cluster l 2: r1
              again
              lease l leader
              S> Q insert into t values (1)
              S< C INSERT 0 1 / Z I
              C< C INSERT 0 1 / Z I
-             return",
-        );
-    }
-
-    #[test]
-    fn a_read_waits_for_whoever_comes_first() {
-        Story::run(
-            "cluster none:
-             C> Q select 1
-             hold for anybody
-             cluster none: r1
-             again
-             lease r1 replica
-             S> Q select 1
-             S< T x / D 1 / C SELECT 1 / Z I
-             C< T x / D 1 / C SELECT 1 / Z I
              return",
         );
     }
