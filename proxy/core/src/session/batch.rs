@@ -9,6 +9,7 @@ use super::server::StatementId;
 use crate::causal::Level;
 use crate::refusal::Refusal;
 use crate::sql::{Class, Effect, Hint, Kind, RuledRoute, Verdict};
+use crate::wire::{frame, view};
 
 /// A statement that a client has prepared.
 #[derive(Debug)]
@@ -220,12 +221,29 @@ impl Batch {
             || self.executed().any(|verdict| verdict.effects.iter().any(ends_transaction))
     }
 
+    /// Whether it goes on with a portal that an earlier batch has opened. That is on the server which ran it, and nowhere else.
+    pub(super) fn goes_on_with_portal(&self) -> bool {
+        let body = |range: &Range<usize>| &self.bytes[range.clone()][frame::HEADER..];
+        let opens = |(item, range): &(Item, Range<usize>), portal: &[u8]| {
+            matches!(item, Item::Bind { .. }) && view::bind(body(range)).is_ok_and(|bind| bind.portal == portal)
+        };
+        self.items.iter().enumerate().any(|(at, (item, range))| {
+            let portal = match item {
+                Item::Execute(_) => view::execute(body(range)),
+                Item::DescribePortal(_) => view::target(body(range)).map(|(_, name)| name),
+                _ => return false,
+            };
+            portal.is_ok_and(|portal| !self.items[..at].iter().rev().any(|earlier| opens(earlier, portal)))
+        })
+    }
+
     /// What only reads, and may therefore be run twice; also the end of a transaction where there is none.
     pub(super) fn repeatable(&self) -> bool {
         let ends = |verdict: &Verdict| {
             verdict.effects.iter().all(|effect| matches!(effect, Effect::Commit { chain: false } | Effect::Rollback { chain: false }))
         };
         self.class() <= Class::Read
+            && !self.goes_on_with_portal()
             && self.executed().all(|verdict| match verdict.kind {
                 Kind::Select | Kind::Copy | Kind::Empty | Kind::Utility => true,
                 Kind::Transaction => ends(verdict),

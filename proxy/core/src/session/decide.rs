@@ -356,8 +356,11 @@ impl Session {
     /// Whether the READ ONLY transaction has to leave the replica on which it runs, and can: for the leader, or (`false`) for whoever shows
     /// what the batch reads.
     pub(super) fn must_move(&mut self, env: &Env<'_>, work: &Work) -> Option<bool> {
-        let can =
-            self.movable.is_some() && work.owed.is_empty() && self.status == TxStatus::InTransaction && !work.batch.may_end_transaction();
+        let can = self.movable.is_some()
+            && work.owed.is_empty()
+            && self.status == TxStatus::InTransaction
+            && !work.batch.may_end_transaction()
+            && !work.batch.goes_on_with_portal();
         if !can {
             return None;
         }

@@ -85,7 +85,8 @@ impl Session {
             && work.segment == Segment::Closed
             && server.tx == TxStatus::Idle;
         work.alone |= syncs_flush;
-        let lone = work.segment == Segment::Closed && work.batch.items.len() == 1;
+        // A Sync of ours behind messages that the client hasn't synced could end a skipping.
+        let lone = work.segment == Segment::Closed && work.batch.items.len() == 1 && !self.unsynced;
         if work.segment == Segment::Closed && self.needs_own_names(work) {
             self.use_own_names(work, server);
         }
@@ -190,7 +191,8 @@ impl Session {
             server.unnamed = None;
             work.alone = true;
             let on_replica = server.role == ServerRole::Replica;
-            if ends_here && work.batch.repeatable() && on_replica {
+            // Behind a held BEGIN a Flush stays one: what it asks for can't be kept back up to a ReadyForQuery.
+            if work.batch.end == End::Ready && work.batch.repeatable() && on_replica {
                 work.attempt = Some(Attempt { begin: Some(begin.clone()), ..Attempt::default() });
             }
             // A READ ONLY transaction at READ COMMITTED may move to the leader with it.
@@ -404,6 +406,12 @@ impl Session {
             let id = self.id_there(statement);
             if looked_at.contains(&id) || server.prepared().has(id) || env.judge.is_outdated(id) || env.judge.is_outdated(statement.id) {
                 continue;
+            }
+            if matches!(work.owed.back(), Some(Owed::Bring)) {
+                // Its answer tells that the batch may go on, as the look's does: one after the other.
+                work.after_bring = true;
+                work.batch = batch;
+                return true;
             }
             looked_at.push(id);
             evict_for(id, work, server);

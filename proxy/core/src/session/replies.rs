@@ -760,6 +760,7 @@ impl Session {
             self.lost = Some(Lost::Told);
         }
         if status == TxStatus::Idle {
+            debug_assert!(self.begin.is_none(), "a BEGIN was held back from the transaction that it was to begin");
             if work.owed.is_empty() && work.batch.is_empty() {
                 // Otherwise some of them may be of a segment that has begun behind this one. One too many does no harm.
                 self.portals.clear();

@@ -40,6 +40,11 @@ pub(super) struct Server {
 
 type Failed = &'static str;
 
+/// The RowDescription of every query: one column.
+fn rows() -> Vec<u8> {
+    text::server(&format!("T \0\x01column\0{}", "\x01".repeat(18)))
+}
+
 impl Server {
     pub(super) fn new(replica: bool, startup: &[(&str, &str)]) -> Server {
         let startup: Values = startup.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
@@ -187,7 +192,7 @@ impl Server {
         }
         for statement in statements {
             if (statement.starts_with("select") || statement.starts_with("show")) && self.block != Block::Failed {
-                out.extend(text::server("T"));
+                out.extend(rows());
             }
             if let Err(code) = self.run(statement, false, out) {
                 self.fails(code, false, out);
@@ -237,7 +242,7 @@ impl Server {
                 } else {
                     &self.portals.get(name).ok_or("34000")?.0
                 };
-                out.extend(text::server(if sql.starts_with("select") { "T" } else { "n" }));
+                out.extend(if sql.starts_with("select") { rows() } else { text::server("n") });
             }
             b'E' => {
                 let (sql, done) = self.portals.get_mut(&words[0]).ok_or("34000")?;

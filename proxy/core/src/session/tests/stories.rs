@@ -1073,6 +1073,38 @@ mod shapes {
     }
 
     #[test]
+    fn the_look_waits_for_the_settings_and_a_held_begin_for_both() {
+        let mut story = Story::on(Access::ReadWrite);
+        told(&mut story);
+        story.tell(&format!(
+            "C> Q set datestyle = 'ISO'
+             lease l leader
+             S> Q set datestyle = 'ISO'
+             S< C SET / Z I
+             C< C SET / Z I
+             return
+             cluster l 3:
+             C> Q begin
+             C< C BEGIN / Z T
+             C> B - a / E - / S
+             lease l leader
+             S> Q SELECT pg_catalog.set_config('datestyle','ISO',false);
+             S< T / D x / C SELECT 1 / Z I
+             S> P sy2 insert into t select / D S sy2 / S
+             S< 1 / t / {} / Z I
+             S> P - begin / B - - / E - / C P - / B - sy2 / E - / S
+             S< 1 / 2 / C BEGIN / 3 / 2 / C INSERT 0 1 / Z T
+             C< 2 / C INSERT 0 1 / Z T
+             C> Q commit
+             S> Q commit
+             S< C COMMIT / Z I
+             C< C COMMIT / Z I
+             return",
+            row("one")
+        ));
+    }
+
+    #[test]
     fn what_it_no_longer_gives_is_refused_as_a_server_would_that_had_it() {
         let mut story = Story::on(Access::ReadWrite);
         told(&mut story);
@@ -1116,6 +1148,51 @@ mod flush {
              S> S
              S< Z I
              C< Z I
+             return",
+        );
+    }
+
+    #[test]
+    fn behind_a_held_begin_it_is_answered_at_once() {
+        Story::run(
+            "C> Q begin read only
+             C< C BEGIN / Z T
+             C> P - select 1 / D S - / H
+             lease r replica
+             S> P - begin read only / B - - / E - / C P - / P - select 1 / D S - / H
+             S< 1 / 2 / C BEGIN / 3 / 1 / t / T
+             C< 1 / t / T
+             C> B - - / E - / S
+             S> B - - / E - / S
+             S< 2 / D 1 / C SELECT 1 / Z T
+             C< 2 / D 1 / C SELECT 1 / Z T
+             C> Q commit
+             S> Q commit
+             S< C COMMIT / Z I
+             C< C COMMIT / Z I
+             return",
+        );
+    }
+
+    #[test]
+    fn a_transaction_goes_on_with_a_portal_where_it_was_opened() {
+        Story::run(
+            "C> Q begin read only
+             C< C BEGIN / Z T
+             C> P - select 1 / B - - / E - / S
+             lease r replica
+             S> P - begin read only / B - - / E - / C P - / P - select 1 / B - - / E - / S
+             S< 1 / 2 / C BEGIN / 3 / 1 / 2 / D 1 / C SELECT 1 / Z T
+             C< 1 / 2 / D 1 / C SELECT 1 / Z T
+             # On the leader there would be no such portal.
+             C> E - / P a insert into t / B - a / E - / S
+             S> E - / P sy1 insert into t / B - sy1 / E - / S
+             S< E 55000 has run / Z E
+             C< E 55000 / Z E
+             C> Q rollback
+             S> Q rollback
+             S< C ROLLBACK / Z I
+             C< C ROLLBACK / Z I
              return",
         );
     }
