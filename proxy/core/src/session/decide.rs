@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::batch::{End, Item};
-use super::{Access, Env, HeldBegin, Lost, Phase, Session, Want, Work, own};
+use super::{Access, Env, HeldBegin, Lost, Phase, Segment, Session, Want, Work, own};
 use crate::causal::{self, Bound, Level};
 use crate::marks::Touched;
 use crate::refusal::Refusal;
@@ -358,6 +358,7 @@ impl Session {
     pub(super) fn must_move(&mut self, env: &Env<'_>, work: &Work) -> Option<bool> {
         let can = self.movable.is_some()
             && work.owed.is_empty()
+            && work.segment != Segment::Skipped
             && self.status == TxStatus::InTransaction
             && !work.batch.may_end_transaction()
             && !work.batch.goes_on_with_portal();

@@ -751,6 +751,8 @@ impl Session {
             if let Some(leader) = self.must_move(env, work) {
                 // A READ ONLY transaction leaves its replica: what it has done there is undone with the return.
                 self.begin = self.movable.take();
+                // Nobody will send the Sync that a Flush before this has left open there.
+                server.tainted |= std::mem::take(&mut work.segment) != Segment::Closed;
                 work.rerun_on_leader = leader;
                 self.want = Some(Want::Return);
                 return;

@@ -139,6 +139,32 @@ fn a_read_only_transaction_looks_again_with_each_statement() {
 }
 
 #[test]
+fn it_moves_as_a_whole_after_a_flush() {
+    at(Access::ReadWrite, "global").tell(
+        "C> Q begin read only
+         C< C BEGIN / Z T
+         C> P - select * from b / D S - / H
+         lease r replica
+         S> P - begin read only / B - - / E - / C P - / P - select * from b / D S - / H
+         S< 1 / 2 / C BEGIN / 3 / 1 / t / T
+         C< 1 / t / T
+         others b
+         asked
+         C> B - - / E - / S
+         return
+         lease l leader
+         S> P - begin read only / B - - / E - / C P - / P - select * from b / B - - / E - / S
+         S< 1 / 2 / C BEGIN / 3 / 1 / 2 / D 1 / C SELECT 1 / Z T
+         C< 2 / D 1 / C SELECT 1 / Z T
+         C> Q commit
+         S> Q commit
+         S< C COMMIT / Z I
+         C< C COMMIT / Z I
+         return",
+    );
+}
+
+#[test]
 fn one_snapshot_shows_everything_from_its_beginning() {
     at(Access::ReadWrite, "global").tell(
         "others b
