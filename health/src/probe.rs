@@ -45,8 +45,9 @@ SELECT (SELECT system_identifier FROM pg_catalog.pg_control_system()),
 /// The probe. The leader's functions raise an error in recovery, hence CASE; `OFFSET 0` keeps one answer of
 /// `pg_is_in_recovery()` for all of them. A leader's timeline comes from the WAL file that it writes: the control file
 /// stays on the old one until the next checkpoint. A standby's comes from its WAL receiver; without one, the control
-/// file's is a lower bound. A commit may be shown by replicas before the leader shows it while it waits for a synchronous standby, and until
-/// its process has run again: by then it still has its transaction's id.
+/// file's is a lower bound. A commit may be shown by replicas before the leader shows it: while it waits for a synchronous standby, and until
+/// its process has run again, which still has its transaction's id by then. `$1`: the transactions that an earlier answer has told to be
+/// waiting. Others count from their statement's beginning, for a second: a commit isn't told from a statement that runs for long.
 const PROBE: &str = "\
 SELECT s.r,
        CASE WHEN s.r THEN pg_catalog.pg_last_wal_replay_lsn() ELSE pg_catalog.pg_current_wal_flush_lsn() END,
@@ -57,12 +58,17 @@ SELECT s.r,
                                       FROM pg_catalog.pg_control_checkpoint() c, pg_catalog.pg_control_recovery() r)::int8)
             ELSE ('x' || substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8))::bit(32)::int8 END,
        extract(epoch FROM pg_catalog.clock_timestamp())::float8,
-       CASE WHEN NOT s.r AND pg_catalog.current_setting('synchronous_standby_names') <> ''
-            THEN coalesce((SELECT extract(epoch FROM max(pg_catalog.clock_timestamp() - state_change))
-                             FROM pg_catalog.pg_stat_activity
-                            WHERE wait_event = 'SyncRep' OR (state = 'active' AND backend_xid IS NOT NULL
-                                                             AND state_change > pg_catalog.clock_timestamp() - interval '1s')), 0)::float8 END
-  FROM (SELECT pg_catalog.pg_is_in_recovery() AS r OFFSET 0) s";
+       CASE WHEN NOT s.r AND pg_catalog.current_setting('synchronous_standby_names') <> '' THEN coalesce(w.longest, 0) END,
+       w.waiting
+  FROM (SELECT pg_catalog.pg_is_in_recovery() AS r OFFSET 0) s
+       CROSS JOIN LATERAL
+       (SELECT extract(epoch FROM max(pg_catalog.clock_timestamp() - state_change))::float8 AS longest,
+               array_agg(backend_xid::text) FILTER (WHERE wait_event = 'SyncRep' OR backend_xid::text = ANY ($1)) AS waiting
+          FROM pg_catalog.pg_stat_activity
+         WHERE NOT s.r AND pg_catalog.current_setting('synchronous_standby_names') <> ''
+           AND (wait_event = 'SyncRep' OR backend_xid::text = ANY ($1)
+                OR (state = 'active' AND backend_xid IS NOT NULL
+                    AND state_change > pg_catalog.clock_timestamp() - interval '1s'))) w";
 
 const HISTORY: &str = "SELECT pg_catalog.pg_read_file('pg_wal/' || lpad(upper(to_hex($1::int8)), 8, '0') || '.history', 0, $2, true)";
 
@@ -169,6 +175,8 @@ async fn within<T>(limit: Duration, future: impl Future<Output = Result<T, Error
 struct Connection {
     client: Client,
     probe: Statement,
+    /// Ids of transactions that wait for a synchronous standby, as the last answer told.
+    waiting: Vec<String>,
     system_identifier: i64,
     started_at_unix_seconds: f64,
     version_num: u32,
@@ -222,6 +230,7 @@ impl Connection {
         .abort_handle();
         let mut connection = Connection {
             probe: client.prepare(PROBE).await.inspect_err(|_| driver.abort())?,
+            waiting: Vec::new(),
             client,
             system_identifier: 0,
             started_at_unix_seconds: 0.0,
@@ -245,7 +254,7 @@ impl Connection {
     async fn ask(&mut self) -> Result<Found, Error> {
         let sent_at = Instant::now();
         let sent_at_unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let row = self.client.query_one(&self.probe, &[]).await?;
+        let row = self.client.query_one(&self.probe, &[&self.waiting]).await?;
         let round_trip = sent_at.elapsed();
         let in_recovery: bool = row.try_get(0)?;
         let lsn = |column| Ok::<_, Error>(row.try_get::<_, Option<PgLsn>>(column)?.map(|lsn| Lsn(lsn.into())));
@@ -257,6 +266,7 @@ impl Connection {
         let clock: f64 = row.try_get(4)?;
         // A wait of more than a day is as good as one of a day.
         let sync_wait = row.try_get::<_, Option<f64>>(5)?.map(|seconds| Duration::from_secs_f64(seconds.clamp(0.0, 86_400.0)));
+        self.waiting = row.try_get::<_, Option<Vec<Option<String>>>>(6)?.unwrap_or_default().into_iter().flatten().collect();
         let middle = (sent_at_unix + round_trip / 2).as_secs_f64();
         let forks = self.history.as_ref().filter(|(of, _)| Some(*of) == timeline).and_then(|(_, forks)| forks.clone());
         Ok(Found {

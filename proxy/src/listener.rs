@@ -53,6 +53,7 @@ impl Entrance {
                 },
                 level: level_of(level),
                 consistency_wait: config.routing.consistency_wait,
+                settle_wait: config.failover.hold_timeout,
                 hold_begin: config.routing.hold_begin,
                 readonly_on_replica: config.routing.readonly_transactions_on_replica,
                 fallback_to_leader: config.routing.fallback_to_leader,

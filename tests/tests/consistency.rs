@@ -5,17 +5,22 @@
 
 use std::convert::Infallible;
 use std::fmt;
+use std::pin::pin;
 use std::process::Stdio;
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
+use switchyard_tests::cluster::connect;
 use switchyard_tests::machine;
 use switchyard_tests::{Cluster, Member, Options, Result, Router, RouterOptions, Stories, Synchronous, eventually};
 use tokio::process::{Child, Command};
+use tokio_postgres::{Client, SimpleQueryMessage};
 
 /// Reads of one run.
 const READS: u64 = 8_000;
 const SOON: Duration = Duration::from_secs(30);
+/// For so long a commit is kept waiting: much longer than one usually waits, and less than Patroni waits for a standby.
+const UNSETTLED: Duration = Duration::from_secs(2);
 
 /// The first leads; by how much each replays late.
 const MEMBERS: [&str; 5] = ["first", "prompt", "flapping", "late", "very-late"];
@@ -85,6 +90,7 @@ async fn consistency() -> Result {
         stories.tell(&format!("{level} with late replicas"), late(&cluster, &router, None, level)).await;
     }
     stories.tell("strong through two routers", late(&cluster, &router, Some(&other), "strong")).await;
+    stories.tell("a commit that waits for a synchronous standby", waiting_commit(&cluster, &router)).await;
     stories.tell("every level while the leader changes and a replica comes and goes", changes(&cluster, &router, &other)).await;
     ensure!(router.ended()?.is_none() && other.ended()?.is_none(), "a router ended");
     stories.end(|| format!("{}\n--- router\n{}", cluster.logs(), router.log()))
@@ -98,6 +104,46 @@ async fn late(cluster: &Cluster, router: &Router, other: Option<&Router>, level:
     println!("{served}");
     ensure!(served.replicas > 0.0, "no replica has served a read: {served}");
     Ok(())
+}
+
+/// A commit waits for its synchronous standby, which is stopped: replicas show it and the leader doesn't. Whoever has seen it isn't shown less.
+async fn waiting_commit(cluster: &Cluster, router: &Router) -> Result {
+    let (writer, reader) = (connect(&router.rw_dsn("app")).await?, connect(&router.rw_dsn("app")).await?);
+    writer.batch_execute("CREATE TABLE waiting_commit (n int); INSERT INTO waiting_commit VALUES (1)").await?;
+    reader.batch_execute("SET switchyard.consistency = 'session'").await?;
+    let standby = sync_standby(cluster).await?;
+    standby.pause().await?;
+    let write = tokio::spawn(async move { writer.batch_execute("UPDATE waiting_commit SET n = 2").await });
+    let outcome = tokio::time::timeout(SOON, async {
+        let dirty = async || Ok((read(&reader, "replica").await? == "2").then_some(()));
+        eventually(SOON, "a replica shows the commit", dirty).await?;
+        ensure!(!write.is_finished(), "the commit waited for nobody");
+        let mut on_leader = pin!(read(&reader, "leader"));
+        // Nothing ends this wait but the standby's return.
+        if let Ok(answer) = tokio::time::timeout(UNSETTLED, &mut on_leader).await {
+            bail!("the leader was asked while it couldn't show the commit: {answer:?}");
+        }
+        standby.resume()?;
+        let answer = on_leader.await?;
+        ensure!(answer == "2", "the leader's answer: {answer}");
+        Ok(())
+    })
+    .await;
+    // Also where that has failed: the stories behind this one need it.
+    standby.resume()?;
+    outcome.context("the reads took too long")??;
+    write.await??;
+    Ok(())
+}
+
+/// What the table shows, read where `hint` wants it.
+async fn read(client: &Client, hint: &str) -> Result<String> {
+    let messages = client.simple_query(&format!("/* switchyard: {hint} */ SELECT n FROM waiting_commit")).await?;
+    let row = messages.iter().find_map(|message| match message {
+        SimpleQueryMessage::Row(row) => row.get(0),
+        _ => None,
+    });
+    Ok(row.context("no row")?.to_owned())
 }
 
 /// All levels at the same time, over a switchover and a `kill -9` of the leader.

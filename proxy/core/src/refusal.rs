@@ -144,6 +144,10 @@ pub enum Refusal {
     NoLeader {
         waited: Duration,
     },
+    /// The leader doesn't show yet what a replica has shown the session.
+    Unsettled {
+        waited: Duration,
+    },
     /// More clients wait for a leader than `hold_max`.
     HoldLineFull {
         limit: usize,
@@ -305,6 +309,11 @@ impl Refusal {
             Refusal::NoLeader { waited } => {
                 (Error, "57P03", format!("the cluster has had no leader for {:.1} s", waited.as_secs_f64()).into())
             }
+            Refusal::Unsettled { waited } => (
+                Error,
+                "57P03",
+                format!("the leader has not shown for {:.1} s what this session has read from a replica", waited.as_secs_f64()).into(),
+            ),
             Refusal::HoldLineFull { limit } => {
                 (Error, "57P03", format!("the cluster has no leader, and {limit} clients wait for one already").into())
             }
@@ -391,6 +400,9 @@ impl Refusal {
                 Refusal::VerifiersUnreachable => "Try again in a moment; the router needs one reachable member to check a password.",
                 Refusal::NoLeader { .. } | Refusal::HoldLineFull { .. } => {
                     "The statement was not sent. Try again; the router's page shows the cluster's state."
+                }
+                Refusal::Unsettled { .. } => {
+                    "A commit waits for its synchronous standby: see wait_event SyncRep in pg_stat_activity. The statement was not sent."
                 }
                 Refusal::NoReplica => "Use the read/write port, or set fallback_to_leader = true in the router's configuration.",
                 Refusal::PoolTimeout { .. } => "Raise pool.max_size, or look for sessions that keep transactions open or are pinned.",

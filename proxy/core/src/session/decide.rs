@@ -71,8 +71,8 @@ impl Session {
         if work.excluded.contains(&member.name) {
             return self.denied(work, &Refusal::NoReplica);
         }
-        if self.waits_to_settle(env, work) {
-            return self.await_sample();
+        if self.is_unsettled(env, work) {
+            return self.wait_to_settle(env, work);
         }
         // Opened as a replica's, so that it is read-only by its startup, too.
         let need = Need { node: member.name.clone(), role: ServerRole::Replica, epoch: leader.epoch, why: Why::Fallback };
@@ -151,15 +151,23 @@ impl Session {
 
     /// The leader, for a batch; a read of a session that a replica has shown more waits for the leader to show that, too.
     fn lead(&mut self, env: &Env<'_>, work: &mut Work, why: Why) {
-        if self.waits_to_settle(env, work) { self.await_sample() } else { self.lease_leader(env, why) }
+        if self.is_unsettled(env, work) { self.wait_to_settle(env, work) } else { self.lease_leader(env, why) }
     }
 
-    fn waits_to_settle(&self, env: &Env<'_>, work: &mut Work) -> bool {
+    fn is_unsettled(&self, env: &Env<'_>, work: &Work) -> bool {
         work.batch.class() == Class::Read
             && env.topology.leader_at(env.now).is_some()
             && self.watermark.is_ahead_of_leader(env.topology)
             && self.level(env, work) >= Level::Session
-            && env.now < *work.unsettled.get_or_insert(env.now) + SETTLE_PATIENCE
+    }
+
+    /// A synchronous standby that is gone may never answer; Patroni has taken it out by the time that this gives up.
+    fn wait_to_settle(&mut self, env: &Env<'_>, work: &mut Work) {
+        let waited = env.now - *work.unsettled.get_or_insert(env.now);
+        if waited < env.policy.settle_wait {
+            return self.await_sample();
+        }
+        self.denied(work, &Refusal::Unsettled { waited });
     }
 
     fn decide_read_write(&mut self, env: &Env<'_>, work: &mut Work) {
@@ -413,9 +421,6 @@ fn strong_bound(env: &Env<'_>, work: &mut Work) -> Result<Bound, Choice> {
         None => Err(Choice::Ask),
     }
 }
-
-/// How long a read waits for the leader to show what a replica has shown: a synchronous standby that is gone may never answer.
-const SETTLE_PATIENCE: Duration = Duration::from_millis(200);
 
 /// How long a read waits for the leader's position before the leader serves it.
 const SAMPLE_PATIENCE: Duration = Duration::from_secs(1);

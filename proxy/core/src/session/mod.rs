@@ -63,6 +63,8 @@ pub struct Policy {
     pub level: Level,
     /// How long a read waits for a replica that shows what it must, before the leader serves it.
     pub consistency_wait: Duration,
+    /// How long a read waits for the leader to show what a replica has shown its session, before it is refused.
+    pub settle_wait: Duration,
     pub hold_begin: bool,
     pub readonly_on_replica: bool,
     pub fallback_to_leader: bool,

@@ -90,6 +90,7 @@ impl Rig {
                 access,
                 level: if access == Access::ReadWrite { Level::Session } else { Level::Eventual },
                 consistency_wait: Duration::ZERO,
+                settle_wait: Duration::from_secs(30),
                 hold_begin: true,
                 readonly_on_replica: true,
                 fallback_to_leader: true,
