@@ -58,7 +58,7 @@ bench: ## measure against PgBouncer, HAProxy and a direct connection, in one tab
 	cargo build --locked --release --bin switchyard --bin bench
 	@exec "$${CARGO_TARGET_DIR:-target}/release/bench" $(if $(QUICK),--quick)
 
-bench-consistency: ## measure what the consistency levels cost, and how many reads replicas serve at each: 4 minutes, or 1 with QUICK=1
+bench-consistency: ## measure what the consistency levels cost, and how many reads replicas serve at each, and how two unlike replicas share them: 9 minutes, or 6 with QUICK=1
 	@scripts/install.sh bench
 	cargo build --locked --release --bin switchyard --bin bench
 	@exec "$${CARGO_TARGET_DIR:-target}/release/bench" --consistency $(if $(QUICK),--quick)

@@ -12,7 +12,7 @@ pub(crate) const SCALE: usize = 16;
 /// The part of the transactions whose latency is written down: all of them would cost pgbench more than some of the targets cost.
 const SAMPLED: &str = "--sampling-rate=0.1";
 /// What a busy machine does of them, to a server that forks for each.
-const LOGINS_PER_SECOND: u64 = 64;
+pub(crate) const LOGINS_PER_SECOND: u64 = 64;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Kind {
@@ -212,7 +212,7 @@ fn parse(text: &str) -> anyhow::Result<Run> {
 }
 
 /// The third word of each line is the latency in microseconds; each of pgbench's threads has a file.
-fn latencies(folder: &Path) -> anyhow::Result<Vec<u32>> {
+pub(crate) fn latencies(folder: &Path) -> anyhow::Result<Vec<u32>> {
     let mut latencies = Vec::new();
     for entry in std::fs::read_dir(folder).context("pgbench's logs")? {
         let path = entry?.path();

@@ -4,6 +4,7 @@
 //! load turns from round to round. What disturbs the machine for a while then disturbs all of them, and the medians of the rounds are compared.
 //! Timings never fail: a target that can't do what it is asked does.
 
+mod balance;
 mod consistency;
 mod idle;
 mod load;
@@ -54,9 +55,12 @@ struct Arguments {
     /// A key of the router's configuration, such as workers=1 or health.busy_interval=50ms.
     #[arg(long, value_name = "KEY=VALUE", value_parser = setting)]
     set: Vec<Setting>,
-    /// What the levels of consistency cost, and how many reads replicas serve at each: a table of its own, in about 4 minutes.
+    /// What the levels of consistency cost, how many reads replicas serve at each, and --balance: tables of their own, in about 9 minutes.
     #[arg(long, conflicts_with_all = ["only", "list"])]
     consistency: bool,
+    /// What share of the reads a replica gets that is half as fast as the other, and the slowest answers: a table of its own, in about 5 minutes.
+    #[arg(long, conflicts_with_all = ["only", "list"])]
+    balance: bool,
     /// Tell the names of the loads.
     #[arg(long)]
     list: bool,
@@ -112,6 +116,9 @@ async fn measure(arguments: Arguments) -> anyhow::Result<()> {
     if arguments.consistency {
         let table = consistency::measure(&arguments.set, plan.run).await?;
         println!("{table}");
+    }
+    if arguments.consistency || arguments.balance {
+        println!("{}", balance::measure(&arguments.set, plan.run).await?);
         return Ok(());
     }
     eprintln!("Starting three members, Switchyard, HAProxy and PgBouncer");

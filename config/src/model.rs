@@ -194,6 +194,9 @@ pub struct Routing {
     pub consistency_read_only: Consistency,
     /// How long a read waits for a replica that shows what it must, before it goes to the leader.
     pub consistency_wait: Duration,
+    /// After so long a silence of the leader, the level `global` holds reads to what standbys have received of others' writes. `None`: it waits
+    /// for a leader.
+    pub global_without_leader: Option<Duration>,
     /// A batch longer than this goes to the leader undecided, in bytes.
     pub look_ahead_bytes: usize,
     /// Cached verdicts, at most.

@@ -268,6 +268,7 @@ section! {
         consistency_read_write: At<Consistency>,
         consistency_read_only: At<Consistency>,
         consistency_wait: At<Duration>,
+        global_without_leader: At<TimeOrNone>,
         look_ahead_bytes: At<Size>,
         verdict_cache_size: At<usize>,
         zone: At<Text>,

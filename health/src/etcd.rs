@@ -1,9 +1,9 @@
 //! Patroni's keys, from etcd v3.
 //!
-//! Owns the connection to etcd: a linearizable read of the cluster's keys, a watch from the revision after it, and a read
-//! of the leader key with its lease about once a second, and at once when the key moves. Truth comes from reads; the
+//! Owns the connection to etcd: a linearizable read of the cluster's keys with the leader key's lease, a watch from the revision after it, and such
+//! a read about once a second, and at once when the leader key moves. Truth comes from reads; the
 //! watch only makes it come sooner, so that a watch which hangs without an error costs a second, not correctness.
-//! Endpoints are tried in turn; whatever breaks, breaks the connection, and the next one starts with a whole read.
+//! Endpoints are tried in turn; whatever breaks, breaks the connection, and the next one starts with a read.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -19,10 +19,8 @@ use tracing::{debug, warn};
 use crate::keys::{Fact, Slot};
 use crate::observation::{Observation, Read};
 
-/// Between reads of the leader key.
+/// Between reads. They are of all keys (a few kilobytes), so that whoever is synchronous is known as of then, too.
 const READ_INTERVAL: Duration = Duration::from_secs(1);
-/// Every so many of these reads are of all keys, should the watch miss one.
-const WHOLE_EVERY: u32 = 10;
 /// Between attempts, once each endpoint has failed.
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
@@ -153,7 +151,7 @@ impl Session<'_> {
         let client = within(*connect_timeout + *request_timeout, Client::connect([endpoint], Some(options))).await?;
         let reader = Reader { client: client.clone(), prefix: self.source.prefix.clone(), timeout: *request_timeout };
 
-        let read = reader.clone().read(true, true).await?;
+        let read = reader.clone().read(true).await?;
         let revision = read.revision;
         self.completed = true;
         self.report(Observation::Read(read)).await?;
@@ -164,7 +162,6 @@ impl Session<'_> {
 
         let mut tick = time::interval_at(time::Instant::now() + READ_INTERVAL, READ_INTERVAL);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut reads = 0u32;
         // The read under way, and whether another is wanted as soon as it is done.
         let mut reading: Option<Reading> = None;
         let mut again = false;
@@ -188,8 +185,7 @@ impl Session<'_> {
             }
             if again && reading.is_none() {
                 again = false;
-                reads = reads.wrapping_add(1);
-                reading = Some(Box::pin(reader.clone().read(reads.is_multiple_of(WHOLE_EVERY), false)));
+                reading = Some(Box::pin(reader.clone().read(false)));
             }
         }
     }
@@ -229,17 +225,15 @@ struct Reader {
 }
 
 impl Reader {
-    /// A linearizable read of the cluster's keys, or of the leader key alone, and of what the leader key's lease has left.
-    async fn read(self, whole: bool, first: bool) -> Result<Read, Error> {
+    /// A linearizable read of the cluster's keys, and of what the leader key's lease has left.
+    async fn read(self, first: bool) -> Result<Read, Error> {
         let timeout = self.timeout;
-        within(timeout, self.read_both(whole, first)).await
+        within(timeout, self.read_both(first)).await
     }
 
-    async fn read_both(self, whole: bool, first: bool) -> Result<Read, Error> {
+    async fn read_both(self, first: bool) -> Result<Read, Error> {
         let sent_at = Instant::now();
-        let options = whole.then(|| GetOptions::new().with_prefix());
-        let key = if whole { self.prefix.clone() } else { format!("{}leader", self.prefix) };
-        let mut answer = self.client.kv_client().get(key, options).await?;
+        let mut answer = self.client.kv_client().get(self.prefix.as_str(), Some(GetOptions::new().with_prefix())).await?;
         let revision = answer.header().ok_or(Error::NoHeader)?.revision();
         let mut facts = Vec::new();
         let mut lease = 0;
@@ -254,7 +248,7 @@ impl Reader {
             0 => None,
             lease => self.lease_left(lease, first).await?,
         };
-        Ok(Read { sent_at, revision, whole, first, facts, lease_left })
+        Ok(Read { sent_at, revision, first, facts, lease_left })
     }
 
     /// What `lease` has left, rounded down to seconds; zero if it is gone. `None` where this user may not ask.

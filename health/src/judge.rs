@@ -11,9 +11,10 @@ use std::time::{Duration, Instant};
 use switchyard_config::Config;
 use switchyard_core::lsn::Timeline;
 use switchyard_core::topology::{ClusterState, Epoch, Leader, LeaderChange, Member, Out, Role, Sample, Topology};
+use switchyard_core::witness::KeyRead;
 use tracing::{info, warn};
 
-use crate::keys::{Announced, ClusterConfig, Fact, FailoverKey, Forks, LeaderKey, Slot};
+use crate::keys::{Announced, ClusterConfig, Fact, FailoverKey, Forks, LeaderKey, Slot, SyncKey};
 use crate::lag::Marks;
 use crate::observation::{Found, Moment, Observation, Read};
 
@@ -21,8 +22,10 @@ mod members;
 mod rules;
 #[cfg(test)]
 mod tests;
+mod witness;
 
 use rules::{Doubt, Rules};
+use witness::Run;
 
 /// Members, at most; more are ignored with a warning.
 const MEMBERS_MAX: usize = 256;
@@ -79,6 +82,8 @@ struct Seat {
     error: Option<Arc<str>>,
     since: Instant,
     lagging: bool,
+    /// A standby's, since it was last seen to start.
+    run: Option<Run>,
     shown: Option<Arc<Member>>,
 }
 
@@ -131,7 +136,9 @@ pub(crate) struct Judge {
     config: ClusterConfig,
     history: Option<Forks>,
     request: Option<Request>,
-    sync: Vec<String>,
+    sync: Option<SyncKey>,
+    /// Its last reads, the newest first: two, as nobody has answered a probe since the newest at first.
+    sync_reads: VecDeque<(KeyRead, SyncKey)>,
     initialize: Option<Arc<str>>,
     seats: BTreeMap<Arc<str>, Seat>,
     posts: u64,
@@ -146,12 +153,16 @@ pub(crate) struct Judge {
     vacant: bool,
     reign: Option<Reign>,
     in_force: bool,
+    /// When a member that isn't in recovery answered last.
+    heard_leader_at: Instant,
     /// While there is no leader: until when all members are probed fast.
     alert_until: Instant,
     /// The newest timeline that led, with its system identifier.
     floor: Option<(i64, Timeline)>,
     doubt: Option<Doubt>,
     marks: Marks,
+    /// The epoch of the samples.
+    sampled_in: Epoch,
     samples: Arc<[Sample]>,
     history_samples: Arc<[Sample]>,
     changes: VecDeque<LeaderChange>,
@@ -188,7 +199,8 @@ impl Judge {
             config: ClusterConfig::default(),
             history: None,
             request: None,
-            sync: Vec::new(),
+            sync: None,
+            sync_reads: VecDeque::new(),
             initialize: None,
             seats: BTreeMap::new(),
             posts: 0,
@@ -199,10 +211,12 @@ impl Judge {
             vacant: false,
             reign: None,
             in_force: false,
+            heard_leader_at: now.at,
             alert_until: now.at + URGENT_FOR,
             floor: None,
             doubt: None,
             marks: Marks::default(),
+            sampled_in: Epoch::default(),
             samples: Arc::new([]),
             history_samples: Arc::new([]),
             changes: VecDeque::new(),
@@ -320,9 +334,11 @@ impl Judge {
                 other => others.push(other),
             }
         }
-        if read.whole && read.revision >= self.applied_revision {
+        if read.revision >= self.applied_revision {
             self.applied_revision = read.revision;
             self.replace(now, others);
+            self.sync_reads.truncate(1);
+            self.sync_reads.push_front((KeyRead { sent_at: read.sent_at, heard_at: now.at }, self.sync.clone().unwrap_or_default()));
             self.ready = true;
         }
         // An answer that a watch event has overtaken says nothing about the leader key any more.
@@ -344,7 +360,7 @@ impl Judge {
         }
     }
 
-    /// Takes a whole read's word for everything but the leader key.
+    /// Takes a read's word for everything but the leader key.
     fn replace(&mut self, now: Moment, facts: Vec<Fact>) {
         let slots: Vec<_> = facts.iter().map(Fact::slot).collect();
         let gone: Vec<_> = self
@@ -375,7 +391,7 @@ impl Judge {
                     self.request = Some(Request { key, opened: None });
                 }
             }
-            Fact::Sync(names) => self.sync = names,
+            Fact::Sync(key) => self.sync = Some(key),
             Fact::Initialize(identifier) => self.initialize = Some(identifier).filter(|identifier| !identifier.is_empty()),
         }
     }
@@ -395,7 +411,7 @@ impl Judge {
                     info!("failover key gone");
                 }
             }
-            Slot::Sync => self.sync.clear(),
+            Slot::Sync => self.sync = None,
             Slot::Initialize => {
                 // The cluster was removed; one made anew or restored may start on a lower timeline.
                 if self.initialize.take().is_some() {
@@ -418,7 +434,7 @@ impl Judge {
         }
         info!(member = %name, host = %announced.host, port = announced.port, "member announced");
         self.posts += 1;
-        let seat = Seat { announced, post: self.posts, found: None, error: None, since: now.at, lagging: false, shown: None };
+        let seat = Seat { announced, post: self.posts, found: None, error: None, since: now.at, lagging: false, run: None, shown: None };
         self.seats.insert(name, seat);
     }
 
@@ -445,16 +461,16 @@ impl Judge {
         }
     }
 
-    /// The last leadership is over: nothing that was seen in it counts any more.
+    /// The last leadership is over. Its samples go on bounding what was acknowledged in it, until there is a new one.
     fn vacate(&mut self) {
         if self.reign.is_some() && !self.vacant {
             self.epoch.0 += 1;
             self.vacant = true;
-            self.clear_samples();
         }
     }
 
     fn clear_samples(&mut self) {
+        self.sampled_in = self.epoch;
         self.marks.clear();
         self.samples = Arc::new([]);
         self.history_samples = Arc::new([]);
@@ -475,6 +491,10 @@ impl Judge {
             Some(before) if found.goes_on_from(before) => before.timeline.max(found.timeline),
             _ => found.timeline,
         };
+        seat.run = Run::after(before.as_ref().map(|before| (before, seat.run.take())), &found);
+        if !found.in_recovery {
+            self.heard_leader_at = self.heard_leader_at.max(found.sent_at + found.round_trip);
+        }
         let forks = found.forks.clone().or_else(|| before.filter(|before| before.timeline == timeline)?.forks);
         seat.found = Some(Found { timeline, forks, ..found });
         self.sampled = true;
@@ -524,6 +544,7 @@ impl Judge {
                 failsafe: standing.failsafe,
             })
         });
+        let witnessed = if leader.is_none() { self.witnessed() } else { None };
         let shown = Shown {
             state,
             epoch: self.epoch,
@@ -544,8 +565,10 @@ impl Judge {
                 epoch: self.epoch,
                 leader,
                 members,
+                sampled_in: self.sampled_in,
                 samples: self.samples.clone(),
                 history: self.history_samples.clone(),
+                witnessed,
                 changes: self.published_changes.clone(),
                 etcd_error: self.etcd_error.clone(),
                 ready: self.ready,
@@ -662,6 +685,8 @@ impl Judge {
                 let raised = !same && !self.vacant;
                 if raised {
                     self.epoch.0 += 1;
+                }
+                if raised || self.vacant {
                     self.clear_samples();
                 }
                 if raised || self.vacant || !self.in_force {
@@ -714,6 +739,7 @@ impl Judge {
             settled_at: found.sync_wait.map(|waits| found.sent_at.checked_sub(waits).unwrap_or(found.sent_at)),
         };
         let (recent, coarse) = self.marks.push(sample);
+        self.seats.values_mut().for_each(|seat| seat.join(&self.marks));
         if recent {
             self.samples = self.marks.recent();
         }

@@ -64,7 +64,7 @@ pub(crate) enum Fact {
     Config(ClusterConfig),
     History(Forks),
     Failover(FailoverKey),
-    Sync(Vec<String>),
+    Sync(SyncKey),
     Initialize(Arc<str>),
 }
 
@@ -92,7 +92,7 @@ impl Fact {
             Slot::Config => Fact::Config(serde_json::from_str::<RawConfig>(text).ok()?.into()),
             Slot::History => Fact::History(forks_from_json(text)?),
             Slot::Failover => Fact::Failover(FailoverKey::parse(text)?),
-            Slot::Sync => Fact::Sync(sync_standbys(text)),
+            Slot::Sync => Fact::Sync(SyncKey::parse(text)),
             Slot::Initialize => Fact::Initialize(text.into()),
         })
     }
@@ -324,10 +324,25 @@ impl FailoverKey {
     }
 }
 
-fn sync_standbys(text: &str) -> Vec<String> {
-    let value: Value = serde_json::from_str(text).unwrap_or_default();
-    let names = value.get("sync_standby").and_then(Value::as_str).unwrap_or_default();
-    names.split(',').map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned).collect()
+/// The `sync` key: whose flush the leader's commits wait for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct SyncKey {
+    /// Whose commits.
+    pub(crate) leader: String,
+    pub(crate) standbys: Vec<String>,
+    /// Of so many of the standbys at least one has flushed every commit. With `synchronous_mode: quorum` one more than the key's `quorum`, which is
+    /// how many others a candidate must see; else each has flushed all.
+    pub(crate) enough: usize,
+}
+
+impl SyncKey {
+    fn parse(text: &str) -> SyncKey {
+        let value: Value = serde_json::from_str(text).unwrap_or_default();
+        let text = |key| value.get(key).and_then(Value::as_str).unwrap_or_default();
+        let standbys = text("sync_standby").split(',').map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned).collect();
+        let quorum = value.get("quorum").and_then(number).and_then(|quorum| usize::try_from(quorum).ok()).unwrap_or(0);
+        SyncKey { leader: text("leader").to_owned(), standbys, enough: quorum.saturating_add(1) }
+    }
 }
 
 /// A tag's truth: YAML gives booleans, environment variables give text.

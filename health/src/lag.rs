@@ -5,8 +5,9 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use switchyard_core::lsn::Lsn;
 use switchyard_core::topology::Sample;
 
 use crate::observation::Found;
@@ -48,6 +49,11 @@ impl Marks {
         }
         self.recent.push_back(sample);
         (true, self.coarse.back().copied() != before)
+    }
+
+    /// How far the leader had flushed by the first sample at hand that was sent after `at`.
+    pub(crate) fn flushed_after(&self, at: Instant) -> Option<Lsn> {
+        self.recent.get(self.recent.partition_point(|sample| sample.sent_at <= at)).map(|sample| sample.flush_lsn)
     }
 
     /// The newest ones, oldest first.

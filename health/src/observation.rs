@@ -61,14 +61,12 @@ pub(crate) enum Observation {
     Slept(Duration),
 }
 
-/// A completed linearizable read.
+/// A completed linearizable read of all of the cluster's keys.
 #[derive(Clone, Debug)]
 pub(crate) struct Read {
     /// Before the request left.
     pub(crate) sent_at: Instant,
     pub(crate) revision: i64,
-    /// All of the cluster's keys; otherwise the leader key alone.
-    pub(crate) whole: bool,
     /// The first read after a connection was lost: whatever was known is older, also where its revision is higher (etcd
     /// restored from a backup).
     pub(crate) first: bool,

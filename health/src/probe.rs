@@ -26,6 +26,9 @@ use crate::tls::{self, MakeTls};
 /// Between attempts to connect.
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
+/// Between two full probes of a member that is about to lead; between them it is only asked whether it has left recovery, as that is what everybody
+/// waits for, and the machine is busy enough with the promotion.
+const FULL_INTERVAL: Duration = Duration::from_millis(20);
 /// Of a history file, at most.
 const HISTORY_BYTES_MAX: i64 = 1024 * 1024;
 /// `SizeOfXLogShortPHD` and `SizeOfXLogLongPHD` (`src/include/access/xlog_internal.h`), with MAXALIGN of 8.
@@ -48,6 +51,9 @@ SELECT (SELECT system_identifier FROM pg_catalog.pg_control_system()),
 /// file's is a lower bound. A commit may be shown by replicas before the leader shows it: while it waits for a synchronous standby, and until
 /// its process has run again, which still has its transaction's id by then. `$1`: the transactions that an earlier answer has told to be
 /// waiting. Others count from their statement's beginning, for a second: a commit isn't told from a statement that runs for long.
+///
+/// What a standby has received may end within a record, which is never replayed if its leader dies. Nothing that can be asked tells that for certain
+/// (a startup process whose WAL receiver has gone may wait for `wal_retrieve_retry_interval` with whole records before it), so reads wait then.
 const PROBE: &str = "\
 SELECT s.r,
        CASE WHEN s.r THEN pg_catalog.pg_last_wal_replay_lsn() ELSE pg_catalog.pg_current_wal_flush_lsn() END,
@@ -69,6 +75,8 @@ SELECT s.r,
            AND (wait_event = 'SyncRep' OR backend_xid::text = ANY ($1)
                 OR (state = 'active' AND backend_xid IS NOT NULL
                     AND state_change > pg_catalog.clock_timestamp() - interval '1s'))) w";
+
+const IN_RECOVERY: &str = "SELECT pg_catalog.pg_is_in_recovery()";
 
 const HISTORY: &str = "SELECT pg_catalog.pg_read_file('pg_wal/' || lpad(upper(to_hex($1::int8)), 8, '0') || '.history', 0, $2, true)";
 
@@ -117,8 +125,10 @@ impl Prober {
                     let error = loop {
                         let asked_at = Instant::now();
                         let config = self.config.borrow().clone();
-                        match within(config.health.timeout, connection.ask()).await {
-                            Ok(found) => {
+                        let urgent = *self.beat.pace.borrow() == Pace::Urgent;
+                        match within(config.health.timeout, connection.ask_what_counts(urgent)).await {
+                            Ok(None) => {}
+                            Ok(Some(found)) => {
                                 answered = true;
                                 backoff = BACKOFF_MIN;
                                 let unread = !found.in_recovery && connection.wants_history(found.timeline);
@@ -177,6 +187,9 @@ struct Connection {
     probe: Statement,
     /// Ids of transactions that wait for a synchronous standby, as the last answer told.
     waiting: Vec<String>,
+    recovery: Statement,
+    /// When the last full probe of a standby was sent; of a leader, `None`.
+    standby_at: Option<Instant>,
     system_identifier: i64,
     started_at_unix_seconds: f64,
     version_num: u32,
@@ -231,6 +244,8 @@ impl Connection {
         let mut connection = Connection {
             probe: client.prepare(PROBE).await.inspect_err(|_| driver.abort())?,
             waiting: Vec::new(),
+            recovery: client.prepare(IN_RECOVERY).await.inspect_err(|_| driver.abort())?,
+            standby_at: None,
             client,
             system_identifier: 0,
             started_at_unix_seconds: 0.0,
@@ -249,6 +264,19 @@ impl Connection {
             connection.client.batch_execute("SET idle_session_timeout = 0").await?;
         }
         Ok(connection)
+    }
+
+    /// A full probe, or nothing where it is `urgent` to know of the end of a recovery that isn't there yet.
+    async fn ask_what_counts(&mut self, urgent: bool) -> Result<Option<Found>, Error> {
+        if urgent && self.standby_at.is_some_and(|at| at.elapsed() < FULL_INTERVAL) {
+            let row = self.client.query_one(&self.recovery, &[]).await?;
+            if row.try_get(0)? {
+                return Ok(None);
+            }
+        }
+        let found = self.ask().await?;
+        self.standby_at = found.in_recovery.then_some(found.sent_at);
+        Ok(Some(found))
     }
 
     async fn ask(&mut self) -> Result<Found, Error> {

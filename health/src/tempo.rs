@@ -121,4 +121,19 @@ mod tests {
         }
         assert!((1..=41).contains(&probes), "{probes} probes in 200 ms");
     }
+
+    #[tokio::test]
+    async fn all_who_wait_share_one_probe() {
+        let tempo = Tempo::new();
+        let (_pacer, pace) = watch::channel(Pace::Idle);
+        let mut beat = Beat { poked: tempo.subscribe(), pace };
+        let hour = |_| Duration::from_secs(3600);
+        // A hundred ask while one probe is under way: one more answers them all.
+        let asked_at = Instant::now();
+        (0..100).for_each(|_| tempo.poke());
+        beat.rest(asked_at, hour).await;
+        assert!(asked_at.elapsed() >= MIN_GAP);
+        let rested = time::timeout(10 * MIN_GAP, beat.rest(Instant::now(), hour)).await;
+        assert!(rested.is_err(), "a second probe for the same askers");
+    }
 }

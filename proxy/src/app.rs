@@ -278,7 +278,9 @@ async fn keep_pools(context: Arc<Context>) {
                 if change.is_err() {
                     return;
                 }
-                context.pools.topology_changed(&context.health.topology.load());
+                let topology = context.health.topology.load_full();
+                context.pools.topology_changed(&topology);
+                context.pools.look_ahead(&topology, &changed);
             }
             _ = sweep.tick() => context.pools.sweep(),
         }

@@ -92,7 +92,11 @@ pub(crate) struct Client {
     pools: Vec<(Arc<str>, ServerRole, Arc<Pool>)>,
     random: u64,
     waiting: Option<Pin<Box<dyn Future<Output = Waited> + Send>>>,
+    /// The generation of the snapshot that the session decided by last.
+    seen: u64,
     held_since: Option<Instant>,
+    /// Since when a read waits for a replica, or for the leader's position.
+    sample_since: Option<Instant>,
     pins_shown: Pins,
     /// While a VACUUM of the client's runs.
     quiet: Option<Quiet>,
@@ -171,7 +175,9 @@ impl Client {
             pools: Vec::new(),
             random: rand::random(),
             waiting: None,
+            seen: 0,
             held_since: None,
+            sample_since: None,
             pins_shown: Pins::default(),
             quiet: None,
             closing: false,
@@ -200,6 +206,7 @@ impl Client {
     /// Calls into the session with the world as it is now.
     fn with_session(&mut self, call: impl FnOnce(&mut Session, &Env<'_>, &mut Work, Option<&mut switchyard_core::session::ServerState>)) {
         let topology = self.context.health.topology.load();
+        self.seen = topology.generation;
         self.rules.refresh(&self.context.verdicts.rules, &self.identity.user, &self.identity.database);
         let application = if self.rules.ask_for_application() { self.session.told("application_name").map(Box::from) } else { None };
         let env = Env {
@@ -304,7 +311,11 @@ impl Client {
         if need.role == ServerRole::Leader {
             lease.node_stats().sessions.came(self.slot.id);
         }
+        if let Some(since) = self.held_since {
+            tracing::debug!(node = %need.node, ms = since.elapsed().as_millis(), "held no longer");
+        }
         self.end_hold();
+        self.end_sample_wait();
         self.server_written = 0;
         let slow = self.context.config.load().log.slow_query.is_some();
         let text = self.work.as_ref().filter(|_| slow).and_then(|work| work.first_text());
@@ -374,6 +385,7 @@ impl Client {
 
     /// Waits in line for a leader (or a replica that is fresh enough).
     fn hold(&mut self, retry: Option<Duration>) {
+        self.end_sample_wait();
         let config = self.context.config.load();
         let now = Instant::now();
         if self.held_since.is_none() {
@@ -387,8 +399,12 @@ impl Client {
             self.context.stats.held_total.add(1);
         }
         let until = self.held_since.unwrap_or(now) + config.failover.hold_timeout;
-        let news = self.news(retry.unwrap_or(HOLD_LOOK));
-        self.context.health.demand();
+        // While nobody leads, members are probed all the time: writes needn't ask for that, nor look at each answer.
+        let samples = !self.session.waits_for_leader();
+        let news = self.news(retry.unwrap_or(HOLD_LOOK), samples);
+        if samples {
+            self.context.health.demand();
+        }
         self.waiting = Some(Box::pin(async move {
             tokio::select! {
                 () = news => Waited::TopologyChanged,
@@ -397,16 +413,20 @@ impl Client {
         }));
     }
 
-    /// Ends with the next snapshot or sample, and after `look_again` in any case: one that came between the decision and this call is seen then.
-    fn news(&self, look_again: Duration) -> impl Future<Output = ()> + use<> {
+    /// Ends with the next change or, with `samples`, sample, that the session hasn't seen when it decided, and after `look_again` in any case.
+    fn news(&self, look_again: Duration, samples: bool) -> impl Future<Output = ()> + use<> {
         let mut changed = self.context.health.changed();
         let mut sampled = self.context.health.sampled();
-        changed.mark_unchanged();
-        sampled.mark_unchanged();
+        // A snapshot is there before anybody is told of it, so what the session decides by next is no older than this.
+        let newest = (*changed.borrow_and_update()).max(if samples { *sampled.borrow_and_update() } else { 0 });
+        let missed = newest > self.seen;
         async move {
+            if missed {
+                return;
+            }
             tokio::select! {
                 Ok(()) = changed.changed() => {}
-                Ok(()) = sampled.changed() => {}
+                Ok(()) = sampled.changed(), if samples => {}
                 () = tokio::time::sleep(look_again) => {}
             }
         }
@@ -414,12 +434,19 @@ impl Client {
 
     /// Waits for a sample of the leader that is asked for now, together with all others that wait for one.
     fn await_sample(&mut self) {
-        let news = self.news(HOLD_LOOK);
+        self.sample_since.get_or_insert_with(Instant::now);
+        let news = self.news(HOLD_LOOK, true);
         self.context.health.poke();
         self.waiting = Some(Box::pin(async move {
             news.await;
             Waited::TopologyChanged
         }));
+    }
+
+    fn end_sample_wait(&mut self) {
+        if let Some(since) = self.sample_since.take() {
+            self.context.stats.read_waited(since.elapsed());
+        }
     }
 
     fn end_hold(&mut self) {
@@ -649,6 +676,7 @@ impl Client {
             Event::Canceled => {
                 self.quiet = None;
                 self.waiting = None;
+                self.sample_since = None;
                 self.end_hold();
                 self.with_session(|session, _, work, _| session.denied(work, &Refusal::QueryCanceled));
                 self.satisfy();

@@ -1,11 +1,11 @@
 //! What all sessions share: snapshots to load, counters to raise, pools to ask.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use rustc_hash::FxHashMap;
 use switchyard_config::Config;
+use switchyard_core::balance::Load;
 use switchyard_core::causal::Level;
 use switchyard_core::route::Loads;
 use switchyard_core::session::{Judge, StatementId};
@@ -170,11 +170,6 @@ fn ddl(verdict: &Verdict) -> Ddl {
     }
 }
 
-/// How long a member whose probes have begun to succeed gets less than its share: its caches are cold.
-const SLOW_START: Duration = Duration::from_secs(10);
-/// Its share in the beginning.
-const COLD: f64 = 0.1;
-
 /// From so many sessions on that use the leader within a twentieth of a second, reads rather wait for replicas than add to its work.
 const CROWD: u32 = 8;
 
@@ -204,10 +199,8 @@ impl Loads for NodeLoads {
     fn cost(&self, member: &Member) -> f64 {
         let known = self.known.load();
         let cost = |stats: &NodeStats| {
-            let warm = (member.since.elapsed().as_secs_f64() / SLOW_START.as_secs_f64()).clamp(COLD, 1.0);
-            // The lowest number is the best: expected time, by the statements already there, by what share this member is to have. The square root:
-            // in proportion to its time, one that is twice as slow would get a fifth of the statements, or none while there are few.
-            stats.expected_us().sqrt() * (stats.in_use.value().max(0) + 1) as f64 / (f64::from(member.weight.max(1)) * warm)
+            let statements = u64::try_from(stats.in_use.value() + stats.waiting.value()).unwrap_or(0);
+            Load { expected_us: stats.expected_us(), statements, weight: member.weight, up: member.since.elapsed() }.cost()
         };
         match known.get(&member.name) {
             Some(stats) => cost(stats),

@@ -11,8 +11,8 @@ use rustc_hash::FxHashMap;
 use switchyard_core::route::ServerRole;
 use switchyard_core::session::{Params, ServerState, Voices};
 use switchyard_core::topology::Epoch;
-use switchyard_core::wire::frame;
 use switchyard_core::wire::reply::{self, TxStatus};
+use switchyard_core::wire::{frame, view};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Notify;
 
@@ -243,6 +243,17 @@ impl Server {
         status == Some(TxStatus::Idle)
     }
 
+    /// Has the server say what has changed of what it reports: it does so before each ReadyForQuery. False where the connection can't be used again.
+    pub(crate) async fn sync(&mut self) -> bool {
+        let work = async {
+            self.stream.write_all(&[b'S', 0, 0, 0, 4]).await.ok()?;
+            self.stream.flush().await.ok()?;
+            self.drain_to_ready().await
+        };
+        tokio::time::timeout(CLEAN_TIMEOUT, work).await.ok().flatten() == Some(TxStatus::Idle)
+    }
+
+    /// Reads up to ReadyForQuery, and notes what is reported on the way.
     async fn drain_to_ready(&mut self) -> Option<TxStatus> {
         let mut buffer = Vec::with_capacity(512);
         loop {
@@ -253,9 +264,13 @@ impl Server {
                 if header.tag == b'Z' {
                     return TxStatus::from_byte(*buffer.get(frame::HEADER)?);
                 }
+                if header.tag == b'S' {
+                    let (name, value) = view::parameter(buffer.get(frame::HEADER..header.total)?).ok()?;
+                    self.state.params.set(name, value);
+                }
                 buffer.drain(..header.total);
             }
-            // Answers to a ROLLBACK are short.
+            // Answers to a ROLLBACK or a Sync are short.
             if buffer.len() > 64 * 1024 || self.stream.read_buf(&mut buffer).await.ok()? == 0 {
                 return None;
             }

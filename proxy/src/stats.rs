@@ -8,6 +8,7 @@ use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::{Mutex, RwLock};
+use switchyard_core::balance;
 
 use crate::decisions::Decisions;
 
@@ -82,6 +83,8 @@ pub struct NodeStats {
     pub connect_errors: Counter,
     /// Leased right now.
     pub in_use: Gauge,
+    /// Sessions that wait for a connection to it, or open one.
+    pub waiting: Gauge,
     /// Statement batches sent, by what they were.
     pub reads: Counter,
     pub writes: Counter,
@@ -136,13 +139,6 @@ impl Sessions {
 
 static BEGAN: LazyLock<Instant> = LazyLock::new(Instant::now);
 
-/// In which a response time that nothing confirms counts half: whoever was slow once is tried again.
-const FORGOTTEN_SECONDS: f64 = 5.0;
-/// Response times below this aren't told apart.
-const RESPONSE_MIN_US: f64 = 50.0;
-/// One response counts as so many times the average at most: a long statement is no sign of a slow node.
-const OUTLIER: u64 = 8;
-
 fn since_beginning_ms() -> u64 {
     u64::try_from(BEGAN.elapsed().as_millis()).unwrap_or(u64::MAX)
 }
@@ -150,18 +146,14 @@ fn since_beginning_ms() -> u64 {
 impl NodeStats {
     /// Takes one response time into the average, with a weight of an eighth.
     pub fn observe(&self, took: Duration) {
-        let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX).max(1);
-        let old = self.ewma_us.load(Ordering::Relaxed);
-        let new = if old == 0 { us } else { old - old / 8 + us.min(old.saturating_mul(OUTLIER)) / 8 };
-        self.ewma_us.store(new.max(1), Ordering::Relaxed);
+        self.ewma_us.store(balance::averaged(self.ewma_us.load(Ordering::Relaxed), took), Ordering::Relaxed);
         self.observed_ms.store(since_beginning_ms(), Ordering::Relaxed);
     }
 
     /// What a statement is expected to take, in microseconds.
     pub fn expected_us(&self) -> f64 {
         let age_ms = since_beginning_ms().saturating_sub(self.observed_ms.load(Ordering::Relaxed));
-        let fades = 0.5_f64.powf(age_ms as f64 / 1_000.0 / FORGOTTEN_SECONDS);
-        (self.ewma_us.load(Ordering::Relaxed) as f64 * fades).max(RESPONSE_MIN_US)
+        balance::expected_us(self.ewma_us.load(Ordering::Relaxed), Duration::from_millis(age_ms))
     }
 }
 
@@ -219,6 +211,9 @@ pub struct Stats {
     pub latency_log2_us: [Counter; 32],
     /// The sum of those times, microseconds.
     pub latency_us_total: Counter,
+    /// Time that reads have waited for a replica or for the leader's position, as above; those that didn't wait don't count.
+    pub read_wait_log2_us: [Counter; 32],
+    pub read_wait_us_total: Counter,
     /// Router events worth a line on the page, newest last, bounded.
     pub events: Mutex<VecDeque<(SystemTime, String)>>,
 }
@@ -277,10 +272,12 @@ impl Stats {
     }
 
     pub fn latency(&self, took: Duration) {
-        let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        let index = (64 - us.leading_zeros() as usize).min(self.latency_log2_us.len() - 1);
-        self.latency_log2_us[index].add(1);
-        self.latency_us_total.add(us);
+        add_time(&self.latency_log2_us, &self.latency_us_total, took);
+    }
+
+    /// A read has waited for a replica or for the leader's position.
+    pub fn read_waited(&self, took: Duration) {
+        add_time(&self.read_wait_log2_us, &self.read_wait_us_total, took);
     }
 
     pub fn event(&self, text: impl Into<String>) {
@@ -297,4 +294,11 @@ fn count(map: &RwLock<BTreeMap<&'static str, Arc<Counter>>>, key: &'static str) 
         return counter.add(1);
     }
     map.write().entry(key).or_default().add(1);
+}
+
+/// Into a coarse log2 histogram of microseconds, and its sum.
+fn add_time(log2_us: &[Counter; 32], us_total: &Counter, took: Duration) {
+    let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+    log2_us[(64 - us.leading_zeros() as usize).min(log2_us.len() - 1)].add(1);
+    us_total.add(us);
 }

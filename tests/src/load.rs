@@ -68,6 +68,8 @@ pub struct Report {
     pub read_failures: Vec<Failure>,
     /// Sessions that ended before they were told to.
     pub ended: Vec<String>,
+    /// The longest time in which a reader got no answer.
+    pub longest_read_gap: Duration,
     /// Reads that showed less than one before on the same session.
     pub went_back: Vec<String>,
 }
@@ -142,6 +144,7 @@ impl Load {
             let one = tokio::time::timeout(Duration::from_secs(40), task).await.context("a session hangs")??;
             all.acks.extend(one.acks);
             all.reads += one.reads;
+            all.longest_read_gap = all.longest_read_gap.max(one.longest_read_gap);
             all.write_failures.extend(one.write_failures);
             all.read_failures.extend(one.read_failures);
             all.ended.extend(one.ended);
@@ -281,6 +284,7 @@ impl Session {
                 return self.report;
             }
         };
+        let mut answered = Instant::now();
         while !self.stop.load(Ordering::Relaxed) {
             pace.tick().await;
             let count = if style == Style::Prepared {
@@ -294,6 +298,8 @@ impl Session {
                         self.report.went_back.push(format!("{}: {count} after {seen}", self.name));
                     }
                     seen = count;
+                    self.report.longest_read_gap = self.report.longest_read_gap.max(answered.elapsed());
+                    answered = Instant::now();
                     self.report.reads += 1;
                     self.done.fetch_add(1, Ordering::Relaxed);
                 }

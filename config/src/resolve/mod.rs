@@ -125,7 +125,17 @@ impl Resolver {
     }
 
     fn time_or_none(&mut self, key: &str, given: Option<At<TimeOrNone>>, range: RangeInclusive<Duration>) -> Option<Duration> {
-        let At { value: TimeOrNone(time), place } = given?;
+        self.time_or(key, given, None, range)
+    }
+
+    fn time_or(
+        &mut self,
+        key: &str,
+        given: Option<At<TimeOrNone>>,
+        default: Option<Duration>,
+        range: RangeInclusive<Duration>,
+    ) -> Option<Duration> {
+        let Some(At { value: TimeOrNone(time), place }) = given else { return default };
         Some(self.time(key, &Some(At { value: time?, place }), *range.start(), range))
     }
 

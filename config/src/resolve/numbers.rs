@@ -49,6 +49,8 @@ const LEASE_MARGIN_MAX: Duration = Duration::from_secs(10);
 const HEALTH_INTERVAL: Duration = Duration::from_millis(500);
 /// Two rounds of probes at their fastest: one that tells how far the leader is, and one that shows a replica there.
 const CONSISTENCY_WAIT: Duration = Duration::from_millis(10);
+/// A PostgreSQL that has lost a backend to a crash is back in a second; a leader that is promoted takes longer, often Patroni's `ttl` of 30 s.
+const GLOBAL_WITHOUT_LEADER: Duration = Duration::from_secs(2);
 /// As fast as probes go: until a replica is known to have caught up, the leader serves reads. A new leader's key comes some 120 ms before it takes
 /// writes; held writes should not wait longer than it takes to ask.
 const HEALTH_BUSY_INTERVAL: Duration = Duration::from_millis(5);
@@ -110,13 +112,19 @@ impl Resolver {
             fallback_to_leader: or(raw.fallback_to_leader, true),
             readonly_transactions_on_replica: or(raw.readonly_transactions, ReadonlyTransactions::Replica) == ReadonlyTransactions::Replica,
             hold_begin: or(raw.hold_begin, true),
-            consistency_read_write: or(raw.consistency_read_write, Consistency::Session),
+            consistency_read_write: or(raw.consistency_read_write, Consistency::Global),
             consistency_read_only: or(raw.consistency_read_only, Consistency::Eventual),
             consistency_wait: self.time(
                 "routing.consistency_wait",
                 &raw.consistency_wait,
                 CONSISTENCY_WAIT,
                 Duration::ZERO..=Duration::from_secs(10),
+            ),
+            global_without_leader: self.time_or(
+                "routing.global_without_leader",
+                raw.global_without_leader,
+                Some(GLOBAL_WITHOUT_LEADER),
+                ONE_MS..=LONGEST,
             ),
             look_ahead_bytes: usize::try_from(look_ahead).unwrap_or(usize::MAX),
             verdict_cache_size: self.number("routing.verdict_cache_size", &raw.verdict_cache_size, VERDICT_CACHE_SIZE, 16..=1 << 24),

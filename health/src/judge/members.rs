@@ -36,7 +36,7 @@ impl Judge {
                             Role::Leader
                         }
                     }
-                    _ if sync.iter().any(|standby| **standby == **name) => Role::SyncStandby,
+                    _ if sync.iter().flat_map(|sync| &sync.standbys).any(|standby| **standby == **name) => Role::SyncStandby,
                     _ if seat.found.is_none() && !*etcd => Role::Unknown,
                     _ => Role::Replica,
                 };
@@ -46,7 +46,7 @@ impl Judge {
     }
 
     /// What replicas' timelines are held against: the leadership in force, else the last one, else the newest seen.
-    fn reference(&self) -> Reference {
+    pub(super) fn reference(&self) -> Reference {
         let Some(reign) = &self.reign else {
             let newest = self.seats.values().filter_map(|seat| seat.reachable()?.timeline).max();
             return Reference { system_identifier: None, timeline: newest, forks: [].into() };
@@ -61,15 +61,15 @@ impl Judge {
     }
 }
 
-struct Reference {
+pub(super) struct Reference {
     system_identifier: Option<i64>,
-    timeline: Option<Timeline>,
+    pub(super) timeline: Option<Timeline>,
     forks: Forks,
 }
 
 impl Reference {
     /// Whether what a member has replayed is part of the leader's history, and where the leader's timeline left it.
-    fn fit(&self, found: Option<&Found>) -> (Option<Lsn>, bool) {
+    pub(super) fn fit(&self, found: Option<&Found>) -> (Option<Lsn>, bool) {
         let Some(found) = found else { return (None, false) };
         if self.system_identifier.is_some_and(|identifier| identifier != found.system_identifier) {
             return (None, false);

@@ -10,6 +10,8 @@ pub(super) struct Rules {
     pub(super) max_lag_bytes: u64,
     pub(super) max_lag: Option<Duration>,
     pub(super) lease_margin: Duration,
+    /// After so long a silence of the leader, reads are held to what standbys have received of others' writes.
+    pub(super) global_without_leader: Option<Duration>,
     /// How long a probe's word holds where there is no etcd.
     pub(super) probe_hold: Duration,
 }
@@ -20,6 +22,7 @@ impl From<&Config> for Rules {
             max_lag_bytes: config.routing.max_lag_bytes,
             max_lag: config.routing.max_lag,
             lease_margin: config.failover.lease_margin,
+            global_without_leader: config.routing.global_without_leader,
             probe_hold: config.health.interval + 2 * config.health.timeout,
         }
     }

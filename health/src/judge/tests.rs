@@ -111,7 +111,6 @@ impl Story {
         Read {
             sent_at: self.now().at,
             revision: self.revision,
-            whole: true,
             first: false,
             facts: members.chain(leader).chain(self.extra.iter().cloned()).collect(),
             lease_left: Some(ms(20_000)),
@@ -317,8 +316,10 @@ fn the_epoch_is_raised_when_the_same_name_comes_back() {
     let mut story = Story::stable();
     story.delete_leader();
     let topology = story.topology();
-    assert_eq!((topology.epoch, topology.samples.len()), (Epoch(2), 0));
+    assert_eq!((topology.epoch, topology.sampled_in, topology.samples.len()), (Epoch(2), Epoch(1), 1));
     story.after(ms(10)).put_leader("a").read().after(ms(1)).leader("a", 100 * MB);
+    let topology = story.topology();
+    assert_eq!((topology.sampled_in, topology.samples.len()), (Epoch(2), 1));
     assert_eq!((story.led_by(), story.epoch()), (Some("a".into()), 2));
 }
 
@@ -631,6 +632,39 @@ fn lag_in_time_is_when_the_leader_passed() {
 }
 
 #[test]
+fn lag_in_time_takes_a_replica_out_and_half_of_it_brings_it_back() {
+    let mut story = Story::stable();
+    let written_at = story.elapsed;
+    // The leader writes once a second, and b is late by so many of these writes.
+    let late_by = |story: &mut Story, seconds: u64| {
+        story.after(ms(1_000)).read();
+        let written = (story.elapsed - written_at).as_secs();
+        story.leader("a", 100 * MB + written).standby("b", 100 * MB + written.saturating_sub(seconds));
+        story.out("b")
+    };
+    for second in 1..=20 {
+        assert_eq!(late_by(&mut story, second.min(9)), None, "{second} s");
+    }
+    assert_eq!(late_by(&mut story, 12), Some(Out::Lagging));
+    assert_eq!(late_by(&mut story, 8), Some(Out::Lagging), "8 s are more than half of 10");
+    assert_eq!(late_by(&mut story, 3), None);
+    assert_eq!(late_by(&mut story, 8), None, "and it stays until it is over the limit again");
+}
+
+#[test]
+fn a_cascaded_replica_is_judged_by_what_it_shows() {
+    let mut story = Story::stable();
+    // c follows b, which has stopped to replay, or is gone: what counts is where c is.
+    story.after(ms(100)).leader("a", 130 * MB).standby("b", 100 * MB).standby("c", 129 * MB);
+    assert_eq!((story.out("b"), story.out("c")), (Some(Out::Lagging), None));
+    story.after(ms(1)).lost("b").standby("c", 130 * MB);
+    assert_eq!((story.out("b"), story.out("c")), (Some(Out::Unreachable), None));
+    // It can be behind whom it follows, too.
+    story.after(ms(1)).leader("a", 160 * MB).standby("b", 160 * MB).standby("c", 130 * MB);
+    assert_eq!((story.out("b"), story.out("c")), (None, Some(Out::Lagging)));
+}
+
+#[test]
 fn an_idle_cluster_has_no_lag() {
     let mut story = Story::stable();
     story.after(ms(15_000)).leader("a", 100 * MB).standby("b", 100 * MB);
@@ -774,3 +808,6 @@ fn never_two_leaders() {
         }
     }
 }
+
+#[path = "witness_tests.rs"]
+mod witness_tests;

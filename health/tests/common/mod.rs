@@ -50,6 +50,7 @@ pub(crate) fn config() -> Config {
             consistency_read_write: Consistency::Session,
             consistency_read_only: Consistency::Eventual,
             consistency_wait: Duration::ZERO,
+            global_without_leader: Some(ms(2000)),
             look_ahead_bytes: 1 << 16,
             verdict_cache_size: 1,
             zone: None,

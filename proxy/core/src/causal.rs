@@ -14,6 +14,8 @@
 //!   lost a backend to a crash, though its postmaster lives on).
 //! - From a replica to the leader there is one race, PostgreSQL's own: a commit that waits for its synchronous standby is visible on replicas
 //!   and not on the leader. Such a read waits for a sample that shows no commit that has waited since before the replica's answer.
+//! - While no leader is in force, the last one's samples go on counting, as positions up to the fork are the next one's, too; and what was
+//!   acknowledged after them is bounded by what standbys have received ([`crate::witness`]). Of two bounds the lower one counts.
 //!
 //! `causal_model.rs` plays this against random schedules of a simulated cluster, and shows that each rule is needed.
 //!
@@ -88,9 +90,16 @@ pub enum Bound {
 }
 
 impl Bound {
-    /// What bounds all that the leader showed or acknowledged until `at`.
+    /// What bounds all that was acknowledged until `at`; without a leader that waits for synchronous standbys, up to what has come to
+    /// any standby.
     pub fn since(at: Instant, topology: &Topology) -> Bound {
-        topology.sample_after(at).map_or(Bound::Unknown, |sample| Bound::At(sample.insert_lsn))
+        let sampled = topology.sample_after(at).map(|sample| sample.insert_lsn);
+        Bound::lower(sampled, topology.witnessed_after(at).map(|witnessed| witnessed.lsn))
+    }
+
+    /// The lower one of two bounds on the same.
+    fn lower(sampled: Option<Lsn>, witnessed: Option<Lsn>) -> Bound {
+        sampled.into_iter().chain(witnessed).min().map_or(Bound::Unknown, Bound::At)
     }
 }
 
@@ -132,24 +141,25 @@ impl Watermark {
     /// The bound that a replica has to meet under `topology`, taken from its samples once and kept.
     pub fn bound(&mut self, topology: &Topology, now: Instant) -> Bound {
         let Some(seen) = &mut self.seen else { return Bound::Nothing };
-        if let Some(needed) = self.needed {
-            if needed.epoch == topology.epoch {
-                return Bound::At(needed.lsn);
-            }
+        if self.needed.is_some_and(|needed| needed.epoch != topology.sampled_in) {
             // Positions past a fork are void, and where the fork lies isn't known here: a sample of the new leader, taken from now on, bounds
             // all that has survived.
             self.needed = None;
             seen.at = now;
         }
-        // Samples are of this epoch only. One that was sent after `at` bounds what was seen, also across a change of leader: the new
+        // Samples are of one epoch only. One that was sent after `at` bounds what was seen, also across a change of leader: the new
         // leader's WAL continues the old one's, less what is lost.
-        match topology.sample_after(seen.at) {
-            Some(sample) => {
-                self.needed = Some(Needed { epoch: topology.epoch, lsn: sample.insert_lsn });
-                Bound::At(sample.insert_lsn)
-            }
-            None => Bound::Unknown,
+        if self.needed.is_none() {
+            let sample = topology.sample_after(seen.at);
+            self.needed = sample.map(|sample| Needed { epoch: topology.sampled_in, lsn: sample.insert_lsn });
         }
+        let witnessed = topology.witnessed_after(seen.at).filter(|witnessed| witnessed.exact);
+        // Replicas may have shown more than the synchronous ones had received: a sample has to bound that.
+        let witnessed = witnessed.and_then(|witnessed| match self.on_replica {
+            Some(at) => topology.sample_after(at).map(|sample| sample.insert_lsn.max(witnessed.lsn)),
+            None => Some(witnessed.lsn),
+        });
+        Bound::lower(self.needed.map(|needed| needed.lsn), witnessed)
     }
 
     /// Whether a replica has shown something that the leader may not show yet. Only where it waits for synchronous standbys.

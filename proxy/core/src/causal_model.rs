@@ -10,14 +10,19 @@
 //! What the model takes for granted: a crash closes the probe's connection before the server opens again, an old leader is down before
 //! another is promoted, and a statement runs on the server that its connection was opened to.
 
+use std::collections::VecDeque;
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::causal::{Bound, Level, Watermark};
-use crate::lsn::{Lsn, Timeline};
 use crate::route::{self, Ask, Loads};
-use crate::topology::{ClusterState, Epoch, Leader, Member, Out, Probed, Role, Sample, Topology};
+use crate::topology::{Member, Sample, Topology};
+
+mod cluster;
+mod router;
+
+use cluster::{Aim, Names, SyncKey, Synchronous};
 
 const NODES: usize = 4;
 const SESSIONS: usize = 3;
@@ -25,6 +30,8 @@ const SESSIONS: usize = 3;
 const TURNS: usize = 200;
 /// Samples that the ring keeps: few, so that they run out.
 const SAMPLES_MAX: usize = 8;
+/// How long the leader must have been silent before others' writes are held to what standbys have received.
+const GRACE: u64 = 30;
 /// Schedules of a normal run; `SWITCHYARD_SCHEDULES` sets another number.
 const SCHEDULES: u64 = 20_000;
 
@@ -58,6 +65,22 @@ enum Broken {
     SampledBefore,
     /// At the level `strong`, only this router's own acknowledgements count.
     OthersForgotten,
+    /// Without a leader, a standby's word counts for what was acknowledged after it was asked, too.
+    WitnessedBefore,
+    /// Without a leader, another standby's word is taken for a synchronous one's.
+    AnyoneWitnesses,
+    /// Without a leader, one of a quorum is asked.
+    OneOfAQuorum,
+    /// Without a leader, the `sync` key counts as it was read last.
+    KeyOutdated,
+    /// Without a leader, a standby's word counts that was asked before it was read to be synchronous.
+    AskedBeforeNamed,
+    /// Without a leader, the word of a synchronous standby that has restarted counts.
+    RestartedWitness,
+    /// Without a leader, nobody waits for it to answer again.
+    NoGrace,
+    /// Without a leader, what any standby has received is taken for all that a session can have seen.
+    AnyoneIsExact,
 }
 
 /// xorshift64*: small, and the same on every machine.
@@ -100,6 +123,8 @@ struct Node {
     shows: Position,
     received: u64,
     flushed: u64,
+    /// Whether it has received anything since it was started: until then it can't tell how far it had got.
+    streams: bool,
     /// Where it opens after a crash: the minimum recovery point.
     reopens_at: u64,
     probe: Option<Probe>,
@@ -121,8 +146,18 @@ struct Answer {
     leads: bool,
     shows: Position,
     received: u64,
+    /// What a standby can tell of what it has received.
+    told: u64,
     flushed: u64,
     incarnation: u32,
+    /// Of a leader that waits for standbys: since when the oldest commit does, or now.
+    waits_since: Option<u64>,
+}
+
+impl Node {
+    fn told(&self) -> u64 {
+        if self.streams { self.received.max(self.shows.lsn) } else { self.shows.lsn }
+    }
 }
 
 struct Statement {
@@ -134,6 +169,8 @@ struct Statement {
     runs_at: u64,
     shown_at: u64,
     shown: Option<Position>,
+    /// Of a write: it waits for no standby any more.
+    committed: bool,
     /// What a read must show of what others had written when it came.
     must: Option<Position>,
 }
@@ -163,6 +200,28 @@ struct Tally {
     promotions: u64,
     restarts: u64,
     left_behind: u64,
+    /// On replicas, bounded by what was told while no leader was believed in: by the leader or synchronous standbys, or by any.
+    exactly_witnessed_reads: u64,
+    otherwise_witnessed_reads: u64,
+}
+
+/// One run of a standby's server, as the router knows it.
+#[derive(Clone, Copy, Default)]
+struct Run {
+    incarnation: u32,
+    since: u64,
+    joined: bool,
+}
+
+/// Incarnation and position of each standby that could tell one.
+type Told = [Option<(u32, u64)>; NODES];
+
+/// A read of the `sync` key under way.
+struct KeyRead {
+    sent_at: u64,
+    taken_at: u64,
+    heard_at: u64,
+    key: Option<SyncKey>,
 }
 
 struct World {
@@ -179,12 +238,26 @@ struct World {
     /// How rare writes are, and how rarely sessions speak: drawn for each schedule.
     calm: u64,
     pause: u64,
+    /// How long nobody is promoted.
+    vacancy: u64,
     nodes: Vec<Node>,
     names: Arc<[Arc<str>]>,
     /// `None`: down, nobody is promoted yet.
     leader: Option<usize>,
     /// Where timeline n + 2 left timeline n + 1.
     forks: Vec<u64>,
+    /// What was flushed of timeline n + 1 when its leader crashed: the rest is lost there and then.
+    cuts: Vec<u64>,
+    synchronous: Synchronous,
+    waits_for: Option<Names>,
+    key: SyncKey,
+    aims_at: Option<Aim>,
+    /// How far the leader's commits are done and shown, and which wait since when.
+    visible: u64,
+    waiting: VecDeque<(u64, u64)>,
+    /// The router hears nothing of a node, or doesn't believe in its leader, until then.
+    deaf_until: [u64; NODES],
+    doubts_until: u64,
     sessions: Vec<Session>,
     // What the router believes.
     epoch: u64,
@@ -193,6 +266,16 @@ struct World {
     answers: [Option<(u64, Answer)>; NODES],
     unreachable: [bool; NODES],
     samples: Vec<Sample>,
+    sampled_in: u64,
+    /// Whom it has believed in last.
+    reign: usize,
+    heard_leader_at: u64,
+    runs: [Run; NODES],
+    key_read: Option<KeyRead>,
+    /// The last reads of it, with when they were sent and heard; the newest first.
+    key_reads: VecDeque<(u64, u64, SyncKey)>,
+    /// The truth when the leader had been silent for long enough: what each standby could tell.
+    at_silence: Option<(u64, Told)>,
     topology: Topology,
     tally: Tally,
     trace: Option<String>,
@@ -217,6 +300,7 @@ impl World {
             shows: Position { timeline: 1, lsn: 100 },
             received: 100,
             flushed: 100,
+            streams: false,
             reopens_at: 100,
             probe: None,
             loss_heard_at: None,
@@ -224,6 +308,12 @@ impl World {
         let session = |_| Session { watermark: Watermark::default(), seen: None, asked: None, statement: None };
         let mut dice = Dice::new(seed);
         let (calm, pause) = (1 + dice.under(16), 2 + dice.under(6));
+        let vacancy = if dice.one_in(2) { 4 } else { 24 };
+        let synchronous = match dice.under(4) {
+            0 => Synchronous::Off,
+            1 => Synchronous::One,
+            count => Synchronous::Quorum(count as usize - 1),
+        };
         let mut world = World {
             broken,
             level,
@@ -235,10 +325,20 @@ impl World {
             dice,
             calm,
             pause,
+            vacancy,
             nodes: (0..NODES).map(node).collect(),
             names: names.clone(),
             leader: Some(0),
             forks: Vec::new(),
+            cuts: vec![u64::MAX],
+            synchronous,
+            waits_for: None,
+            key: SyncKey::of(0),
+            aims_at: None,
+            visible: 100,
+            waiting: VecDeque::new(),
+            deaf_until: [0; NODES],
+            doubts_until: 0,
             sessions: (0..SESSIONS).map(session).collect(),
             epoch: 1,
             believed: Some(0),
@@ -246,6 +346,13 @@ impl World {
             answers: [None; NODES],
             unreachable: [false; NODES],
             samples: Vec::new(),
+            sampled_in: 1,
+            reign: 0,
+            heard_leader_at: 0,
+            runs: [Run::default(); NODES],
+            key_read: None,
+            key_reads: VecDeque::new(),
+            at_silence: None,
             topology: Topology::default(),
             tally: Tally::default(),
             trace: traced.then(String::new),
@@ -267,7 +374,9 @@ impl World {
     /// What of `position` is left on `timeline`, a later one.
     fn survives(&self, position: Position, timeline: u32) -> u64 {
         let forks = self.forks.iter().skip(position.timeline as usize - 1).take((timeline.saturating_sub(position.timeline)) as usize);
-        forks.fold(position.lsn, |lsn, fork| lsn.min(*fork))
+        // What crashed before it was flushed is gone, without any fork.
+        let lsn = position.lsn.min(self.cuts[position.timeline as usize - 1]);
+        forks.fold(lsn, |lsn, fork| lsn.min(*fork))
     }
 
     /// Whether `shown` lacks something that `seen` had and that wasn't lost at a fork that the router knows of. Of what is lost, a
@@ -280,7 +389,9 @@ impl World {
     /// One turn: time passes, the cluster moves, messages arrive, sessions speak. A violation as text.
     fn turn(&mut self) -> Result<(), String> {
         self.now += 1 + self.dice.under(8);
+        self.falls_silent();
         self.cluster_moves();
+        self.reads_key();
         for index in 0..NODES {
             self.probes(index);
         }
@@ -290,119 +401,6 @@ impl World {
         Ok(())
     }
 
-    fn cluster_moves(&mut self) {
-        let newest = self.forks.len() as u32 + 1;
-        for index in 0..NODES {
-            if self.nodes[index].down_until.is_some_and(|until| until <= self.now) {
-                self.nodes[index].down_until = None;
-                self.nodes[index].incarnation += 1;
-                self.tally.restarts += 1;
-                let node = &self.nodes[index];
-                let (incarnation, shows) = (node.incarnation, node.shows);
-                self.note(|| format!("n{index} is up again, incarnation {incarnation}, at {shows:?}"));
-            }
-            if self.nodes[index].down_until.is_some() {
-                continue;
-            }
-            if self.leader == Some(index) {
-                let node = &mut self.nodes[index];
-                if self.dice.one_in(3) {
-                    node.flushed = node.shows.lsn;
-                }
-                // Other clients write, too.
-                if self.dice.one_in(4 * self.calm) {
-                    node.shows.lsn += 1 + self.dice.under(5);
-                    self.written = node.shows;
-                }
-                node.reopens_at = node.flushed;
-            } else {
-                self.replica_moves(index, newest);
-            }
-        }
-        if self.dice.one_in(60) {
-            let index = self.dice.under(NODES as u64) as usize;
-            self.crashes(index);
-        }
-        if self.leader.is_none() && self.dice.one_in(4) {
-            self.promotes(newest);
-        }
-    }
-
-    fn replica_moves(&mut self, index: usize, newest: u32) {
-        let leader = self.leader.map(|leader| (self.nodes[leader].shows, self.nodes[leader].flushed));
-        let shows = self.nodes[index].shows;
-        if shows.timeline < newest && self.dice.one_in(6) {
-            if self.survives(shows, newest) == shows.lsn {
-                // It follows to the new timeline; what it received of the old one beyond the fork is dropped.
-                let node = &mut self.nodes[index];
-                node.shows.timeline = newest;
-                node.received = shows.lsn;
-                self.note(|| format!("n{index} follows to timeline {newest} at {}", shows.lsn));
-            } else if self.dice.one_in(4) {
-                // pg_rewind: it comes back somewhere before the fork.
-                let lsn = self.survives(shows, newest);
-                self.crashes(index);
-                let node = &mut self.nodes[index];
-                (node.shows, node.received, node.reopens_at) = (Position { timeline: newest, lsn }, lsn, lsn);
-                self.note(|| format!("n{index} is rewound to {lsn} of timeline {newest}"));
-            }
-            return;
-        }
-        if let Some((leader, flushed)) = leader
-            && leader.timeline == shows.timeline
-            && self.dice.one_in(2)
-        {
-            self.nodes[index].received = self.nodes[index].received.max(flushed);
-        }
-        let node = &mut self.nodes[index];
-        if self.dice.one_in(3) && node.received > node.shows.lsn {
-            node.shows.lsn += 1 + self.dice.under(node.received - node.shows.lsn);
-        }
-        if self.dice.one_in(12) {
-            node.reopens_at = node.shows.lsn;
-        }
-        node.reopens_at = node.reopens_at.min(node.shows.lsn);
-    }
-
-    fn crashes(&mut self, index: usize) {
-        if self.nodes[index].down_until.is_some() {
-            return;
-        }
-        let (down, heard) = (20 + self.dice.under(60), self.dice.under(15));
-        let now = self.now;
-        let node = &mut self.nodes[index];
-        node.down_until = Some(now + down);
-        node.loss_heard_at = Some(now + heard);
-        node.probe = None;
-        if self.leader == Some(index) {
-            self.leader = None;
-            // What wasn't flushed is gone; as the later replica it comes back with the rest.
-            node.shows.lsn = node.flushed;
-            node.received = node.flushed;
-        } else {
-            node.shows.lsn = node.reopens_at;
-        }
-        self.note(|| format!("n{index} crashes"));
-    }
-
-    fn promotes(&mut self, newest: u32) {
-        let able = |node: &Node| node.down_until.is_none() && self.survives(node.shows, newest) == node.shows.lsn;
-        let candidates: Vec<usize> = (0..NODES).filter(|index| able(&self.nodes[*index])).collect();
-        if candidates.is_empty() {
-            return;
-        }
-        let index = candidates[self.dice.under(candidates.len() as u64) as usize];
-        let node = &mut self.nodes[index];
-        // It first replays what it has received, of the newest timeline only.
-        let fork = if node.shows.timeline == newest { node.received.max(node.shows.lsn) } else { node.shows.lsn };
-        node.shows = Position { timeline: newest + 1, lsn: fork };
-        (node.received, node.flushed) = (fork, fork);
-        self.forks.push(fork);
-        self.leader = Some(index);
-        self.tally.promotions += 1;
-        self.note(|| format!("n{index} is promoted to timeline {} at {fork}", newest + 1));
-    }
-
     /// A probe of a node is sent, answered and heard; or the loss of its connection is.
     fn probes(&mut self, index: usize) {
         let now = self.now;
@@ -410,19 +408,26 @@ impl World {
             self.nodes[index].loss_heard_at = None;
             self.unreachable[index] = true;
             self.nodes[index].probe = None;
-            if self.believed == Some(index) {
-                // Its key goes: the epoch ends with it.
-                self.believed = None;
-                self.epoch += 1;
-                self.samples.clear();
-            }
-            self.publish();
+            self.disbelieves(index);
         }
-        if self.nodes[index].down_until.is_some() || self.nodes[index].loss_heard_at.is_some() {
+        if self.believed == Some(index) && self.dice.one_in(250) {
+            // It lives, but isn't heard, or its lease can't be shown.
+            let until = now + 20 + self.dice.under(80);
+            if self.dice.one_in(2) {
+                self.deaf_until[index] = until;
+                self.unreachable[index] = true;
+                self.nodes[index].probe = None;
+            } else {
+                self.doubts_until = until;
+            }
+            self.disbelieves(index);
+        }
+        if self.nodes[index].down_until.is_some() || self.nodes[index].loss_heard_at.is_some() || now < self.deaf_until[index] {
             return;
         }
         let leads = self.leader == Some(index);
         let node = &mut self.nodes[index];
+        let told = node.told();
         let Some(probe) = &mut node.probe else {
             if self.dice.one_in(2) {
                 let answered_at = now + self.dice.under(12);
@@ -432,8 +437,9 @@ impl World {
             return;
         };
         if probe.answer.is_none() && probe.answered_at <= now {
-            let (shows, received, flushed, incarnation) = (node.shows, node.received, node.flushed, node.incarnation);
-            probe.answer = Some(Answer { leads, shows, received, flushed, incarnation });
+            let (shows, flushed, incarnation) = (node.shows, node.flushed, node.incarnation);
+            let waits_since = self.waits_for.as_ref().map(|_| self.waiting.front().map_or(now, |(_, since)| *since));
+            probe.answer = Some(Answer { leads, shows, received: node.received, told, flushed, incarnation, waits_since });
         }
         if probe.heard_at <= now
             && let Some(answer) = probe.answer
@@ -444,110 +450,6 @@ impl World {
                 self.hears(index, sent_at, answer);
             }
         }
-    }
-
-    fn hears(&mut self, index: usize, sent_at: u64, answer: Answer) {
-        self.unreachable[index] = false;
-        self.answers[index] = Some((sent_at, answer));
-        if answer.leads {
-            if self.believed != Some(index) {
-                self.epoch += 1;
-                self.samples.clear();
-                (self.believed, self.believed_timeline) = (Some(index), answer.shows.timeline);
-                let epoch = self.epoch;
-                self.note(|| format!("the router believes in n{index}, epoch {epoch}"));
-            }
-            let counts_from = if self.broken == Broken::ReceiveTime { self.now } else { sent_at };
-            let lsn = if self.broken == Broken::FlushedForInserted { answer.flushed } else { answer.shows.lsn };
-            self.samples.push(Sample {
-                sent_at: self.at(counts_from),
-                insert_lsn: Lsn(lsn),
-                flush_lsn: Lsn(answer.flushed),
-                settled_at: None,
-            });
-            if self.samples.len() > SAMPLES_MAX {
-                self.samples.remove(0);
-            }
-        }
-        self.publish();
-    }
-
-    /// As the judge does: who fits the leader's history, and up to where.
-    fn publish(&mut self) {
-        let timeline = self.believed_timeline;
-        let members = (0..NODES).map(|index| {
-            let answer = self.answers[index].filter(|_| !self.unreachable[index]);
-            let (mut out, mut fork) = (None, None);
-            match answer {
-                None => out = Some(Out::Unreachable),
-                Some((_, answer)) if answer.leads && self.believed != Some(index) => out = Some(Out::NotInRecovery),
-                Some((_, answer)) if answer.shows.timeline < timeline => {
-                    let left_at = self.survives(Position { timeline: answer.shows.timeline, lsn: u64::MAX }, timeline);
-                    fork = Some(Lsn(left_at));
-                    if answer.shows.lsn > left_at {
-                        self.tally.left_behind += 1;
-                        out = Some(Out::WrongTimeline);
-                    }
-                }
-                Some((_, answer)) if answer.shows.timeline > timeline => out = Some(Out::WrongTimeline),
-                Some(_) => {}
-            }
-            match self.broken {
-                Broken::TimelinesIgnored if out == Some(Out::WrongTimeline) => (out, fork) = (None, None),
-                Broken::ForksIgnored if fork.is_some() => (out, fork) = (None, None),
-                _ => {}
-            }
-            let probed = self.answers[index].map(|(sent_at, answer)| Probed {
-                sent_at: self.at(sent_at),
-                in_recovery: !answer.leads,
-                replay_lsn: Lsn(if self.broken == Broken::ReceivedForReplayed {
-                    answer.received.max(answer.shows.lsn)
-                } else {
-                    answer.shows.lsn
-                }),
-                timeline: Some(Timeline(answer.shows.timeline)),
-                round_trip: Duration::from_micros(1),
-                started_at_unix_seconds: if self.broken == Broken::RestartsUnnoticed { 1.0 } else { f64::from(answer.incarnation) },
-                version_num: 150_000,
-                clock_offset_ms: 0.0,
-            });
-            let name = self.names[index].clone();
-            Arc::new(Member {
-                host: name.clone(),
-                patroni_state: name.clone(),
-                name,
-                port: 5432,
-                api_url: None,
-                role: Role::Replica,
-                weight: 100,
-                zone: None,
-                probed,
-                probe_error: None,
-                since: self.epoch_began,
-                lag_bytes: None,
-                lag: None,
-                out,
-                fork,
-            })
-        });
-        let members = members.collect();
-        let leader = self.believed.map(|member| Leader {
-            member,
-            epoch: Epoch(self.epoch),
-            timeline: Timeline(timeline),
-            valid_until: self.epoch_began + Duration::from_secs(3600),
-            standby_cluster: false,
-            failsafe: false,
-        });
-        self.topology = Topology {
-            generation: self.topology.generation + 1,
-            state: if leader.is_some() { ClusterState::Stable } else { ClusterState::Leaderless },
-            epoch: Epoch(self.epoch),
-            leader,
-            members,
-            samples: self.samples.as_slice().into(),
-            ..Topology::default()
-        };
     }
 
     fn speaks(&mut self, index: usize) -> Result<(), String> {
@@ -568,13 +470,29 @@ impl World {
                 }
                 return Ok(());
             }
+            let mut shown = node.shows;
             if statement.writes {
-                node.shows.lsn += 1 + self.dice.under(3);
+                shown.lsn += 1 + self.dice.under(3);
+                self.inserts(statement.node, shown.lsn);
                 self.tally.writes += 1;
+            } else if self.leader == Some(statement.node) {
+                shown.lsn = self.visible;
             }
-            statement.shown = Some(node.shows);
+            statement.shown = Some(shown);
         }
-        let Some(shown) = statement.shown.filter(|_| statement.shown_at <= self.now) else {
+        let node = &self.nodes[statement.node];
+        let leads = node.down_until.is_none() && node.incarnation == statement.incarnation && self.leader == Some(statement.node);
+        let pending = statement.shown.filter(|_| statement.writes && !statement.committed);
+        if pending.is_some_and(|_| !leads) {
+            // Cut short in its wait for a standby: the outcome is unknown.
+            let now = self.at(self.now);
+            self.sessions[index].watermark.saw_unknown(now);
+            self.marked_at = self.now;
+            return Ok(());
+        }
+        statement.committed |= pending.is_some_and(|shown| shown.lsn <= self.visible);
+        let done = statement.shown_at <= self.now && (statement.committed || !statement.writes);
+        let Some(shown) = statement.shown.filter(|_| done) else {
             self.sessions[index].statement = Some(statement);
             return Ok(());
         };
@@ -612,8 +530,8 @@ impl World {
         let now = self.at(self.now);
         let (bound, must) = match self.level {
             Level::Eventual | Level::Session => (Bound::Nothing, None),
-            Level::Global if self.broken == Broken::NothingMarked => (Bound::Nothing, self.acknowledged),
-            Level::Global => (Bound::since(self.at(self.marked_at), &self.topology), self.acknowledged),
+            Level::Global if self.broken == Broken::NothingMarked => (Bound::Nothing, self.must_show()),
+            Level::Global => (Bound::since(self.at(self.marked_at), &self.topology), self.must_show()),
             Level::Strong => match self.strong_bound(index) {
                 Some((bound, must)) => (bound, Some(must)),
                 None => return,
@@ -628,6 +546,13 @@ impl World {
         let chosen = route::replica(Ask { watermark, bound, excluded: &excluded, zone: None, random }, &self.topology, &Free, now);
         self.tally.bounded_replica_reads += u64::from(bounded && chosen.is_ok());
         self.tally.leader_reads += u64::from(chosen.is_err());
+        if let Some(witnessed) = self.topology.witnessed.filter(|_| bounded && chosen.is_ok()) {
+            self.tally.exactly_witnessed_reads += u64::from(witnessed.exact);
+            self.tally.otherwise_witnessed_reads += u64::from(!witnessed.exact);
+        }
+        if chosen.is_err() && self.sessions[index].watermark.is_ahead_of_leader(&self.topology) {
+            return;
+        }
         let chosen = chosen.ok().cloned();
         self.sends(index, chosen, false, must);
     }
@@ -667,7 +592,7 @@ impl World {
         let runs_at = self.now + self.dice.under(10);
         let shown_at = runs_at + self.dice.under(10);
         let (incarnation, sent_at) = (self.nodes[node].incarnation, self.now);
-        let statement = Statement { node, incarnation, member, writes, sent_at, runs_at, shown_at, shown: None, must };
+        let statement = Statement { node, incarnation, member, writes, sent_at, runs_at, shown_at, shown: None, committed: false, must };
         self.sessions[index].statement = Some(statement);
     }
 }
@@ -711,10 +636,15 @@ fn check(level: Level) {
         all.promotions += tally.promotions;
         all.restarts += tally.restarts;
         all.left_behind += tally.left_behind;
+        all.exactly_witnessed_reads += tally.exactly_witnessed_reads;
+        all.otherwise_witnessed_reads += tally.otherwise_witnessed_reads;
     }
     println!("{}: {schedules} schedules in {:.1} s: {all:?}", level.as_str(), began.elapsed().as_secs_f64());
     // The model reaches what it is for.
     assert!(all.bounded_replica_reads > schedules && all.leader_reads > schedules && all.writes > schedules, "{all:?}");
+    // A strong read waits for a leader.
+    assert!(level == Level::Strong || all.exactly_witnessed_reads > schedules / 4, "{all:?}");
+    assert!(level != Level::Global || all.otherwise_witnessed_reads > schedules / 10, "{all:?}");
     assert!(all.promotions > schedules / 4 && all.restarts > schedules / 4 && all.left_behind > schedules / 20, "{all:?}");
 }
 
@@ -749,6 +679,16 @@ fn every_broken_rule_is_found_out() {
         (Level::Global, Broken::MarkedAtSending),
         (Level::Global, Broken::NothingMarked),
         (Level::Global, Broken::ReceiveTime),
+        (Level::Global, Broken::ReceivedForReplayed),
+        (Level::Global, Broken::WitnessedBefore),
+        (Level::Global, Broken::AnyoneWitnesses),
+        (Level::Global, Broken::OneOfAQuorum),
+        (Level::Global, Broken::KeyOutdated),
+        (Level::Global, Broken::AskedBeforeNamed),
+        (Level::Global, Broken::RestartedWitness),
+        (Level::Global, Broken::NoGrace),
+        (Level::Session, Broken::WitnessedBefore),
+        (Level::Session, Broken::AnyoneIsExact),
         (Level::Strong, Broken::SampledBefore),
         (Level::Strong, Broken::OthersForgotten),
         (Level::Strong, Broken::ReceivedForReplayed),

@@ -5,6 +5,7 @@
 
 #![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests read the clock that they hand in"))]
 
+pub mod balance;
 pub mod causal;
 #[cfg(test)]
 mod causal_model;
@@ -16,3 +17,4 @@ pub mod session;
 pub mod sql;
 pub mod topology;
 pub mod wire;
+pub mod witness;

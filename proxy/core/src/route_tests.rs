@@ -59,6 +59,7 @@ fn cluster(at: Instant, samples: &[(Instant, u64)], replays: [u64; 2]) -> Topolo
     Topology {
         state: ClusterState::Stable,
         epoch: Epoch(1),
+        sampled_in: Epoch(1),
         leader: Some(Leader {
             member: 0,
             epoch: Epoch(1),
@@ -134,7 +135,7 @@ fn a_new_epoch_asks_for_a_new_sample() {
     watermark.saw(&member("leader", 0, t), t);
     assert_eq!(watermark.bound(&cluster(t, &[(t + ms(1), 100)], [0, 0]), t + ms(2)), Bound::At(Lsn(100)));
     let mut next = cluster(t, &[(t + ms(3), 50)], [0, 0]);
-    next.epoch = Epoch(2);
+    (next.epoch, next.sampled_in) = (Epoch(2), Epoch(2));
     assert_eq!(watermark.bound(&next, t + ms(4)), Bound::Unknown);
     next.samples = [Sample { sent_at: t + ms(5), insert_lsn: Lsn(60), flush_lsn: Lsn(60), settled_at: None }].into();
     assert_eq!(watermark.bound(&next, t + ms(6)), Bound::At(Lsn(60)));

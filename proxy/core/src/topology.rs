@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::lsn::{Lsn, Timeline};
+use crate::witness::Witnessed;
 
 /// Counts the leaderships this router has believed in. Raised whenever (system identifier, name, address, timeline) of
 /// the leader change, or its key was seen absent. 0: none so far.
@@ -166,10 +167,14 @@ pub struct Topology {
     pub leader: Option<Leader>,
     /// Sorted by name.
     pub members: Vec<Arc<Member>>,
-    /// The latest leader samples of this epoch, oldest first.
+    /// The epoch that the samples are of: an older one than `epoch` while no leader has been in force in that.
+    pub sampled_in: Epoch,
+    /// The latest leader samples of that epoch, oldest first.
     pub samples: Arc<[Sample]>,
-    /// Of an hour of this epoch about one sample a second, oldest first: for what was seen or written before those.
+    /// Of an hour of that epoch about one sample a second, oldest first: for what was seen or written before those.
     pub history: Arc<[Sample]>,
+    /// While no leader is in force: what bounds what was acknowledged since the last sample.
+    pub witnessed: Option<Witnessed>,
     /// Newest first, bounded.
     pub changes: Arc<[LeaderChange]>,
     /// Whether the last etcd read succeeded, and what went wrong if not.
@@ -196,6 +201,11 @@ impl Topology {
         let old =
             self.history.get(first(&self.history)).filter(|old| self.samples.first().is_none_or(|recent| old.sent_at < recent.sent_at));
         old.or_else(|| self.samples.first())
+    }
+
+    /// What standbys tell of everything that was acknowledged until `at`.
+    pub fn witnessed_after(&self, at: Instant) -> Option<&Witnessed> {
+        self.witnessed.as_ref().filter(|witnessed| witnessed.sent_at > at)
     }
 
     /// Whether a replica may for a while have shown, before `at`, what the leader doesn't show yet: a commit that waits for its synchronous

@@ -181,21 +181,24 @@ fn statements(out: &mut Writer<'_>, snapshot: &Snapshot) -> fmt::Result {
     let unforeseen = unforeseen.map(|u| (vec![("fingerprint", u.fingerprint.as_str()), ("statement", u.statement.as_str())], u.times));
     out.counters("unforeseen_statements", "The same, by statement; the most frequent only", None, unforeseen)?;
     out.gauge("verdict_cache_entries", "Verdicts in the cache", None, snapshot.verdicts.cached as f64)?;
-    latency(out, snapshot)
+    let help = "From a statement batch's arrival to its answer's end, as clients see it";
+    times(out, "switchyard_response", help, &snapshot.latency_log2_us, snapshot.latency_seconds_total)?;
+    let help = "Reads that waited for a replica to show enough, or for the leader's position";
+    times(out, "switchyard_read_wait", help, &snapshot.read_wait_log2_us, snapshot.read_wait_seconds_total)
 }
 
-fn latency(out: &mut Writer<'_>, snapshot: &Snapshot) -> fmt::Result {
+/// A histogram of times.
+fn times(out: &mut Writer<'_>, name: &str, help: &str, log2_us: &[u64], sum: f64) -> fmt::Result {
     // The encoder sums the counts up, and prints infinity as +Inf.
     let mut buckets: Vec<(f64, u64)> = BUCKETS.map(|bits| ((1u64 << bits) as f64 / 1e6, 0)).collect();
     buckets.push((f64::INFINITY, 0));
-    for (bits, count) in snapshot.latency_log2_us.iter().enumerate() {
+    for (bits, count) in log2_us.iter().enumerate() {
         let index = bits.max(*BUCKETS.start()).min(*BUCKETS.end() + 1) - *BUCKETS.start();
         buckets[index].1 += count;
     }
     let count = buckets.iter().map(|(_, count)| count).sum();
-    let help = "From a statement batch's arrival to its answer's end, as clients see it";
-    let mut encoder = out.encoder.encode_descriptor("switchyard_response", help, Some(&Unit::Seconds), MetricType::Histogram)?;
-    encoder.encode_histogram::<NoLabelSet>(snapshot.latency_seconds_total, count, &buckets, None)
+    let mut encoder = out.encoder.encode_descriptor(name, help, Some(&Unit::Seconds), MetricType::Histogram)?;
+    encoder.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)
 }
 
 fn node(member: &MemberView) -> Labels<'_> {

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 use switchyard_core::topology::{ClusterState, Member, Out, Role, Topology};
+use switchyard_core::witness::Witnessed;
 
 use super::history::{NodeRates, Quantiles, Rates};
 use super::{Live, Summary, ready};
@@ -75,6 +76,9 @@ pub struct Snapshot {
     /// Statement batches by response time: entry i counts those below 2^i microseconds and not below half of it.
     pub latency_log2_us: Vec<u64>,
     pub latency_seconds_total: f64,
+    /// Times that reads have waited for a replica or for the leader's position, in the same way.
+    pub read_wait_log2_us: Vec<u64>,
+    pub read_wait_seconds_total: f64,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -320,6 +324,8 @@ pub(super) fn take(from: &Sources<'_>) -> Snapshot {
         events: events(stats),
         latency_log2_us: stats.latency_log2_us.iter().map(Counter::value).collect(),
         latency_seconds_total: stats.latency_us_total.value() as f64 / 1e6,
+        read_wait_log2_us: stats.read_wait_log2_us.iter().map(Counter::value).collect(),
+        read_wait_seconds_total: stats.read_wait_us_total.value() as f64 / 1e6,
     }
 }
 
@@ -404,15 +410,15 @@ fn cluster(from: &Sources<'_>, members: &[MemberView], held: i64) -> Cluster {
         replicas_serving: members.iter().filter(|m| m.status == "serving").count(),
         replicas: members.iter().filter(should_serve).count(),
     };
-    (cluster.level, cluster.summary) = describe(&cluster, held);
+    (cluster.level, cluster.summary) = describe(&cluster, held, topology.witnessed.as_ref());
     if from.live.draining {
         (cluster.level, cluster.summary) = ("warn", format!("The router is shutting down. {}", cluster.summary));
     }
     cluster
 }
 
-/// What the cluster is doing, in words.
-fn describe(cluster: &Cluster, held: i64) -> (&'static str, String) {
+/// What the cluster is doing, in words. `witnessed`: what reads without a leader are held to.
+fn describe(cluster: &Cluster, held: i64, witnessed: Option<&Witnessed>) -> (&'static str, String) {
     let waits = match held {
         ..=0 => "no write waits".to_owned(),
         1 => "1 write waits".to_owned(),
@@ -427,10 +433,16 @@ fn describe(cluster: &Cluster, held: i64) -> (&'static str, String) {
     let timeline = cluster.timeline.unwrap_or_default();
     let (level, text) = match cluster.state {
         "starting" => ("bad", "Starting: the cluster's state is not known yet".to_owned()),
-        "leaderless" => match cluster.state_seconds {
-            Some(seconds) => ("bad", format!("No leader for {}: {waits}, {replicas}", spoken(seconds))),
-            None => ("bad", format!("No leader: {waits}, {replicas}")),
-        },
+        "leaderless" => {
+            let known = match (cluster.replicas_serving, witnessed) {
+                (0, _) => "",
+                (_, None) => "; those of what was written last wait",
+                (_, Some(witnessed)) if witnessed.exact => "; it is known what was written last",
+                (_, Some(_)) => "; at global they show what replicas have received, and what none has may be lost",
+            };
+            let since = cluster.state_seconds.map(|seconds| format!(" for {}", spoken(seconds))).unwrap_or_default();
+            ("bad", format!("No leader{since}: {waits}, {replicas}{known}"))
+        }
         "switching" => ("warn", format!("Switchover: {leader} is handing over, {waits}, {replicas}")),
         _ if cluster.standby_cluster => {
             ("ok", format!("Standby cluster: {leader} leads (timeline {timeline}) and takes no writes, {replicas}"))

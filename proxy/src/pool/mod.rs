@@ -4,6 +4,7 @@
 //! that is dropped instead of returned closes its connection, so that an early `?` can't return a dirty server.
 //! Locks are held for bookkeeping only. A pool's lock may be held while a node's is taken, never the other way round.
 
+mod ahead;
 mod book;
 
 use std::collections::VecDeque;
@@ -224,6 +225,7 @@ pub(crate) struct Waiting {
     /// Only one that nobody has used will do.
     fresh: bool,
     offer: Expected,
+    arriving: Arriving,
 }
 
 enum Expected {
@@ -236,7 +238,8 @@ enum Expected {
 impl Waiting {
     /// Waits for its turn, opens a connection where that is what it got. Cancel-safe: dropped, it gives back what it had.
     pub(crate) async fn lease(self) -> Result<Lease, LeaseError> {
-        let Waiting { pool, client, epoch, fresh, mut offer } = self;
+        // A lease counts from its beginning: until it is there, this does.
+        let Waiting { pool, client, epoch, fresh, mut offer, arriving: _arriving } = self;
         if let Expected::Crowd(turn) = &mut offer {
             let mut given = tokio::time::timeout(OPENING_WAIT, &mut *turn).await.ok().and_then(Result::ok);
             if given.is_none() {
@@ -290,6 +293,22 @@ fn fits(mut lease: Lease, epoch: Epoch, fresh: bool) -> Result<Lease, Permit> {
     if current && server.is_alive() && (!fresh || server.state.fresh) { Ok(lease) } else { Err(lease.into_permit()) }
 }
 
+/// A session that was sent to a node and has no connection to it yet: part of the node's load all the same.
+struct Arriving(Arc<NodeStats>);
+
+impl Arriving {
+    fn new(stats: &Arc<NodeStats>) -> Arriving {
+        stats.waiting.up();
+        Arriving(stats.clone())
+    }
+}
+
+impl Drop for Arriving {
+    fn drop(&mut self) {
+        self.0.waiting.down();
+    }
+}
+
 /// A waiting client, counted while it waits.
 struct Counted(Arc<PoolStats>);
 
@@ -322,7 +341,16 @@ impl Pool {
         let mut book = self.book.lock();
         let room = book.open < config.pool.max_size;
         let found = book.take(client, epoch, !room, &mut dead);
-        let later = |offer| Acquired::Later(Waiting { pool: self.clone(), client: client.clone(), epoch, fresh, offer });
+        let later = |offer| {
+            Acquired::Later(Waiting {
+                pool: self.clone(),
+                client: client.clone(),
+                epoch,
+                fresh,
+                offer,
+                arriving: Arriving::new(&self.node_stats),
+            })
+        };
         let taken = |server| {
             self.stats_idle(1);
             let lease = self.lease(server);
@@ -367,7 +395,8 @@ impl Pool {
 
     fn never(self: &Arc<Pool>) -> Acquired {
         let (_, receiver) = oneshot::channel();
-        Acquired::Later(Waiting { pool: self.clone(), client: Weak::new(), epoch: Epoch(0), fresh: false, offer: Expected::Turn(receiver) })
+        let (offer, arriving) = (Expected::Turn(receiver), Arriving::new(&self.node_stats));
+        Acquired::Later(Waiting { pool: self.clone(), client: Weak::new(), epoch: Epoch(0), fresh: false, offer, arriving })
     }
 
     /// The right to open one more, counted among those that are being opened.
@@ -390,6 +419,15 @@ impl Pool {
     }
 
     async fn open(self: Arc<Pool>, permit: Permit, pools: &Pools, epoch: Epoch) -> Result<Lease, LeaseError> {
+        let server = self.connect(pools, epoch).await?;
+        if self.key.role == ServerRole::Leader && server.in_hot_standby() == Some(true) {
+            return Err(LeaseError::InRecovery);
+        }
+        Ok(self.admit(pools, permit, server))
+    }
+
+    /// A connection that is nobody's yet.
+    async fn connect(&self, pools: &Pools, epoch: Epoch) -> Result<Server, LeaseError> {
         let (target, config) = {
             let topology = pools.topology.load();
             let member = topology.member(&self.key.node).ok_or(LeaseError::Gone)?;
@@ -407,10 +445,11 @@ impl Pool {
             self.node_stats.connect_errors.add(1);
             tracing::debug!(node = %self.key.node, %error, "no server connection");
         })?;
-        let mut server = Server::new(connected, target, self.key.node.clone(), self.key.role, epoch, config.pool.max_prepared);
-        if self.key.role == ServerRole::Leader && server.in_hot_standby() == Some(true) {
-            return Err(LeaseError::InRecovery);
-        }
+        Ok(Server::new(connected, target, self.key.node.clone(), self.key.role, epoch, config.pool.max_prepared))
+    }
+
+    /// Takes a connection into the pool, in the place that `permit` has kept.
+    fn admit(self: &Arc<Pool>, pools: &Pools, permit: Permit, mut server: Server) -> Lease {
         {
             let mut reported = self.reported.lock();
             server.state.params.share(&reported);
@@ -423,7 +462,7 @@ impl Pool {
         self.node_stats.connections.up();
         self.node_stats.connections_total.add(1);
         permit.used();
-        Ok(self.lease(Box::new(server)))
+        self.lease(Box::new(server))
     }
 
     /// Closes a connection of this pool, and lets somebody else have its place.

@@ -97,6 +97,8 @@ pub(crate) fn five() -> Topology {
         epoch: Epoch(3),
         leader: Some(leader(Duration::from_secs(3600))),
         members: members.into_iter().map(Arc::new).collect(),
+        sampled_in: Epoch(3),
+        witnessed: None,
         history: Arc::default(),
         samples: Arc::new([]),
         changes: Arc::new([
@@ -213,6 +215,7 @@ pub(crate) fn count(stats: &Stats) {
             counter.add(times);
         }
     }
+    stats.read_waited(Duration::from_millis(9));
     (0..7).for_each(|_| stats.rerun("40001"));
     (0..2).for_each(|_| stats.rerun("0A000"));
     (0..3).for_each(|_| stats.refusal("57P03"));

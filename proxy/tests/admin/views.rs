@@ -2,10 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use switchyard::admin::{Live, exposition};
 use switchyard::stats::PoolName;
+use switchyard_core::lsn::Lsn;
+use switchyard_core::topology::Topology;
+use switchyard_core::witness::Witnessed;
 
 use crate::fixture;
 use crate::http::Server;
@@ -74,6 +77,8 @@ async fn metrics_hold_the_counters() {
         ("switchyard_response_seconds_bucket{le=\"+Inf\"}", 2.0),
         ("switchyard_response_seconds_count", 2.0),
         ("switchyard_response_seconds_sum", 0.0016),
+        ("switchyard_read_wait_seconds_count", 1.0),
+        ("switchyard_read_wait_seconds_sum", 0.009),
     ] {
         assert_eq!(series.get(name), Some(&value), "{name} in\n{text}");
     }
@@ -176,13 +181,29 @@ async fn summaries_say_what_the_cluster_does() {
     expired.leader = Some(fixture::leader(Duration::ZERO));
     let mut drained = fixture::all_well();
     Arc::make_mut(&mut drained.members[4]).out = Some(switchyard_core::topology::Out::Drained);
+    let witnessed = |exact: bool| {
+        let witnessed = Witnessed { sent_at: Instant::now(), lsn: Lsn(1), exact };
+        Topology { witnessed: Some(witnessed), ..fixture::leaderless() }
+    };
     for (topology, level, start, end) in [
         (fixture::all_well(), "ok", "Stable: node1 leads (timeline 3), ", "4 of 4 replicas serve reads"),
         (drained, "ok", "Stable: node1 leads (timeline 3), ", "3 of 3 replicas serve reads"),
         (fixture::five(), "warn", "Stable: node1 leads (timeline 3), ", "2 of 4 replicas serve reads"),
-        (fixture::leaderless(), "bad", "No leader for 3.", " s: 12 writes wait, 2 of 4 replicas serve reads"),
+        (
+            fixture::leaderless(),
+            "bad",
+            "No leader for 3.",
+            " s: 12 writes wait, 2 of 4 replicas serve reads; those of what was written last wait",
+        ),
+        (witnessed(true), "bad", "No leader for 3.", "2 of 4 replicas serve reads; it is known what was written last"),
+        (
+            witnessed(false),
+            "bad",
+            "No leader for 3.",
+            "2 of 4 replicas serve reads; at global they show what replicas have received, and what none has may be lost",
+        ),
         // Nobody published a new snapshot, and still the leader isn't in force any more.
-        (expired, "bad", "No leader for 0.0 s: 12 writes wait, ", "4 of 4 replicas serve reads"),
+        (expired, "bad", "No leader for 0.0 s: 12 writes wait, ", "4 of 4 replicas serve reads; those of what was written last wait"),
         (Default::default(), "bad", "Starting", "not known yet"),
     ] {
         let admin = fixture::admin(topology, Live::default());

@@ -49,6 +49,7 @@ async fn faults() -> Result {
     stories.tell("an administrator ends a connection", last_words::terminated(&cluster, &router)).await;
     stories.tell("a replica is drained under read load", planned::drain(&cluster, &router)).await;
     stories.tell("the leader is killed under load", under_load::leader_killed(&cluster, &router)).await;
+    stories.tell("the leader is killed under load, replicated asynchronously", under_load::leader_killed_asynchronously()).await;
     stories.tell("what is in flight when the leader dies", in_flight::leader_dies(&cluster, &router)).await;
     stories.tell("a read in flight on a replica that dies", in_flight::replica_dies(&cluster, &router)).await;
     stories.tell("no leader for longer than writes may wait", line::no_leader(&cluster)).await;

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use switchyard_tests::load::{Load, Report};
-use switchyard_tests::{Cluster, Result, Router, eventually};
+use switchyard_tests::{Cluster, Options, Result, Router, RouterOptions, eventually};
 
 use super::{SOON, sync_standby, whole};
 
@@ -13,6 +13,8 @@ const ON: u64 = 30;
 /// Each session gets at most so many errors from one loss of the leader: the one that was in flight, and one more where the loss is
 /// noticed on the way.
 const ERRORS_PER_SESSION: usize = 2;
+/// No reader waits as long for a new leader as the dead one's key lives: half of Patroni's least `ttl`.
+const READ_GAP_MAX: Duration = Duration::from_secs(10);
 
 pub(crate) async fn replica_killed(cluster: &Cluster, router: &Router) -> Result {
     Load::prepare(cluster).await?;
@@ -47,9 +49,7 @@ pub(crate) async fn switchover(cluster: &Cluster, router: &Router) -> Result {
     writes_went_well(&report, cluster).await?;
     reads_went_well(&report)?;
     report.nobody_returned_to(old.port())?;
-    // The read-only port is at `eventual`.
-    let went_back: Vec<_> = report.went_back.iter().filter(|text| !text.contains("read-only")).collect();
-    ensure!(went_back.is_empty(), "back in time: {went_back:?}");
+    ensure!(report.went_back.is_empty(), "back in time: {:?}", report.went_back);
     eventually(SOON, "the old leader follows", || async { Ok(old.is_in_recovery().await?.then_some(())) }).await?;
     whole(cluster, router).await
 }
@@ -62,7 +62,7 @@ pub(crate) async fn leader_killed(cluster: &Cluster, router: &Router) -> Result 
     load.goes_on(ON, SOON).await?;
     let old = cluster.kill_leader().await?;
     let killed = Instant::now();
-    // While nobody leads, and the dead leader's key is still there.
+    // While nobody leads, and the dead leader's key is still there: what was just written is read, too.
     load.reads_go_on(ON, SOON).await?;
     cluster.expire_leader().await?;
     eventually(SOON, "the leader key moves", || async { Ok(cluster.leader_key().await?.filter(|name| name != old.name())) }).await?;
@@ -76,11 +76,45 @@ pub(crate) async fn leader_killed(cluster: &Cluster, router: &Router) -> Result 
     let after = first.at.saturating_duration_since(moved);
     println!("writes go on {:.2} s after the leader key's move", after.as_secs_f64());
     ensure!(after < Duration::from_secs(5), "{after:?}");
+    ensure!(report.longest_read_gap < READ_GAP_MAX, "a reader waited {:?}", report.longest_read_gap);
+    // Nothing is lost here, so nobody goes back but on the read-only port, which is at `eventual`.
+    let back: Vec<_> = report.went_back.iter().filter(|text| text.contains("read/write")).collect();
+    ensure!(back.is_empty(), "{back:?}");
     writes_went_well(&report, cluster).await?;
     reads_went_well(&report)?;
     report.nobody_returned_to(old.port())?;
     cluster.start_member(&old).await?;
     whole(cluster, router).await
+}
+
+/// Without synchronous replication nobody can tell what the dead leader had acknowledged last: reads go on with what replicas have received.
+pub(crate) async fn leader_killed_asynchronously() -> Result {
+    let cluster = Cluster::start(Options::new().members(3)).await?;
+    // Asked that seldom, the leader has acknowledged more when it dies than any probe can have bounded.
+    let seldom = RouterOptions::new().set("health.interval", "1s").set("health.busy_interval", "1s");
+    let router = Router::start(&cluster, seldom).await?;
+    Load::prepare(&cluster).await?;
+    let load = Load::start(&router, 1, 1).await?;
+    // It has seen nothing itself: what the others have seen on the leader since its last probe, they wait for.
+    let bystander = router.rw("app").await?;
+    load.goes_on(ON, SOON).await?;
+    let old = cluster.kill_leader().await?;
+    let killed = Instant::now();
+    let read = tokio::time::timeout(READ_GAP_MAX, bystander.simple_query("SELECT count(*) FROM load")).await;
+    read.context("a read of what others wrote waits for a new leader")??;
+    println!("a read of what others wrote, {:.2} s after the leader was killed", killed.elapsed().as_secs_f64());
+    cluster.expire_leader().await?;
+    eventually(SOON, "the leader key moves", || async { Ok(cluster.leader_key().await?.filter(|name| name != old.name())) }).await?;
+    load.goes_on(2 * ON, SOON).await?;
+    let report = load.stop().await?;
+    tell_gap("kill -9 without synchronous replication", &report);
+    reads_went_well(&report)?;
+    // On the read/write port nobody goes back, unless with what the cluster has lost.
+    let lost = report.nothing_is_lost(&cluster).await.err();
+    let back: Vec<_> = report.went_back.iter().filter(|text| text.contains("read/write")).collect();
+    println!("lost: {lost:?}; went back on the read/write port: {back:?}");
+    ensure!(lost.is_some() || back.is_empty(), "{back:?}");
+    Ok(())
 }
 
 /// Without failsafe mode Patroni demotes a leader that can't reach etcd: writes wait for the end of it.
@@ -110,9 +144,10 @@ pub(crate) async fn etcd_away(cluster: &Cluster, router: &Router) -> Result {
 fn tell_gap(what: &str, report: &Report) {
     let gap = report.longest_gap().map_or(0.0, |(gap, _)| gap.as_secs_f64());
     println!(
-        "{what}: {} writes, {} reads; longest time without a write {gap:.2} s; writers' errors {:?}; reads that went back {}",
+        "{what}: {} writes, {} reads; longest time without a write {gap:.2} s, of a reader without an answer {:.2} s; writers' errors {:?}; reads that went back {}",
         report.acks.len(),
         report.reads,
+        report.longest_read_gap.as_secs_f64(),
         report.write_sqlstates(),
         report.went_back.len()
     );

@@ -52,6 +52,9 @@ impl Session {
     }
 
     fn decide_read_only(&mut self, env: &Env<'_>, work: &mut Work) {
+        if (self.begin.is_some() || self.status == TxStatus::Idle) && self.hold_transaction_control(env, work) {
+            return;
+        }
         match self.replica(env, work, self.level(env, work)) {
             Choice::Replica(need) => self.lease(need),
             Choice::Leader(_) => self.fall_back(env, work),
@@ -223,6 +226,9 @@ impl Session {
         let level = self.own.level().unwrap_or_else(|| work.batch.level(env.policy.level));
         // A Parse or Describe shows no data; in a transaction it may fix the snapshot of what does.
         let begins = self.begin.is_some() || self.status != TxStatus::Idle;
+        if self.begin.as_ref().is_some_and(|begin| begin.resumed) {
+            return level.max(Level::Session);
+        }
         if begins || work.batch.executes() { level } else { level.min(Level::Session) }
     }
 
@@ -326,8 +332,13 @@ impl Session {
             return false;
         }
         let (tag, status): (&[u8], _) = match (effect, &mut self.begin) {
+            // A standby refuses these at once.
+            (Effect::Begin(modes), None) if env.policy.access == Access::ReadOnly && wants_the_leader(*modes) => return false,
+            (Effect::SetTransaction { modes, .. }, Some(_)) if env.policy.access == Access::ReadOnly && wants_the_leader(*modes) => {
+                return false;
+            }
             (Effect::Begin(modes), None) => {
-                self.begin = Some(HeldBegin { texts: terminated(text), modes: *modes });
+                self.begin = Some(HeldBegin { texts: terminated(text), modes: *modes, resumed: false });
                 // The tag tells BEGIN from START TRANSACTION.
                 let tag: &[u8] = if verdict.command.starts_with("START") { b"START TRANSACTION" } else { b"BEGIN" };
                 (tag, TxStatus::InTransaction)
@@ -361,10 +372,25 @@ impl Session {
         true
     }
 
+    /// Whether the transaction can be taken to another server: it keeps nothing on its own, no portal either.
+    pub(super) fn can_move(&self, role: ServerRole) -> bool {
+        self.movable.is_some()
+            && role == ServerRole::Replica
+            && self.status == TxStatus::InTransaction
+            && self.pins.is_empty()
+            && self.portals.keys().all(|name| name.is_empty())
+    }
+
+    /// The transaction begins anew elsewhere, with its next statement.
+    pub(super) fn resume(&mut self) {
+        self.begin = self.movable.take().map(|begin| HeldBegin { resumed: true, ..begin });
+    }
+
     /// Whether the READ ONLY transaction has to leave the replica on which it runs, and can: for the leader, or (`false`) for whoever shows
     /// what the batch reads.
     pub(super) fn must_move(&mut self, env: &Env<'_>, work: &Work) -> Option<bool> {
-        let can = self.movable.is_some()
+        let can = env.policy.access == Access::ReadWrite
+            && self.movable.is_some()
             && work.owed.is_empty()
             && work.segment != Segment::Skipped
             && self.status == TxStatus::InTransaction
@@ -493,6 +519,11 @@ fn begins(work: &Work) -> Option<TransactionModes> {
         Effect::Begin(modes) => Some(*modes),
         _ => None,
     })
+}
+
+/// Whether only a leader has transactions like this.
+fn wants_the_leader(modes: TransactionModes) -> bool {
+    modes.read_only == Some(false) || modes.serializable == Some(true)
 }
 
 fn merged(first: TransactionModes, then: TransactionModes) -> TransactionModes {

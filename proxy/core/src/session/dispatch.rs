@@ -8,7 +8,7 @@ use rustc_hash::FxHashMap;
 use super::batch::{End, Item, Statement};
 use super::replies::{Owed, Prepares, Sync};
 use super::server::{StatementId, server_name};
-use super::{Access, Attempt, Env, HeldBegin, Lost, Phase, Segment, ServerState, Session, Work, own};
+use super::{Attempt, Env, Lost, Phase, Segment, ServerState, Session, Work, own};
 use crate::marks::Touched;
 use crate::refusal::Refusal;
 use crate::route::ServerRole;
@@ -68,7 +68,7 @@ impl Session {
         }
         let class = work.batch.class();
         let begins = work.segment == Segment::Closed && work.owed.iter().all(|owed| matches!(owed, Owed::Bring));
-        let lone_write = begins && self.begin_segment(env, work, server, class);
+        let lone_write = begins && self.begin_segment(work, server, class);
         if env.policy.session_mode {
             self.pins.add(PinReason::SessionMode);
         }
@@ -155,7 +155,7 @@ impl Session {
     }
 
     /// What comes before the first batch on this lease. Whether that is a lone write, which may run again if it is proven to be rolled back.
-    fn begin_segment(&mut self, env: &Env<'_>, work: &mut Work, server: &mut ServerState, class: Class) -> bool {
+    fn begin_segment(&mut self, work: &mut Work, server: &mut ServerState, class: Class) -> bool {
         work.segment_failed = false;
         // A COMMIT shows nothing, and yet says that something is done.
         work.shows = self.status != TxStatus::Idle;
@@ -195,13 +195,21 @@ impl Session {
             if work.batch.end == End::Ready && work.batch.repeatable() && on_replica {
                 work.attempt = Some(Attempt { begin: Some(begin.clone()), ..Attempt::default() });
             }
-            // A READ ONLY transaction at READ COMMITTED may move to the leader with it.
+            // A transaction at READ COMMITTED may go elsewhere with it.
             let one_snapshot = begin.modes.repeatable_read.unwrap_or_else(|| self.default_isolation_is("repeatable"));
-            self.movable = (on_replica && env.policy.access == Access::ReadWrite && !one_snapshot).then_some(begin);
+            self.movable = (on_replica && !one_snapshot).then_some(begin);
         } else if class == Class::Write {
             return outside && server.role == ServerRole::Leader && work.batch.lone_change().is_some();
         } else if outside && ends_here && class <= Class::Read && work.batch.repeatable() && !work.batch.is_trivial() {
             work.attempt = Some(Attempt::default());
+        } else if work.batch.end == End::Ready
+            && self.can_move(server.role)
+            && class <= Class::Read
+            && work.batch.executes()
+            && work.batch.repeatable()
+            && !work.batch.may_end_transaction()
+        {
+            work.attempt = Some(Attempt { later: true, ..Attempt::default() });
         }
         false
     }
@@ -506,9 +514,11 @@ impl Session {
     }
 
     /// Puts a held BEGIN back for a batch that runs again.
-    pub(super) fn put_begin_back(&mut self, begin: Option<HeldBegin>) {
-        if begin.is_some() {
-            self.begin = begin;
+    pub(super) fn put_begin_back(&mut self, attempt: Attempt) {
+        if attempt.later {
+            self.resume();
+        } else if attempt.begin.is_some() {
+            self.begin = attempt.begin;
             self.movable = None;
         }
     }

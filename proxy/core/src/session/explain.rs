@@ -92,7 +92,7 @@ impl Session {
     }
 
     /// The lines of EXPLAIN (ROUTE).
-    fn explain(&mut self, env: &Env<'_>, statement: &[u8]) -> Vec<String> {
+    pub(super) fn explain(&mut self, env: &Env<'_>, statement: &[u8]) -> Vec<String> {
         let verdict = self.verdict(env, statement);
         let mut lines = describe(&verdict);
         lines.extend(env.judge.grounds());
@@ -103,6 +103,9 @@ impl Session {
             let what = if verdict.class == Class::Write { "Writes" } else { "Reads" };
             let touched = if verdict.class == Class::Write { &verdict.writes } else { &verdict.reads };
             lines.push(format!("{what}: {}", touched.describe()));
+        }
+        if verdict.class == Class::Read && env.topology.leader_at(env.now).is_none() {
+            lines.extend(without_a_leader(env, level).map(|held| format!("Without a leader: {held}")));
         }
         let choice = self.would_choose(env, statement, &verdict);
         lines.push(format!("Choice: {}", choice.text));
@@ -174,7 +177,7 @@ impl Session {
             Some(Want::Sample) => {
                 Choice { text: "a replica that shows what the leader, asked first, says that it has written".to_owned(), node: None }
             }
-            Some(Want::Hold) => Choice { text: "none: it waits in line until a leader is in force".to_owned(), node: None },
+            Some(Want::Hold) => Choice { text: what_it_waits_for(env, self.level_of(env, verdict).0, verdict).to_owned(), node: None },
             Some(Want::Return | Want::Close | Want::Departure(_)) | None => {
                 Choice { text: "none: no node can serve it now".to_owned(), node: None }
             }
@@ -214,6 +217,30 @@ impl Session {
 struct Choice {
     text: String,
     node: Option<Arc<str>>,
+}
+
+/// What stands for the leader's position while there is none, for a read at a level.
+fn without_a_leader(env: &Env<'_>, level: Level) -> Option<&'static str> {
+    let exact = env.topology.witnessed.as_ref().map(|witnessed| witnessed.exact);
+    match (level, exact) {
+        (Level::Eventual, _) => None,
+        (Level::Strong, _) => Some("reads at this level wait for the next one"),
+        (_, Some(true)) => {
+            Some("held to what the last one still tells, or synchronous standbys have received: that is all that was acknowledged")
+        }
+        (Level::Global, Some(false)) => {
+            Some("held to what any replica has received, which may be less than was acknowledged (routing.global_without_leader)")
+        }
+        (Level::Session, Some(false)) | (_, None) => Some("held to the last one's last word; what was written or seen after it waits"),
+    }
+}
+
+fn what_it_waits_for(env: &Env<'_>, level: Level, verdict: &Verdict) -> &'static str {
+    let read = verdict.class == Class::Read && level != Level::Strong;
+    match read && env.topology.replicas().next().is_some() {
+        true => "none: it waits in line until a replica is known to show what it must, or a leader is in force",
+        false => "none: it waits in line until a leader is in force",
+    }
 }
 
 fn in_words(why: Why) -> &'static str {

@@ -14,6 +14,8 @@ use crate::wire::reply::{self, TxStatus};
 
 /// SQLSTATE 57P01, admin_shutdown.
 const ADMIN_SHUTDOWN: [u8; 5] = *b"57P01";
+/// SQLSTATE 25P03, idle_in_transaction_session_timeout.
+const IDLE_IN_TRANSACTION: [u8; 5] = *b"25P03";
 /// Servers on which a read, or a write that is proven to be rolled back, may be lost before its client is told.
 const LOSSES_MAX: u8 = 2;
 
@@ -22,6 +24,19 @@ fn awaits_commit(work: &Work) -> bool {
     let mut waits = work.owed.iter().filter(|owed| owed.is_clients());
     let (Some(Owed::Query(verdict, _)), None) = (waits.next(), waits.next()) else { return false };
     verdict.effects == [Effect::Commit { chain: false }]
+}
+
+/// Whether what only reads has been answered, or has failed, but for its ReadyForQuery.
+fn only_ready_is_missing(work: &Work) -> bool {
+    let mut waits = work.owed.iter().filter(|owed| owed.is_clients());
+    let (Some(last), None) = (waits.next(), waits.next()) else { return false };
+    !work.writing
+        && work.attempt.is_none()
+        && match last {
+            Owed::Sync(Sync::Clients) => true,
+            Owed::Query(verdict, _) => work.segment_failed || (work.completed && verdict.statements == 1),
+            _ => false,
+        }
 }
 
 impl Session {
@@ -34,6 +49,8 @@ impl Session {
         if work.owed.iter().any(Owed::is_clients) {
             env.marks.wrote(&written, env.now);
         }
+        let answered = only_ready_is_missing(work);
+        work.completed = false;
         let torn = torn || (work.server_passing > 0 && !work.server_swallowing);
         work.server_passing = 0;
         work.server_in.clear();
@@ -56,6 +73,7 @@ impl Session {
         let last_words = work.last_words.take();
         // A FATAL of this code is sent before anything of a statement is committed, or after its answer (DESIGN, section 4).
         let terminated = last_words.as_ref().is_some_and(|(sqlstate, _)| *sqlstate == ADMIN_SHUTDOWN);
+        let timed_out = last_words.as_ref().is_some_and(|(sqlstate, _)| *sqlstate == IDLE_IN_TRANSACTION);
         self.undo = None;
         if self.want == Some(Want::Return) && !torn {
             // It was about to be given back, and nothing on it was anybody's any more.
@@ -88,7 +106,7 @@ impl Session {
             work.owed.clear();
             work.kept_back.clear();
             work.excluded.push(server.node.clone());
-            self.put_begin_back(attempt.begin);
+            self.put_begin_back(attempt);
             if terminated {
                 // An administrator's pg_terminate_backend isn't undone.
                 work.last_words = last_words;
@@ -155,11 +173,20 @@ impl Session {
             return work.forget_attempts();
         }
         match self.status {
+            TxStatus::Idle if in_flight && answered => {
+                work.owed.clear();
+                reply::ready_for_query(&mut work.to_client, self.status);
+            }
             TxStatus::Idle if in_flight => {
                 let refusal = if work.writing { Refusal::OutcomeUnknown { node } } else { Refusal::ReadCut { node } };
                 self.answer_owed(work, &refusal);
             }
             TxStatus::Idle => work.owed.clear(),
+            TxStatus::InTransaction if !in_flight && !timed_out && self.can_move(server.role) => {
+                // Between two statements: the next one begins it anew elsewhere.
+                work.owed.clear();
+                self.resume();
+            }
             TxStatus::InTransaction | TxStatus::Failed if !in_flight => {
                 work.owed.clear();
                 let reader = server.role == ServerRole::Replica;

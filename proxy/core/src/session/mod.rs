@@ -173,6 +173,8 @@ struct HeldBegin {
     /// The statements' texts, each with its terminator.
     texts: Vec<u8>,
     modes: TransactionModes,
+    /// The transaction has shown something already, on a server that it had to leave: the next one must show that, too.
+    resumed: bool,
 }
 
 /// A transaction whose server was lost.
@@ -203,6 +205,8 @@ enum Segment {
 struct Attempt {
     /// The BEGIN that was sent ahead of it.
     begin: Option<HeldBegin>,
+    /// It isn't the first one of its READ ONLY transaction, which can be taken elsewhere (`Session::movable`).
+    later: bool,
     /// What the server said instead of an answer: the rest is swallowed, then the batch runs again.
     failed: Option<[u8; 5]>,
 }
@@ -241,6 +245,8 @@ pub struct Work {
     misshapen: Vec<StatementId>,
     /// A settings replay or a held BEGIN failed.
     prelude_failed: Option<Vec<u8>>,
+    /// The simple query that is owed next has had a CommandComplete.
+    completed: bool,
     /// An ErrorResponse came for the current segment.
     segment_failed: bool,
     /// What runs shows data, or changes it: the watermark must know.
@@ -381,12 +387,15 @@ pub struct CancelKey {
 pub struct Session {
     phase: Phase,
     want: Option<Want>,
+    /// It is held, and no replica will do.
+    for_leader: bool,
     /// The key to tell; taken when the first ReadyForQuery is sent.
     starting: Option<CancelKey>,
     /// What the client was last told of its transaction.
     status: TxStatus,
     begin: Option<HeldBegin>,
-    /// The BEGIN of a READ ONLY transaction that runs on a replica and may still move to the leader.
+    /// The BEGIN of a transaction that runs on a replica and may still be taken elsewhere: each statement takes a snapshot of its own, and nothing
+    /// of it is kept there.
     movable: Option<HeldBegin>,
     lost: Option<Lost>,
     startup: Arc<Settings>,
@@ -451,6 +460,7 @@ impl Session {
             bad_startup,
             phase: Phase::Idle,
             want: None,
+            for_leader: false,
             starting: Some(key),
             status: TxStatus::Idle,
             begin: None,
@@ -926,8 +936,14 @@ impl Session {
         Dialect { standard_conforming_strings: self.standard_conforming_strings, client_encoding_is_ascii_safe: self.ascii_safe }
     }
 
+    /// Whether what waits in line ([`Want::Hold`]) needs a leader in force, and nothing that is learnt of a replica can end its wait.
+    pub fn waits_for_leader(&self) -> bool {
+        self.for_leader
+    }
+
     fn hold(&mut self) {
         self.phase = Phase::Waiting;
+        self.for_leader = false;
         self.want = Some(Want::Hold);
     }
 
@@ -941,7 +957,10 @@ impl Session {
             Some((leader, member)) if env.topology.state == ClusterState::Stable => {
                 self.lease(Need { node: member.name.clone(), role: ServerRole::Leader, epoch: leader.epoch, why });
             }
-            _ => self.hold(),
+            _ => {
+                self.hold();
+                self.for_leader = matches!(why, Why::Write | Why::Transaction | Why::LookAhead);
+            }
         }
     }
 }

@@ -10,7 +10,7 @@ use super::{Access, Env, Garbled, Lost, Phase, Segment, ServerState, Session, Wa
 use crate::marks::Touched;
 use crate::refusal::Refusal;
 use crate::route::ServerRole;
-use crate::sql::{Effect, PinReason, Verdict};
+use crate::sql::{Class, Effect, PinReason, Verdict};
 use crate::wire::frame::{self, HEADER};
 use crate::wire::reply::{self, TxStatus};
 use crate::wire::view;
@@ -106,8 +106,12 @@ enum Fate {
     Swallow,
 }
 
-/// Bytes of an answer that are kept back at most, so that a batch can run again: beyond, it is forwarded.
+/// Bytes of a write's answer that are kept back at most, so that it can run again: beyond, it is forwarded.
 const KEPT_BACK_MAX: usize = 256 * 1024;
+
+/// Bytes of a read's answer that are kept back at most until it is complete: a server that crashes flushes parts of answers. No more than what is
+/// read of a server at once, so that a large answer is late by one read.
+const READ_KEPT_BACK_MAX: usize = 32 * 1024;
 
 /// Messages up to this size are taken only when they are there as a whole, in bytes. The fields of an error that decide something come first.
 const WHOLE_MAX: usize = 32 * 1024;
@@ -185,7 +189,7 @@ impl Session {
             }
             let seen = header.total.min(rest.len());
             let fate = if matches!(header.tag, b'D' | b'd') {
-                self.row(env, work, header.total)
+                self.row(env, work, *at - run + header.total)
             } else {
                 // What the message causes comes behind what came before it.
                 self.forward(work, &input[run..*at]);
@@ -207,13 +211,14 @@ impl Session {
         Ok(())
     }
 
-    /// Rows are about to be shown: the batch can't run elsewhere any more.
+    /// Rows are about to be shown, unless they can be kept back: then the batch can't run elsewhere any more. `bytes`: of the row, and of what came
+    /// before it and is still to be forwarded.
     fn row(&mut self, env: &Env<'_>, work: &mut Work, bytes: usize) -> Fate {
         if work.runs_again() || !work.owed.front().is_some_and(Owed::is_clients) {
             return Fate::Swallow;
         }
-        if !work.sent.is_empty() && work.kept_back.len() + bytes <= KEPT_BACK_MAX {
-            // What a write returns is kept back until it has succeeded.
+        let kept_back = work.kept_back.len() + bytes;
+        if (work.attempt.is_some() && kept_back <= READ_KEPT_BACK_MAX) || (!work.sent.is_empty() && kept_back <= KEPT_BACK_MAX) {
             return Fate::Forward;
         }
         self.deliver(env, work);
@@ -226,11 +231,16 @@ impl Session {
             self.showed(env, work);
         }
         if work.attempt.take().is_some() {
-            work.to_client.append(&mut work.kept_back);
             work.batch.clear();
         } else if !work.sent.is_empty() {
-            work.to_client.append(&mut work.kept_back);
             work.sent.clear();
+        } else {
+            return;
+        }
+        if work.to_client.is_empty() {
+            std::mem::swap(&mut work.to_client, &mut work.kept_back);
+        } else {
+            work.to_client.append(&mut work.kept_back);
         }
     }
 
@@ -309,6 +319,8 @@ impl Session {
             }
             // As a RowDescription: a COPY of which no row was sent may run elsewhere.
             b'H' => Fate::Forward,
+            // Its end, CopyDone, is no more than its rows.
+            b'c' if work.attempt.is_some() => Fate::Forward,
             // CopyDone ('c') of COPY TO, FunctionCallResponse ('V') and whatever a later PostgreSQL may add.
             _ => {
                 self.deliver(env, work);
@@ -371,7 +383,23 @@ impl Session {
             }
             return Fate::Swallow;
         }
-        self.deliver(env, work);
+        let completes = match work.owed.front() {
+            Some(Owed::Query(verdict, _)) => Some(verdict),
+            Some(Owed::Execute(Some(statement))) => Some(&statement.verdict),
+            _ => None,
+        };
+        // Nothing is lost by keeping it back up to ReadyForQuery, which a server that crashes may not get to send.
+        let only_reads =
+            |verdict: &Arc<Verdict>| verdict.class == Class::Read && verdict.effects.iter().all(|effect| *effect == Effect::UsesClock);
+        let again = completes.is_some_and(only_reads) && tag != b's';
+        if !again || work.attempt.is_none() {
+            self.deliver(env, work);
+        }
+        work.completed = matches!(work.owed.front(), Some(Owed::Query(..)));
+        if tag == b's' {
+            // A portal that is open is state on this server.
+            self.movable = None;
+        }
         if tag == b'C' {
             let tag = view::command_tag(body);
             work.rolled_back = tag == b"ROLLBACK";
@@ -450,7 +478,9 @@ impl Session {
         // After an error in a simple query or a function call its ReadyForQuery follows.
         let extended = !matches!(work.owed.front(), None | Some(Owed::Query(..) | Owed::FunctionCall | Owed::Sync(_)));
         if let Some(attempt) = &mut work.attempt
-            && (attempt.failed.is_some() || runs_again(env, &self.phase, &sqlstate) || others_left_it(env, &work.owed, server, &sqlstate))
+            && (attempt.failed.is_some()
+                || (runs_again(env, &self.phase, &sqlstate) && (!attempt.later || is_conflict(&sqlstate)))
+                || others_left_it(env, &work.owed, server, &sqlstate))
         {
             if attempt.failed.replace(sqlstate).is_none() {
                 work.tally.reruns.push(sqlstate);
@@ -546,6 +576,7 @@ impl Session {
             return Err(Garbled);
         }
         server.tx = status;
+        work.completed = false;
         let owed = work.owed.pop_front();
         server.ready = work.owed.is_empty() && work.segment == Segment::Closed;
         match owed {
@@ -835,7 +866,7 @@ impl Session {
             work.excluded.push(server.node.clone());
         }
         work.rerun_on_leader = env.policy.access == Access::ReadWrite;
-        self.put_begin_back(attempt.begin);
+        self.put_begin_back(attempt);
         self.want = Some(Want::Return);
     }
 }
@@ -874,9 +905,14 @@ fn runs_again(env: &Env<'_>, phase: &Phase, sqlstate: &[u8; 5]) -> bool {
         Access::ReadWrite => sqlstate != QUERY_CANCELED,
         Access::ReadOnly => {
             let elsewhere = env.policy.fallback_to_leader || env.topology.replicas().any(|(_, other)| other.name != member.name);
-            matches!(sqlstate, b"40001" | b"40P01") && elsewhere
+            is_conflict(sqlstate) && elsewhere
         }
     }
+}
+
+/// Whether a standby says so of a statement that is in the way of its recovery.
+fn is_conflict(sqlstate: &[u8; 5]) -> bool {
+    matches!(sqlstate, b"40001" | b"40P01")
 }
 
 /// Whether an error may be of somebody else's making: a library that another session has loaded owns the prefix of a parameter's name

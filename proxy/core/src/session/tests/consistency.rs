@@ -1,7 +1,9 @@
 //! The levels `global` and `strong`: whom a read may go to after others' writes.
 
 use super::script::Story;
+use crate::lsn::Lsn;
 use crate::session::Access;
+use crate::witness::Witnessed;
 
 /// A session that has begun, at a level, where the replicas have caught up with all there is.
 fn at(access: Access, level: &str) -> Story {
@@ -462,4 +464,30 @@ fn a_replica_that_was_good_enough_for_one_read_is_not_for_the_next() {
          lease r replica
          S> Q select * from a",
     );
+}
+
+/// The lines of EXPLAIN (ROUTE) of a read of `b`, which others have written, as text.
+fn explained(story: &mut Story) -> String {
+    let env = story.rig.env();
+    story.session.explain(&env, b"select * from b").join("\n")
+}
+
+#[test]
+fn a_read_without_a_leader_is_told_what_it_is_held_to() {
+    let mut story = at(Access::ReadWrite, "global");
+    story.tell("others b\n cluster : r1 r2");
+    let nothing = explained(&mut story);
+    assert!(nothing.contains("Without a leader: held to the last one's last word"), "{nothing}");
+    assert!(nothing.contains("Choice: none: it waits in line until a replica is known to show what it must"), "{nothing}");
+    assert!(nothing.contains("not known to show what others have written"), "{nothing}");
+
+    let sent_at = story.rig.now;
+    for (exact, text) in [(false, "held to what any replica has received"), (true, "that is all that was acknowledged")] {
+        story.rig.topology.witnessed = Some(Witnessed { sent_at, lsn: Lsn(0), exact });
+        let held = explained(&mut story);
+        assert!(held.contains(text) && held.contains("Choice: r"), "{held}");
+    }
+    story.tell("level strong");
+    let strong = explained(&mut story);
+    assert!(strong.contains("reads at this level wait") && strong.contains("it waits in line until a leader is in force"), "{strong}");
 }

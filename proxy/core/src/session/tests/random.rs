@@ -222,6 +222,7 @@ const SIMPLE: &[&str] = &[
     "deallocate all",
     "start transaction",
     "begin",
+    "begin read only",
     "select 3",
     "insert into t",
 ];
@@ -324,8 +325,10 @@ fn same(client: &Client) {
 }
 
 /// Where servers are lost: one ReadyForQuery for each Query and Sync, or the end of the session, and nothing that was never asked for.
-fn run_with_losses(ops: &[(bool, Option<Index>, String)], pieces: Vec<usize>) {
-    let mut world = World::new(Access::ReadWrite, pieces, 2);
+fn run_with_losses(access: Access, ops: &[(bool, Option<Index>, String)], pieces: Vec<usize>) {
+    let mut world = World::new(access, pieces, 2);
+    // The model doesn't know the router's refusals.
+    world.rig.policy.fallback_to_leader = access == Access::ReadWrite;
     let mut client = world.client(&[]);
     let mut due = 0;
     for (wait, loss, op) in ops {
@@ -395,7 +398,8 @@ proptest! {
         ops in prop::collection::vec((any::<bool>(), prop::option::weighted(0.3, any::<Index>()), ended()), 1..25),
         pieces in pieces(),
     ) {
-        run_with_losses(&ops, pieces);
+        run_with_losses(Access::ReadWrite, &ops, pieces.clone());
+        run_with_losses(Access::ReadOnly, &ops, pieces);
     }
 
     #[test]

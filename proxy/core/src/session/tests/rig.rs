@@ -136,7 +136,7 @@ impl Rig {
         if epoch != self.topology.epoch {
             self.topology.samples = Arc::default();
         }
-        self.topology.epoch = epoch;
+        (self.topology.epoch, self.topology.sampled_in) = (epoch, epoch);
         self.topology.state = if leader.is_some() { ClusterState::Stable } else { ClusterState::Leaderless };
         self.topology.leader = leader.map(|(leader, _)| Leader {
             member: names.iter().position(|name| *name == leader).expect("among them"),

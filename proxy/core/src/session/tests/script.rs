@@ -3,7 +3,7 @@
 //! - `C> Q select 1 / S`: the client sends these, in one piece; `C< ...`: this and nothing else has been sent to it.
 //! - `S> ...`: this and nothing else has been sent to the server that is held; `S< ...`: it answers.
 //! - `lease r1 replica`: the session wants this server connection, and gets it; `lease r1 replica unreachable`, `... canceled`.
-//! - `hold`, `return`, `close`: what the session wants; `deny`: time in the hold line is up.
+//! - `hold`, `return`, `close`: what the session wants, `hold for a leader` and `hold for anybody` also whom it waits for; `deny`: time in the hold line is up.
 //! - `departure l`: it wants to know whether that server goes away; `leaves`, `stays`: the answer.
 //! - `lost`: the server connection breaks; `half 7 S< ...`: only the first bytes of an answer come.
 //! - `cluster l 2: r1 r2`, `cluster none: r1`: the topology changes; `switching`: a switchover was announced; `caught up`: replicas have replayed all; `+3s`.
@@ -116,6 +116,11 @@ impl Story {
             }
             "hold" => {
                 assert_eq!(self.session.take_want(Some(&self.work)), Some(Want::Hold), "{line}");
+                match rest {
+                    "for a leader" => assert!(self.session.waits_for_leader(), "{line}"),
+                    "for anybody" => assert!(!self.session.waits_for_leader(), "{line}"),
+                    _ => {}
+                }
                 return;
             }
             "sample" => {

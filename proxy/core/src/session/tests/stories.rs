@@ -245,7 +245,7 @@ mod reads {
     use super::*;
 
     #[test]
-    fn nothing_is_told_before_the_first_row() {
+    fn nothing_is_told_before_all_is_there_or_it_is_large() {
         Story::run(
             "C> P - select 1 / B - - / E - / S
              lease r replica
@@ -253,11 +253,25 @@ mod reads {
              S< 1 / 2
              S< N 00000 look
              S< D 1
-             C< 1 / 2 / N 00000 / D 1
-             S< D 2 / C SELECT 2 / Z I
-             C< D 2 / C SELECT 2 / Z I
+             S< D 2 / C SELECT 2
+             S< Z I
+             C< 1 / 2 / N 00000 / D 1 / D 2 / C SELECT 2 / Z I
              return",
         );
+        let row = "x".repeat(20_000);
+        Story::run(&format!(
+            "C> P - select 1 / B - - / E - / S
+             lease r replica
+             S> P - select 1 / B - - / E - / S
+             S< 1 / 2 / D {row}
+             S< D {row}
+             C< 1 / 2 / D {row} / D {row}
+             S< D 3 / C SELECT 3
+             C< D 3 / C SELECT 3
+             S< Z I
+             C< Z I
+             return"
+        ));
     }
 
     #[test]
@@ -285,31 +299,206 @@ mod reads {
 
     #[test]
     fn after_a_row_an_error_is_the_answer() {
+        let row = "x".repeat(33_000);
+        Story::run(&format!(
+            "C> Q select 1
+             lease r replica
+             S> Q select 1
+             S< T / D {row} / E 40001 conflict with recovery / Z I
+             C< T / D {row} / E 40001 / Z I
+             return"
+        ));
+        // Of which the client has seen nothing.
         Story::run(
             "C> Q select 1
              lease r replica
              S> Q select 1
              S< T / D 1 / E 40001 conflict with recovery / Z I
-             C< T / D 1 / E 40001 / Z I
+             return
+             lease l leader
+             S> Q select 1
+             S< T / D 1 / C SELECT 1 / Z I
+             C< T / D 1 / C SELECT 1 / Z I
              return",
         );
     }
 
     #[test]
     fn a_replica_that_is_lost_is_replaced_until_rows_were_shown() {
-        Story::run(
-            "C> Q select 1
+        let row = "x".repeat(33_000);
+        for flushed in ["T", "T / D 1", "T / D 1 / C SELECT 1"] {
+            Story::run(&format!(
+                "C> Q select 1
+                 lease r replica
+                 S> Q select 1
+                 S< {flushed}
+                 lost
+                 lease r replica
+                 S> Q select 1
+                 S< T / D {row}
+                 C< T / D {row}
+                 lost
+                 C< E 57P01 / Z I"
+            ));
+        }
+        for flushed in ["1 / 2", "1 / 2 / T / D 1", "1 / 2 / T / D 1 / C SELECT 1"] {
+            Story::run(&format!(
+                "C> P - select 1 / B - - / D P - / E - / S
+                 lease r replica
+                 S> P - select 1 / B - - / D P - / E - / S
+                 S< {flushed}
+                 lost
+                 lease r replica
+                 S> P - select 1 / B - - / D P - / E - / S
+                 S< 1 / 2 / T / D 1 / C SELECT 1 / Z I
+                 C< 1 / 2 / T / D 1 / C SELECT 1 / Z I
+                 return"
+            ));
+        }
+    }
+
+    #[test]
+    fn of_which_only_ready_for_query_is_missing_are_answered() {
+        let row = "x".repeat(33_000);
+        for sent in ["Q select 1", "P - select 1 / B - - / E - / S"] {
+            let begun = if sent.starts_with('Q') { "T" } else { "1 / 2" };
+            Story::run(&format!(
+                "C> {sent}
+                 lease r replica
+                 S> {sent}
+                 S< {begun} / D {row} / C SELECT 1
+                 C< {begun} / D {row} / C SELECT 1
+                 lost
+                 C< Z I"
+            ));
+        }
+        // A second statement is still to come.
+        Story::run(&format!(
+            "C> Q select 1; select 2
              lease r replica
-             S> Q select 1
-             S< T
+             S> Q select 1; select 2
+             S< T / D {row} / C SELECT 1
+             C< T / D {row} / C SELECT 1
              lost
+             C< E 57P01 / Z I"
+        ));
+    }
+
+    #[test]
+    fn within_a_transaction_go_on_elsewhere() {
+        let begun = "C> Q begin read only
+             C< C BEGIN / Z T
+             C> Q select 1
+             lease r1 replica
+             S> P - begin read only / B - - / E - / Q select 1";
+        let first = "S< 1 / 2 / C BEGIN / T x / D 1 / C SELECT 1 / Z T
+             C< T x / D 1 / C SELECT 1 / Z T";
+        let ends = "C> Q commit
+             S> Q commit
+             S< C COMMIT / Z I
+             C< C COMMIT / Z I
+             return";
+        // The first statement: nothing has been shown.
+        for flushed in ["1 / 2", "1 / 2 / C BEGIN / T x / D 1", "1 / 2 / C BEGIN / T x / D 1 / C SELECT 1"] {
+            Story::run(&format!(
+                "{begun}
+                 S< {flushed}
+                 lost
+                 lease r2 replica
+                 S> P - begin read only / B - - / E - / Q select 1
+                 {first}
+                 {ends}"
+            ));
+        }
+        // A later one: only where all that was shown is shown, too.
+        for flushed in ["T y", "T y / D 2 / C SELECT 1"] {
+            let lost = format!(
+                "{begun}
+ {first}
+ C> Q select 2
+ S> Q select 2
+ S< {flushed}"
+            );
+            let again = "S> P - begin read only / B - - / E - / Q select 2
+                 S< 1 / 2 / C BEGIN / T y / D 2 / C SELECT 1 / Z T
+                 C< T y / D 2 / C SELECT 1 / Z T";
+            Story::run(&format!(
+                "{lost}
+ lost
+ lease l leader
+ {again}
+ {ends}"
+            ));
+            Story::run(&format!(
+                "{lost}
+ caught up
+ lost
+ lease r2 replica
+ {again}
+ {ends}"
+            ));
+        }
+        // Between two statements.
+        Story::run(&format!(
+            "{begun}
+             {first}
+             caught up
+             lost
+             C> Q select 2
              lease r replica
-             S> Q select 1
-             S< T / D 1
-             C< T / D 1
-             lost
-             C< E 57P01 / Z I",
-        );
+             S> P - begin read only / B - - / E - / Q select 2
+             S< 1 / 2 / C BEGIN / T y / D 2 / C SELECT 1 / Z T
+             C< T y / D 2 / C SELECT 1 / Z T
+             {ends}"
+        ));
+        // By the replica's own doing.
+        Story::run(&format!(
+            "{begun}
+ {first}
+ S< FATAL 25P03 idle in transaction
+ lost
+ C> Q select 2
+ C< E 40001 / Z E"
+        ));
+        // An error of the statement's own stays there.
+        Story::run(&format!(
+            "{begun}
+ {first}
+ C> Q select fail
+ S> Q select fail
+ S< E 22012 zero / Z E
+ C< E 22012 / Z E"
+        ));
+    }
+
+    #[test]
+    fn within_a_transaction_with_state_on_its_replica_are_lost_with_it() {
+        let begun = |begin: &str| {
+            format!(
+                "C> Q {begin}
+                 C< C BEGIN / Z T
+                 C> Q select 1
+                 lease r1 replica
+                 S> P - {begin} / B - - / E - / Q select 1
+                 S< 1 / 2 / C BEGIN / T x / D 1 / C SELECT 1 / Z T
+                 C< T x / D 1 / C SELECT 1 / Z T
+"
+            )
+        };
+        let later = "C> Q select 2
+ S> Q select 2
+ lost
+ C< E 40001 / Z E";
+        Story::run(&[&begun("begin read only isolation level repeatable read"), later].concat());
+        let savepoint = "C> Q savepoint a\n S> Q savepoint a\n S< C SAVEPOINT / Z T\n C< C SAVEPOINT / Z T\n";
+        Story::run(&[&begun("begin read only"), savepoint, later].concat());
+        // A portal that is open.
+        let portal = "C> P - select 3 / B p - / E p / S
+             S> P - select 3 / B p - / E p / S
+             S< 1 / 2 / D 3 / s / Z T
+             C< 1 / 2 / D 3 / s / Z T
+";
+        Story::run(&[&begun("begin read only"), portal, later].concat());
     }
 
     #[test]
@@ -476,6 +665,7 @@ mod losses {
              lost
              C< C COMMIT / Z I"
         ));
+        let begun = begun.replace("read only", "read only isolation level repeatable read");
         Story::run(&format!(
             "{begun}
              lost
@@ -1924,16 +2114,32 @@ mod waiting {
         Story::run(
             "cluster none: r1
              C> Q insert into t values (1)
-             hold
+             hold for a leader
              +1s
              again
-             hold
+             hold for a leader
              cluster l 2: r1
              again
              lease l leader
              S> Q insert into t values (1)
              S< C INSERT 0 1 / Z I
              C< C INSERT 0 1 / Z I
+             return",
+        );
+    }
+
+    #[test]
+    fn a_read_waits_for_whoever_comes_first() {
+        Story::run(
+            "cluster none:
+             C> Q select 1
+             hold for anybody
+             cluster none: r1
+             again
+             lease r1 replica
+             S> Q select 1
+             S< T x / D 1 / C SELECT 1 / Z I
+             C< T x / D 1 / C SELECT 1 / Z I
              return",
         );
     }
@@ -2073,17 +2279,63 @@ mod read_only_port {
     }
 
     #[test]
+    fn a_transaction_goes_on_elsewhere_when_its_replica_is_lost() {
+        let begun = "C> Q begin
+             C< C BEGIN / Z T
+             C> Q select 1
+             lease r1 replica
+             S> P - begin / B - - / E - / Q select 1
+             S< 1 / 2 / C BEGIN / T x / D 1 / C SELECT 1 / Z T
+             C< T x / D 1 / C SELECT 1 / Z T
+             C> Q select 2
+             S> Q select 2
+             S< T y / D 2";
+        let again = "S> P - begin / B - - / E - / Q select 2
+             S< 1 / 2 / C BEGIN / T y / D 2 / C SELECT 1 / Z T
+             C< T y / D 2 / C SELECT 1 / Z T
+             C> Q commit
+             S> Q commit
+             S< C COMMIT / Z I
+             C< C COMMIT / Z I
+             return";
+        // At `eventual`, too, within one transaction nothing goes back in time.
+        Story::run_read_only(&format!(
+            "{begun}
+ lost
+ lease l replica
+ {again}"
+        ));
+        Story::run_read_only(&format!(
+            "{begun}
+ caught up
+ lost
+ lease r2 replica
+ {again}"
+        ));
+    }
+
+    #[test]
+    fn what_a_standby_refuses_of_a_transaction_is_refused_at_once() {
+        Story::run_read_only(
+            "C> Q begin read write
+             lease r replica
+             S> Q begin read write
+             S< E 0A000 not during recovery / Z I
+             C< E 0A000 / Z I
+             return",
+        );
+    }
+
+    #[test]
     fn the_leader_in_its_place_serves_reads_only() {
         Story::run_read_only(
             "cluster l 1:
              C> Q begin
-             lease l replica
-             S> Q begin
-             S< C BEGIN / Z T
              C< C BEGIN / Z T
              C> Q vacuum
-             S> Q refused by switchyard
-             S< E 42601 syntax error / Z E
+             lease l replica
+             S> P - begin / B - - / E - / Q refused by switchyard
+             S< 1 / 2 / C BEGIN / E 42601 syntax error / Z E
              C< E 25006 / Z E
              C> Q select 1
              S> Q select 1

@@ -141,8 +141,10 @@ fn a_read_of_which_no_row_was_forwarded() {
 #[test]
 fn a_read_of_which_rows_were_forwarded() {
     for how in How::BOTH {
-        for (sql, head, row) in [("select 1", "T x", "D 1"), ("copy t to stdout", "H", "d 1")] {
-            let (sent, begun) = (how.sent(sql), how.with(head, row));
+        // Larger than what is kept back of an answer.
+        let row = "x".repeat(33_000);
+        for (sql, head, tag) in [("select 1", "T x", "D"), ("copy t to stdout", "H", "d")] {
+            let (sent, begun) = (how.sent(sql), how.with(head, &format!("{tag} {row}")));
             let before = format!(
                 "C> {sent}
                  lease r replica
