@@ -52,8 +52,7 @@ SELECT (SELECT system_identifier FROM pg_catalog.pg_control_system()),
 /// its process has run again, which still has its transaction's id by then. `$1`: the transactions that an earlier answer has told to be
 /// waiting. Others count from their statement's beginning, for a second: a commit isn't told from a statement that runs for long.
 ///
-/// What a standby has received may end within a record, which is never replayed if its leader dies. Nothing that can be asked tells that for certain
-/// (a startup process whose WAL receiver has gone may wait for `wal_retrieve_retry_interval` with whole records before it), so reads wait then.
+/// What a standby has received may end within a record, which is never replayed if its leader dies: see [`Rest`].
 const PROBE: &str = "\
 SELECT s.r,
        CASE WHEN s.r THEN pg_catalog.pg_last_wal_replay_lsn() ELSE pg_catalog.pg_current_wal_flush_lsn() END,
@@ -65,7 +64,11 @@ SELECT s.r,
             ELSE ('x' || substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()), 1, 8))::bit(32)::int8 END,
        extract(epoch FROM pg_catalog.clock_timestamp())::float8,
        CASE WHEN NOT s.r AND pg_catalog.current_setting('synchronous_standby_names') <> '' THEN coalesce(w.longest, 0) END,
-       w.waiting
+       w.waiting,
+       s.r AND NOT EXISTS (SELECT FROM pg_catalog.pg_stat_wal_receiver),
+       CASE WHEN s.r AND EXISTS (SELECT FROM pg_catalog.pg_stat_activity
+                                  WHERE backend_type = 'startup' AND wait_event = 'RecoveryRetrieveRetryInterval')
+            THEN extract(epoch FROM pg_catalog.current_setting('wal_retrieve_retry_interval')::interval)::float8 END
   FROM (SELECT pg_catalog.pg_is_in_recovery() AS r OFFSET 0) s
        CROSS JOIN LATERAL
        (SELECT extract(epoch FROM max(pg_catalog.clock_timestamp() - state_change))::float8 AS longest,
@@ -187,6 +190,7 @@ struct Connection {
     probe: Statement,
     /// Ids of transactions that wait for a synchronous standby, as the last answer told.
     waiting: Vec<String>,
+    rest: Rest,
     recovery: Statement,
     /// When the last full probe of a standby was sent; of a leader, `None`.
     standby_at: Option<Instant>,
@@ -244,6 +248,7 @@ impl Connection {
         let mut connection = Connection {
             probe: client.prepare(PROBE).await.inspect_err(|_| driver.abort())?,
             waiting: Vec::new(),
+            rest: Rest::default(),
             recovery: client.prepare(IN_RECOVERY).await.inspect_err(|_| driver.abort())?,
             standby_at: None,
             client,
@@ -288,7 +293,11 @@ impl Connection {
         let lsn = |column| Ok::<_, Error>(row.try_get::<_, Option<PgLsn>>(column)?.map(|lsn| Lsn(lsn.into())));
         // A standby that replays nothing yet shows nothing: position 0 is a lower bound on that.
         let replay_lsn = lsn(1)?.unwrap_or(Lsn::INVALID);
-        let insert_lsn = lsn(2)?.unwrap_or(replay_lsn);
+        let received = lsn(2)?.unwrap_or(replay_lsn);
+        let cut_off: bool = row.try_get(7)?;
+        let looks_again_after = row.try_get::<_, Option<f64>>(8)?.map(|seconds| Duration::from_secs_f64(seconds.clamp(0.0, 86_400.0)));
+        let at_rest = self.rest.hears(sent_at, cut_off.then_some((received, replay_lsn)), looks_again_after);
+        let insert_lsn = if at_rest { replay_lsn } else { received };
         let timeline = row.try_get::<_, Option<i64>>(3)?.and_then(|timeline| u32::try_from(timeline).ok()).filter(|timeline| *timeline > 0);
         let timeline = timeline.map(Timeline);
         let clock: f64 = row.try_get(4)?;
@@ -333,6 +342,29 @@ impl Connection {
         };
         self.history = Some((timeline, text.map(|text| forks_from_file(&text))));
         Ok(())
+    }
+}
+
+/// Whether a standby has replayed all that is whole of what it has received.
+///
+/// Its startup process looks for WAL in `pg_wal`, then waits for a WAL receiver's, and when that has gone sleeps for
+/// `wal_retrieve_retry_interval` at most (`WaitForWALToBecomeAvailable`, `src/backend/access/transam/xlogrecovery.c`). The first such sleep may
+/// come with whole records before it. Whoever sleeps longer than that after its receiver was gone has looked, and found none.
+#[derive(Debug, Default)]
+struct Rest {
+    /// Without a WAL receiver since this answer's question was sent: what it had received and replayed, which hasn't changed.
+    since: Option<(Instant, (Lsn, Lsn))>,
+}
+
+/// What a sleep may last beyond its time.
+const OVERSLEEPS: Duration = Duration::from_secs(1);
+
+impl Rest {
+    /// `at`: of a standby without a WAL receiver, what it has received and replayed. `sleeps`: for how long at most it sleeps now.
+    fn hears(&mut self, sent_at: Instant, at: Option<(Lsn, Lsn)>, sleeps: Option<Duration>) -> bool {
+        self.since = at.map(|at| self.since.filter(|(_, before)| *before == at).unwrap_or((sent_at, at)));
+        let (Some((since, _)), Some(sleeps)) = (self.since, sleeps) else { return false };
+        sent_at - since > sleeps + OVERSLEEPS
     }
 }
 
@@ -385,5 +417,30 @@ mod tests {
             let lsn: Lsn = lsn.parse().expect("a position");
             assert_eq!(wal.before_page_header(lsn).to_string(), expected);
         }
+    }
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "an instant can't be made from nothing")]
+    fn a_standby_is_at_rest_when_it_has_looked_in_vain_without_a_receiver() {
+        let zero = Instant::now();
+        let mut rest = Rest::default();
+        let five = Some(Duration::from_secs(5));
+        let mut hears = |seconds, at: Option<(u64, u64)>, sleeps| {
+            rest.hears(zero + Duration::from_secs(seconds), at.map(|(received, replayed)| (Lsn(received), Lsn(replayed))), sleeps)
+        };
+        // With its receiver it waits for that, and not for long enough since.
+        assert!(!hears(0, None, None));
+        assert!(!hears(10, Some((90, 80)), five));
+        // It has looked, and gone on.
+        assert!(!hears(15, Some((90, 85)), five));
+        assert!(!hears(20, Some((90, 85)), five));
+        // It does something else just now: it may be about to replay.
+        assert!(!hears(22, Some((90, 85)), None));
+        assert!(hears(23, Some((90, 85)), five));
+        // Its receiver was back.
+        assert!(!hears(24, None, None));
+        assert!(!hears(25, Some((90, 85)), five));
+        assert!(!hears(31, Some((90, 85)), five));
+        assert!(hears(32, Some((90, 85)), five));
     }
 }
