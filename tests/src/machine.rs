@@ -111,6 +111,11 @@ impl Account {
         Ok(())
     }
 
+    /// Whom a file system belongs to, as an option of mount.
+    pub(crate) fn owner(&self) -> String {
+        self.user.as_ref().map_or_else(String::new, |user| format!("uid={},gid={}", user.uid, user.gid))
+    }
+
     /// Whether this program runs as root, and the servers as somebody else.
     pub fn is_other(&self) -> bool {
         self.user.is_some()

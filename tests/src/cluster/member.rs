@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 use rustix::process::{Pid, Signal};
 use serde_json::{Value, json};
 
-use super::Role;
+use super::{Role, disk};
 use crate::machine::Machine;
 use crate::processes;
 use crate::psql::{Finished, psql};
@@ -34,11 +34,14 @@ struct Inner {
     log: PathBuf,
     /// What is in the member's own configuration file.
     settings: Mutex<Value>,
+    /// Of the disk that its data is on, in MiB, where that is limited.
+    disk: Option<u32>,
     patroni: Mutex<Option<Child>>,
     roles: Arc<Vec<Role>>,
 }
 
 impl Member {
+    #[expect(clippy::too_many_arguments, reason = "each is one of its fields")]
     pub(super) fn new(
         name: String,
         port: u16,
@@ -46,10 +49,11 @@ impl Member {
         folder: PathBuf,
         log: PathBuf,
         settings: Value,
+        disk: Option<u32>,
         roles: Arc<Vec<Role>>,
     ) -> Member {
         let (settings, patroni) = (Mutex::new(settings), Mutex::new(None));
-        Member(Arc::new(Inner { name, port, rest_port, folder, log, settings, patroni, roles }))
+        Member(Arc::new(Inner { name, port, rest_port, folder, log, settings, disk, patroni, roles }))
     }
 
     pub fn name(&self) -> &str {
@@ -69,6 +73,11 @@ impl Member {
     /// Its configuration, data and logs.
     pub fn folder(&self) -> &Path {
         &self.0.folder
+    }
+
+    /// PostgreSQL's data.
+    pub(super) fn data(&self) -> PathBuf {
+        self.0.folder.join("data")
     }
 
     /// Where Patroni and PostgreSQL write their messages.
@@ -172,9 +181,11 @@ impl Member {
         self.write_settings()?;
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log()).context("a member's log")?;
         let path = std::env::join_paths([machine.postgres_bin.as_path(), Path::new("/usr/bin"), Path::new("/bin")])?;
-        let child = machine
-            .account
-            .command(&machine.patroni)
+        let mut command = match self.0.disk {
+            Some(mebibytes) => disk::command(&machine.patroni, &self.data(), mebibytes)?,
+            None => machine.account.command(&machine.patroni),
+        };
+        let child = command
             .arg("patroni")
             .env_clear()
             .env("PATH", path)
@@ -225,7 +236,7 @@ impl Member {
         Ok(())
     }
 
-    fn patroni_pid(&self) -> Option<Pid> {
+    pub(super) fn patroni_pid(&self) -> Option<Pid> {
         self.patroni().as_ref().and_then(|child| Pid::from_raw(child.id() as i32))
     }
 

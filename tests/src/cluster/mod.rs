@@ -1,5 +1,6 @@
 //! A Patroni cluster: started, asked, and broken on purpose.
 
+mod disk;
 mod faults;
 mod member;
 mod options;
@@ -12,6 +13,7 @@ use std::time::Duration;
 use anyhow::Context;
 use serde_json::{Value, json};
 
+pub use disk::{Filler, limits_disks};
 pub use member::{Member, connect};
 pub use options::{Options, Synchronous};
 pub use steps::{Seen, Steps};
@@ -223,7 +225,8 @@ impl Cluster {
         account.own(&template)?;
         let settings = member::settings(&name, port, rest_port, &folder, self.common_settings(&name))?;
         let log = self.home.path().join(format!("{name}.log"));
-        let member = Member::new(name, port, rest_port, folder, log, settings, self.roles.clone());
+        let disk = self.options.disks.get(&name).copied();
+        let member = Member::new(name, port, rest_port, folder, log, settings, disk, self.roles.clone());
         self.members.write().unwrap_or_else(PoisonError::into_inner).push(member.clone());
         Ok(member)
     }

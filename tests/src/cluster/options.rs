@@ -14,6 +14,7 @@ pub struct Options {
     pub(super) names: Vec<String>,
     pub(super) ports: Vec<u16>,
     pub(super) parameters: serde_json::Map<String, Value>,
+    pub(super) disks: BTreeMap<String, u32>,
     pub(super) hba: Vec<String>,
     pub(super) synchronous: Synchronous,
     pub(super) folder: Option<PathBuf>,
@@ -42,6 +43,7 @@ impl Default for Options {
             names: Vec::new(),
             ports: Vec::new(),
             parameters: serde_json::Map::new(),
+            disks: BTreeMap::new(),
             hba: Vec::new(),
             synchronous: Synchronous::Off,
             folder: None,
@@ -94,6 +96,13 @@ impl Options {
     #[must_use]
     pub fn parameter(mut self, name: &str, value: impl Into<Value>) -> Options {
         self.parameters.insert(name.to_owned(), value.into());
+        self
+    }
+
+    /// A member's data is on a disk of its own, of so many MiB: see [`Disk`](super::Disk). Its data ends with its processes.
+    #[must_use]
+    pub fn disk(mut self, member: &str, mebibytes: u32) -> Options {
+        self.disks.insert(member.to_owned(), mebibytes);
         self
     }
 

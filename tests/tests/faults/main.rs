@@ -3,6 +3,7 @@
 //! One cluster of three with synchronous replication lives through all of it; each story leaves it whole for the next.
 
 mod cut_off;
+mod disk_full;
 mod in_flight;
 mod last_words;
 mod line;
@@ -57,6 +58,7 @@ async fn faults() -> Result {
     stories.tell("the router wakes to a leader that lost its key", paused::over_a_lost_lease(&cluster)).await;
     stories.tell("the leader hangs, and wakes up", paused::the_leader(&cluster)).await;
     stories.tell("the leader is cut off from etcd", cut_off::from_etcd(&cluster, &router)).await;
+    stories.tell("a member's disk is full", disk_full::a_member()).await;
     stories.tell("etcd is away under load", under_load::etcd_away(&cluster, &router)).await;
     stories.tell("the tool that watches a failover", tool::figures(&cluster, &router)).await;
     stories.tell("a replica that lags gets nothing", rotation::lagging(&cluster)).await;

@@ -9,7 +9,7 @@ use switchyard_tests::{Cluster, Options, Result, Router, RouterOptions, eventual
 use super::{SOON, sync_standby, whole};
 
 /// Statements of each session that count as "it goes on".
-const ON: u64 = 30;
+pub(crate) const ON: u64 = 30;
 /// Each session gets at most so many errors from one loss of the leader: the one that was in flight, and one more where the loss is
 /// noticed on the way.
 const ERRORS_PER_SESSION: usize = 2;
@@ -141,7 +141,7 @@ pub(crate) async fn etcd_away(cluster: &Cluster, router: &Router) -> Result {
     whole(cluster, router).await
 }
 
-fn tell_gap(what: &str, report: &Report) {
+pub(crate) fn tell_gap(what: &str, report: &Report) {
     let gap = report.longest_gap().map_or(0.0, |(gap, _)| gap.as_secs_f64());
     println!(
         "{what}: {} writes, {} reads; longest time without a write {gap:.2} s, of a reader without an answer {:.2} s; writers' errors {:?}; reads that went back {}",
@@ -154,7 +154,7 @@ fn tell_gap(what: &str, report: &Report) {
 }
 
 /// Nothing acknowledged is lost, every session lives, and nobody got an error that the design's table doesn't name.
-async fn writes_went_well(report: &Report, cluster: &Cluster) -> Result {
+pub(crate) async fn writes_went_well(report: &Report, cluster: &Cluster) -> Result {
     ensure!(report.ended.is_empty(), "sessions ended: {:?}", report.ended);
     for failure in &report.write_failures {
         let named = matches!(failure.sqlstate.as_deref(), Some("40001" | "08007" | "57P01"));
@@ -166,7 +166,7 @@ async fn writes_went_well(report: &Report, cluster: &Cluster) -> Result {
 }
 
 /// The only error a read may have met: it was cut after its row was sent, and before its end.
-fn reads_went_well(report: &Report) -> Result {
+pub(crate) fn reads_went_well(report: &Report) -> Result {
     let cut = |text: &str| text.contains("after rows had been sent");
     let others: Vec<_> = report.read_failures.iter().filter(|failure| !cut(&failure.text)).collect();
     ensure!(others.is_empty(), "{others:?}");
