@@ -136,16 +136,36 @@ eventually 60 "Prometheus scrapes both routers" scraped
 dsn="host=localhost,localhost port=15000,15010 user=postgres password=postgres dbname=postgres"
 reads="host=localhost,localhost port=15001,15011 user=postgres password=postgres dbname=postgres"
 watch() { # watch COMMAND...: prints what clients saw of it
-    "$target/debug/failover" --write "$dsn" --read "$reads" --writers 16 --readers 16 --pace-ms 25 --before 3 --after 10 -- "$@" | tee "$work/watch"
+    "$target/debug/failover" --write "$dsn" --read "$reads" --writers 32 --readers 32 --pace-ms 25 --before 3 --after 10 -- "$@" | tee "$work/watch"
 }
+cat >"$work/switchover" <<SCRIPT
+#!/bin/sh
+exec docker exec $(compose ps -q router1) switchyard switchover >"$work/switched" 2>&1
+SCRIPT
+chmod +x "$work/switchover"
 nothing_lost() { grep -q 'acknowledged writes lost   0' "$work/watch" && grep -q 'there twice   0' "$work/watch"; }
 
-first=$(leader)
-say "switchyard switchover"
-compose exec -T router1 switchyard switchover | tee "$work/switchover"
-grep -q 'leads, on timeline' "$work/switchover" || fail "no switchover"
-eventually 60 "all serve again" serving 4
-[ "$(leader)" != "$first" ] || fail "$first still leads"
+for round in $(seq "${SWITCHOVERS:-3}"); do
+    first=$(leader)
+    say "switchyard switchover, with writers and readers ($round)"
+    watch "$work/switchover" || true
+    grep -q 'leads, on timeline' "$work/switched" || { cat "$work/switched"; fail "no switchover"; }
+    nothing_lost || fail "writes were lost or doubled"
+    grep -q "writers' errors   0" "$work/watch" && grep -q "readers' errors   0" "$work/watch" || fail "clients got errors"
+    eventually 60 "all serve again" serving 4
+    [ "$(leader)" != "$first" ] || fail "$first still leads"
+done
+second=$(leader)
+
+say "docker kill $second, with writers and readers"
+watch docker kill "$(compose ps -q "$second")" || true
+# Replication is asynchronous here, so what no replica had received is the cluster's loss.
+grep -q 'there twice   0' "$work/watch" || fail "writes were doubled"
+grep -q "readers' errors   0" "$work/watch" || fail "readers got errors"
+eventually 60 "another one leads" serving 3
+[ "$(leader)" != "$second" ] || fail "$second still leads"
+docker start "$(compose ps -q "$second")" >/dev/null
+eventually 120 "the killed member follows" serving 4
 second=$(leader)
 
 say "docker stop $second, with writers and readers"
