@@ -544,7 +544,7 @@ impl Judge {
                 failsafe: standing.failsafe,
             })
         });
-        let witnessed = if leader.is_none() { self.witnessed() } else { None };
+        let (witnessed, received) = if leader.is_none() { (self.witnessed(), self.received()) } else { (None, None) };
         let shown = Shown {
             state,
             epoch: self.epoch,
@@ -569,6 +569,7 @@ impl Judge {
                 samples: self.samples.clone(),
                 history: self.history_samples.clone(),
                 witnessed,
+                received,
                 changes: self.published_changes.clone(),
                 etcd_error: self.etcd_error.clone(),
                 ready: self.ready,

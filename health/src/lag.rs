@@ -56,6 +56,11 @@ impl Marks {
         self.recent.get(self.recent.partition_point(|sample| sample.sent_at <= at)).map(|sample| sample.flush_lsn)
     }
 
+    /// How far the leader had inserted by the first sample at hand that was sent after `at`.
+    pub(crate) fn inserted_after(&self, at: Instant) -> Option<Lsn> {
+        self.recent.get(self.recent.partition_point(|sample| sample.sent_at <= at)).map(|sample| sample.insert_lsn)
+    }
+
     /// The newest ones, oldest first.
     pub(crate) fn recent(&self) -> Arc<[Sample]> {
         self.recent.iter().copied().collect()

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use switchyard_core::lsn::Lsn;
-use switchyard_core::witness::{self, Testimony, Witnessed};
+use switchyard_core::witness::{self, Received, Standby, Testimony, Witnessed};
 
 use super::{Judge, Seat, identity};
 use crate::keys::SyncKey;
@@ -69,6 +69,18 @@ impl Judge {
         let led_on = members().any(|(.., found)| !found.in_recovery || found.timeline > self.reference().timeline);
         let fitting = members().filter(|(.., found)| self.reference().fit(Some(found)).1);
         witness::by_any(fitting.map(|(.., found)| testimony(found)), self.heard_leader_at + grace).filter(|_| !led_on)
+    }
+
+    /// What bounds all that replicas have shown. Call while no leader is in force.
+    pub(super) fn received(&self) -> Option<Received> {
+        let led = &self.reign.as_ref()?.identity.name;
+        // What the leader has shown is bounded otherwise, until it comes back as a standby.
+        let led = |name: &Arc<str>, seat: &Seat| name == led && seat.found.as_ref().is_none_or(|found| !found.in_recovery);
+        let standbys = self.seats.iter().filter(|(name, seat)| !led(name, seat)).map(|(_, seat)| Standby {
+            testimony: seat.reachable().map(testimony),
+            since: seat.run.as_ref().filter(|_| seat.reachable().is_some()).map_or(seat.since, |run| run.since),
+        });
+        witness::by_replicas(standbys, |since| self.marks.inserted_after(since))
     }
 
     /// Whether this is the last leader as it was, or demoted: a server that crashed as a leader opens as a standby at the end of its WAL only. One that was

@@ -1,7 +1,7 @@
 //! Stories of whose word counts while no leader is in force.
 
 use switchyard_core::lsn::Lsn;
-use switchyard_core::witness::Witnessed;
+use switchyard_core::witness::{Received, Witnessed};
 
 use super::*;
 
@@ -54,6 +54,21 @@ fn a_synchronous_standby_tells_what_was_acknowledged() {
     // No word of b, no bound: neither at once nor later.
     story.lost("b").after(GRACE).received("c", 103 * MB).read();
     assert_eq!(story.witnessed(), None);
+}
+
+#[test]
+fn replicas_tell_what_they_can_have_shown() {
+    let mut story = Story::orphaned(Some(sync("a", &["b"], 0)));
+    story.after(ms(5)).received("b", 102 * MB).received("c", 103 * MB);
+    assert_eq!(story.topology().received, Some(Received { sent_at: story.at(ms(0)), lsn: Lsn(103 * MB) }));
+    // Nobody tells what it has shown since the leader's last word.
+    story.after(ms(5)).lost("c");
+    assert_eq!(story.topology().received, None);
+    story.after(ms(5)).probed("c", Found { started_at_unix_seconds: 2.0, ..probe(true, 1, 100 * MB) });
+    assert_eq!(story.topology().received, None);
+    // The next leader was asked after that.
+    story.after(ms(5)).leader("a", 104 * MB).after(ms(5)).lost("a");
+    assert_eq!(story.topology().received.map(|received| received.lsn), Some(Lsn(104 * MB + 8)));
 }
 
 #[test]

@@ -154,9 +154,13 @@ impl Watermark {
             self.needed = sample.map(|sample| Needed { epoch: topology.sampled_in, lsn: sample.insert_lsn });
         }
         let witnessed = topology.witnessed_after(seen.at).filter(|witnessed| witnessed.exact);
-        // Replicas may have shown more than the synchronous ones had received: a sample has to bound that.
+        // Replicas may have shown more than the synchronous ones had received: a sample bounds that, or what all of them have received.
         let witnessed = witnessed.and_then(|witnessed| match self.on_replica {
-            Some(at) => topology.sample_after(at).map(|sample| sample.insert_lsn.max(witnessed.lsn)),
+            Some(at) => {
+                let sampled = topology.sample_after(at).map(|sample| sample.insert_lsn);
+                let received = topology.received_after(at).map(|received| received.lsn);
+                sampled.into_iter().chain(received).min().map(|lsn| lsn.max(witnessed.lsn))
+            }
             None => Some(witnessed.lsn),
         });
         Bound::lower(self.needed.map(|needed| needed.lsn), witnessed)

@@ -34,6 +34,8 @@ const SAMPLES_MAX: usize = 8;
 const GRACE: u64 = 30;
 /// Schedules of a normal run; `SWITCHYARD_SCHEDULES` sets another number.
 const SCHEDULES: u64 = 20_000;
+/// Schedules in which a broken rule is looked for.
+const SEARCHED: u64 = 5 * SCHEDULES;
 
 /// A rule that is broken on purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,6 +83,10 @@ enum Broken {
     NoGrace,
     /// Without a leader, what any standby has received is taken for all that a session can have seen.
     AnyoneIsExact,
+    /// Without a leader, what replicas may have shown isn't asked for.
+    ReplicasUnasked,
+    /// Without a leader, a replica that doesn't answer has shown nothing.
+    LostReplicaForgotten,
 }
 
 /// xorshift64*: small, and the same on every machine.
@@ -265,6 +271,8 @@ struct World {
     believed_timeline: u32,
     answers: [Option<(u64, Answer)>; NODES],
     unreachable: [bool; NODES],
+    /// Since when each is unreachable, if it is.
+    lost_at: [u64; NODES],
     samples: Vec<Sample>,
     sampled_in: u64,
     /// Whom it has believed in last.
@@ -345,6 +353,7 @@ impl World {
             believed_timeline: 1,
             answers: [None; NODES],
             unreachable: [false; NODES],
+            lost_at: [0; NODES],
             samples: Vec::new(),
             sampled_in: 1,
             reign: 0,
@@ -406,7 +415,7 @@ impl World {
         let now = self.now;
         if self.nodes[index].loss_heard_at.is_some_and(|at| at <= now) {
             self.nodes[index].loss_heard_at = None;
-            self.unreachable[index] = true;
+            self.is_lost(index);
             self.nodes[index].probe = None;
             self.disbelieves(index);
         }
@@ -415,7 +424,7 @@ impl World {
             let until = now + 20 + self.dice.under(80);
             if self.dice.one_in(2) {
                 self.deaf_until[index] = until;
-                self.unreachable[index] = true;
+                self.is_lost(index);
                 self.nodes[index].probe = None;
             } else {
                 self.doubts_until = until;
@@ -689,12 +698,14 @@ fn every_broken_rule_is_found_out() {
         (Level::Global, Broken::NoGrace),
         (Level::Session, Broken::WitnessedBefore),
         (Level::Session, Broken::AnyoneIsExact),
+        (Level::Session, Broken::ReplicasUnasked),
+        (Level::Session, Broken::LostReplicaForgotten),
         (Level::Strong, Broken::SampledBefore),
         (Level::Strong, Broken::OthersForgotten),
         (Level::Strong, Broken::ReceivedForReplayed),
     ] {
-        let found = (0..SCHEDULES).find_map(|seed| Some((seed, play(seed, level, broken, began, &names, false).1?.0)));
-        let Some((seed, violation)) = found else { panic!("{level:?}, {broken:?}: not found out in {SCHEDULES} schedules") };
+        let found = (0..SEARCHED).find_map(|seed| Some((seed, play(seed, level, broken, began, &names, false).1?.0)));
+        let Some((seed, violation)) = found else { panic!("{level:?}, {broken:?}: not found out in {SEARCHED} schedules") };
         println!("{level:?}, {broken:?}: schedule {seed}: {violation}");
     }
 }

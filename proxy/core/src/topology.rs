@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::lsn::{Lsn, Timeline};
-use crate::witness::Witnessed;
+use crate::witness::{Received, Witnessed};
 
 /// Counts the leaderships this router has believed in. Raised whenever (system identifier, name, address, timeline) of
 /// the leader change, or its key was seen absent. 0: none so far.
@@ -175,6 +175,8 @@ pub struct Topology {
     pub history: Arc<[Sample]>,
     /// While no leader is in force: what bounds what was acknowledged since the last sample.
     pub witnessed: Option<Witnessed>,
+    /// While no leader is in force: what bounds what replicas have shown since the last sample.
+    pub received: Option<Received>,
     /// Newest first, bounded.
     pub changes: Arc<[LeaderChange]>,
     /// Whether the last etcd read succeeded, and what went wrong if not.
@@ -206,6 +208,11 @@ impl Topology {
     /// What standbys tell of everything that was acknowledged until `at`.
     pub fn witnessed_after(&self, at: Instant) -> Option<&Witnessed> {
         self.witnessed.as_ref().filter(|witnessed| witnessed.sent_at > at)
+    }
+
+    /// What bounds all that replicas have shown until `at`.
+    pub fn received_after(&self, at: Instant) -> Option<&Received> {
+        self.received.as_ref().filter(|received| received.sent_at > at)
     }
 
     /// Whether a replica may for a while have shown, before `at`, what the leader doesn't show yet: a commit that waits for its synchronous

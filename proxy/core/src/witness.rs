@@ -9,7 +9,8 @@
 //!   highest position that those tell who stood in a read of the key *sent* after the instant, in probes sent after that was heard. Exact.
 //!   Enough of them must tell one: so many that every set which may have confirmed a commit has one among them, which is one where each of them
 //!   confirms each commit, and one more than the key's `quorum`.
-//!   It is no bound on what *replicas* have shown: they may be ahead of a synchronous one.
+//!   It is no bound on what *replicas* have shown, as they may be ahead of a synchronous one: the highest position that any of them has received is
+//!   one, for what was shown before they were asked ([`by_replicas`]).
 //!   Not covered: commits at `synchronous_commit` below `on`, waits for a standby that somebody has cut short, and sequences.
 //! - **Without** them, what no standby has received comes back only with the old leader, if at all. Once that has kept silent for some time,
 //!   the highest position that any standby has received is all that can be asked for. That isn't exact, and isn't taken for what a
@@ -30,6 +31,23 @@ pub struct Witnessed {
     pub lsn: Lsn,
     /// Nothing that the last leader has acknowledged or shown lies behind it.
     pub exact: bool,
+}
+
+/// What bounds all that replicas have shown, to anybody.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Received {
+    /// Counts for what was shown before this instant.
+    pub sent_at: Instant,
+    pub lsn: Lsn,
+}
+
+/// A standby, as it is known.
+#[derive(Clone, Copy, Debug)]
+pub struct Standby {
+    /// `None`: it doesn't answer.
+    pub testimony: Option<Testimony>,
+    /// Since when that is so; of one that answers, when its run was seen first.
+    pub since: Instant,
 }
 
 /// A member's newest answer.
@@ -65,6 +83,21 @@ pub fn by_any(testimonies: impl Iterator<Item = Testimony>, silent_until: Instan
     let all: Vec<Testimony> = testimonies.collect();
     let sent_at = all.iter().map(|testimony| testimony.sent_at).min()?;
     Some(Witnessed { sent_at, lsn: highest(&all)?, exact: false }).filter(|_| sent_at > silent_until)
+}
+
+/// By all standbys: none shows what it hasn't received. What one has shown in runs before, or before it was lost, is bounded by what the leader said
+/// later, if it did. `sampled`: its first insert position that was asked for after an instant.
+pub fn by_replicas(standbys: impl Iterator<Item = Standby>, sampled: impl Fn(Instant) -> Option<Lsn>) -> Option<Received> {
+    let mut bound: Option<Received> = None;
+    let mut highest = Lsn::INVALID;
+    for standby in standbys {
+        highest = highest.max(sampled(standby.since)?);
+        let Some(testimony) = standby.testimony else { continue };
+        highest = highest.max(testimony.received);
+        let sent_at = bound.map_or(testimony.sent_at, |bound| bound.sent_at.min(testimony.sent_at));
+        bound = Some(Received { sent_at, lsn: highest });
+    }
+    bound.map(|bound| Received { lsn: highest, ..bound })
 }
 
 fn highest(testimonies: &[Testimony]) -> Option<Lsn> {
@@ -108,5 +141,28 @@ mod tests {
         assert_eq!(by_any(told(zero, &two), ms(4)), Some(Witnessed { sent_at: ms(5), lsn: Lsn(700), exact: false }));
         assert_eq!(by_any(told(zero, &two), ms(5)), None);
         assert_eq!(by_any(told(zero, &[]), ms(5)), None);
+    }
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "an instant can't be made from nothing")]
+    fn replicas_show_no_more_than_they_have_received_and_had_before() {
+        let zero = Instant::now();
+        let ms = |n| zero + Duration::from_millis(n);
+        let standby = |told: Option<(u64, u64)>, since| Standby {
+            testimony: told.map(|(at, lsn)| Testimony { sent_at: ms(at), received: Lsn(lsn) }),
+            since: ms(since),
+        };
+        // The leader was asked last at 8 ms.
+        let sampled = |at| (at < ms(8)).then_some(Lsn(400));
+        let bound = |standbys: &[Standby]| by_replicas(standbys.iter().copied(), sampled);
+        let two = [standby(Some((9, 500)), 1), standby(Some((10, 300)), 2)];
+        assert_eq!(bound(&two), Some(Received { sent_at: ms(9), lsn: Lsn(500) }));
+        assert_eq!(bound(&two[1..]), Some(Received { sent_at: ms(10), lsn: Lsn(400) }));
+        // Lost while the leader was still there to tell; or after that.
+        assert_eq!(bound(&[two[0], standby(None, 7)]), Some(Received { sent_at: ms(9), lsn: Lsn(500) }));
+        assert_eq!(bound(&[two[0], standby(None, 8)]), None);
+        // Restarted after the leader's last word.
+        assert_eq!(bound(&[two[0], standby(Some((12, 300)), 11)]), None);
+        assert_eq!(bound(&[]), None);
     }
 }

@@ -7,7 +7,7 @@ use super::cluster::SyncKey;
 use super::{Answer, Broken, GRACE, KeyRead, NODES, Position, Run, SAMPLES_MAX, World};
 use crate::lsn::{Lsn, Timeline};
 use crate::topology::{ClusterState, Epoch, Leader, Member, Out, Probed, Role, Sample, Topology};
-use crate::witness::{self, Testimony, Witnessed};
+use crate::witness::{self, Received, Standby, Testimony, Witnessed};
 
 impl World {
     /// The leader is no longer in force: the epoch ends with it.
@@ -130,6 +130,32 @@ impl World {
         witnessed.map(|witnessed| Witnessed { exact: self.broken == Broken::AnyoneIsExact, ..witnessed })
     }
 
+    /// As the judge does: what bounds all that replicas have shown.
+    fn received(&self) -> Option<Received> {
+        let told = |index: usize| self.answers[index].filter(|_| !self.unreachable[index]);
+        let since = |index: usize| if told(index).is_some() { self.runs[index].since } else { self.lost_at[index] };
+        let skipped = |index: usize| told(index).is_none() && self.broken == Broken::LostReplicaForgotten;
+        let led = |index: usize| index == self.reign && self.answers[index].is_none_or(|(_, answer)| answer.leads);
+        let standbys = (0..NODES).filter(|index| !led(*index) && !skipped(*index)).map(|index| Standby {
+            testimony: told(index).map(|(sent_at, answer)| Testimony {
+                sent_at: self.at(sent_at),
+                received: Lsn(match self.broken {
+                    Broken::ReplicasUnasked => 0,
+                    _ if answer.leads => answer.shows.lsn,
+                    _ => answer.told,
+                }),
+            }),
+            since: self.at(since(index)),
+        });
+        witness::by_replicas(standbys, |since| self.samples.iter().find(|sample| sample.sent_at > since).map(|sample| sample.insert_lsn))
+    }
+
+    pub(super) fn is_lost(&mut self, index: usize) {
+        if !std::mem::replace(&mut self.unreachable[index], true) {
+            self.lost_at[index] = self.now;
+        }
+    }
+
     /// Whether the key names standbys of the last leader.
     fn is_named(&self, key: &SyncKey) -> bool {
         key.leader == self.reign && !key.standbys.is_empty()
@@ -224,6 +250,7 @@ impl World {
             state: if leader.is_some() { ClusterState::Stable } else { ClusterState::Leaderless },
             epoch: Epoch(self.epoch),
             witnessed: if leader.is_none() { self.witnessed() } else { None },
+            received: if leader.is_none() { self.received() } else { None },
             leader,
             members,
             sampled_in: Epoch(self.sampled_in),

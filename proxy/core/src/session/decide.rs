@@ -212,6 +212,7 @@ impl Session {
                 }
                 match self.replica(env, work, self.level(env, work)) {
                     Choice::Replica(need) => self.lease(need),
+                    Choice::Leader(Why::NotCaughtUp) if self.waits_for_word(env, work) => self.await_sample(),
                     Choice::Leader(why) => self.lead(env, work, why),
                     Choice::Ask => self.await_sample(),
                 }
@@ -284,6 +285,14 @@ impl Session {
         (env.policy.access == Access::ReadOnly || leader.is_none_or(|(_, leader)| env.loads.is_busy(leader)))
             && env.now < *work.waits.get_or_insert(env.now) + patience
             && env.topology.replicas().any(|(_, member)| member.lag.is_none_or(|lag| lag <= patience))
+    }
+
+    /// Whether a read is about to be told what it is held to, now that the leader is gone: it needn't take a place in the line of those who wait for
+    /// the next one.
+    fn waits_for_word(&self, env: &Env<'_>, work: &mut Work) -> bool {
+        self.level(env, work) < Level::Strong
+            && env.topology.leader_at(env.now).is_none()
+            && env.now < *work.waits.get_or_insert(env.now) + WORD_PATIENCE
     }
 
     /// When this router acknowledged something last of what the batch reads.
@@ -447,6 +456,9 @@ fn strong_bound(env: &Env<'_>, work: &mut Work) -> Result<Bound, Choice> {
         None => Err(Choice::Ask),
     }
 }
+
+/// How long a read waits for what standbys tell before it waits in line: etcd's `sync` key is read each second, and they are asked after that.
+const WORD_PATIENCE: Duration = Duration::from_secs(2);
 
 /// How long a read waits for the leader's position before the leader serves it.
 const SAMPLE_PATIENCE: Duration = Duration::from_secs(1);

@@ -174,10 +174,12 @@ impl Session {
                 };
                 Choice { text: format!("{} ({role}): {}, {}", need.node, need.why.as_str(), in_words(need.why)), node: Some(need.node) }
             }
-            Some(Want::Sample) => {
+            Some(Want::Sample) if env.topology.leader_at(env.now).is_some() => {
                 Choice { text: "a replica that shows what the leader, asked first, says that it has written".to_owned(), node: None }
             }
-            Some(Want::Hold) => Choice { text: what_it_waits_for(env, self.level_of(env, verdict).0, verdict).to_owned(), node: None },
+            Some(Want::Sample | Want::Hold) => {
+                Choice { text: what_it_waits_for(env, self.level_of(env, verdict).0, verdict).to_owned(), node: None }
+            }
             Some(Want::Return | Want::Close | Want::Departure(_)) | None => {
                 Choice { text: "none: no node can serve it now".to_owned(), node: None }
             }
