@@ -99,6 +99,7 @@ pub(crate) fn five() -> Topology {
         members: members.into_iter().map(Arc::new).collect(),
         sampled_in: Epoch(3),
         witnessed: None,
+        received: None,
         history: Arc::default(),
         samples: Arc::new([]),
         changes: Arc::new([
