@@ -62,6 +62,7 @@ async fn faults() -> Result {
     stories.tell("etcd is away under load", under_load::etcd_away(&cluster, &router)).await;
     stories.tell("the tool that watches a failover", tool::figures(&cluster, &router)).await;
     stories.tell("a replica that lags gets nothing", rotation::lagging(&cluster)).await;
+    stories.tell("a replica that follows another one", rotation::cascaded()).await;
     stories.tell("a new member comes, and goes again", rotation::new_member(&cluster, &router)).await;
     stories.tell("the read-only port without a replica", read_only::no_replica(&cluster, &router)).await;
 

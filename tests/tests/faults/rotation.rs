@@ -6,7 +6,8 @@ use anyhow::{Context, ensure};
 use serde_json::{Value, json};
 use switchyard_tests::cluster::connect;
 use switchyard_tests::load::Load;
-use switchyard_tests::{Cluster, Member, Result, Router, RouterOptions, eventually};
+use switchyard_tests::{Cluster, Member, Options, Result, Router, RouterOptions, eventually};
+use tokio_postgres::SimpleQueryMessage;
 
 use super::{SOON, whole};
 
@@ -51,6 +52,35 @@ pub(crate) async fn new_member(cluster: &Cluster, router: &Router) -> Result {
     ensure!(report.read_failures.is_empty() && report.ended.is_empty(), "{:?} {:?}", report.read_failures, report.ended);
     cluster.start_member(&added).await?;
     whole(cluster, router).await
+}
+
+/// A replica that follows another one counts as what it shows: it serves reads, and goes on when the one that it follows is late.
+pub(crate) async fn cascaded() -> Result {
+    let cluster = Cluster::start(Options::new().members(3).tag("node3", "replicatefrom", "node2")).await?;
+    let router = Router::start(&cluster, RouterOptions::new().set("routing.max_lag_bytes", "1MB")).await?;
+    cluster.settled().await?;
+    for name in ["node2", "node3"] {
+        eventually(SOON, "both replicas serve", || async { Ok(member(&router, name).await?.filter(is_up).map(drop)) }).await?;
+    }
+    let (leader, followed) = (cluster.leader().await?, cluster.named("node2").context("no node2")?);
+    let streams = "SELECT coalesce(string_agg(application_name, ' '), '') FROM pg_stat_replication";
+    ensure!(leader.ask(streams).await? == "node2" && followed.ask(streams).await? == "node3", "node3 doesn't follow node2");
+
+    cluster.delay_replay(&followed, Duration::from_secs(600)).await?;
+    lags(&router, &followed).await?;
+    let session = router.rw("app").await?;
+    session.batch_execute("SET switchyard.consistency = 'session'; INSERT INTO blocker VALUES (7)").await?;
+    let served = reads(&router, "node3").await?;
+    let serves = || async {
+        let messages = session.simple_query("SELECT count(*) FROM blocker WHERE id = 7").await?;
+        let shown = messages.iter().find_map(|message| match message {
+            SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+            _ => None,
+        });
+        ensure!(shown.as_deref() == Some("1"), "the session misses its own write: {shown:?}");
+        Ok((reads(&router, "node3").await? > served).then_some(()))
+    };
+    eventually(SOON, "the cascaded replica serves a session that has written", serves).await
 }
 
 pub(crate) async fn lagging(cluster: &Cluster) -> Result {
