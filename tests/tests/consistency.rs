@@ -113,6 +113,13 @@ async fn waiting_commit(cluster: &Cluster, router: &Router) -> Result {
     reader.batch_execute("SET switchyard.consistency = 'session'").await?;
     let standby = sync_standby(cluster).await?;
     standby.pause().await?;
+    // What has been sent there before this waits for it, too.
+    let out = async || {
+        let state = router.get("/api/v1/cluster").await?.json()?;
+        let members = state["members"].as_array().context("members")?;
+        Ok(members.iter().any(|member| member["name"] == standby.name() && member["out"] == "unreachable").then_some(()))
+    };
+    eventually(SOON, "the stopped standby is out", out).await?;
     let write = tokio::spawn(async move { writer.batch_execute("UPDATE waiting_commit SET n = 2").await });
     let outcome = tokio::time::timeout(SOON, async {
         let dirty = async || Ok((read(&reader, "replica").await? == "2").then_some(()));
