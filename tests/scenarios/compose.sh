@@ -20,6 +20,7 @@ fail() { printf 'FAILED: %s\n' "$*" >&2; exit 1; }
 
 finish() {
     status=$?
+    rm -f "$root/.compose-more.yml"
     if [ $status != 0 ]; then
         compose ps 2>/dev/null || true
         compose logs --tail=15 2>/dev/null || true
@@ -30,7 +31,9 @@ finish() {
             kill "$daemon" 2>/dev/null || true
             wait "$daemon" 2>/dev/null || true
         fi
-        rm -rf "$work"
+        # The daemon may leave its network namespace mounted there.
+        umount "$work"/exec/netns/* 2>/dev/null || true
+        rm -rf "$work" || true
     fi
     [ $status = 0 ] && echo "compose: ok"
     exit $status
@@ -191,7 +194,6 @@ block = block.replace("postgres-read3", "postgres-read4").replace("5442:", "5443
 print(text.replace("\n  router1:\n", "\n" + block + "\n  router1:\n", 1), end="")
 PYTHON
 cp "$work/more.yml" "$root/.compose-more.yml"
-trap 'rm -f "$root/.compose-more.yml"; finish' EXIT
 compose -f .compose-more.yml up -d --no-build postgres-read4 >"$work/up.log" 2>&1 || { tail -20 "$work/up.log"; fail "scaling"; }
 eventually 120 "five replicas serve" serving 5
 eventually 30 "for router2, too" serving 5 18081
