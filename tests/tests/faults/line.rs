@@ -32,7 +32,8 @@ pub(crate) async fn no_leader(cluster: &Cluster) -> Result {
     ensure!(full.code().is_some_and(|code| code.code() == "57P03") && took < HOLD / 2, "{took:?}: {full:?}");
     ensure!(full.as_db_error().is_some_and(|error| error.message().contains("2 clients wait")), "{full:?}");
     for reads in [&reader, &ro_reader] {
-        reads.run("SELECT count(*) FROM line").await?;
+        let took = reads.start("SELECT count(*) FROM line").succeeds().await?;
+        println!("a read while two writes wait took {:.2} s", took.as_secs_f64());
     }
     // Those who log in now get in, and may read.
     let late = Watched::open(&router.rw_dsn("app")).await?;

@@ -457,8 +457,9 @@ fn strong_bound(env: &Env<'_>, work: &mut Work) -> Result<Bound, Choice> {
     }
 }
 
-/// How long a read waits for what standbys tell before it waits in line: etcd's `sync` key is read each second, and they are asked after that.
-const WORD_PATIENCE: Duration = Duration::from_secs(2);
+/// How long a read waits for what standbys tell before it waits in line: etcd's `sync` key is read each second, and they are asked after that; one that was cut
+/// off within a record takes `wal_retrieve_retry_interval` and a second to tell.
+const WORD_PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long a read waits for the leader's position before the leader serves it.
 const SAMPLE_PATIENCE: Duration = Duration::from_secs(1);
