@@ -53,12 +53,16 @@ impl Marks {
 
     /// How far the leader had flushed by the first sample at hand that was sent after `at`.
     pub(crate) fn flushed_after(&self, at: Instant) -> Option<Lsn> {
-        self.recent.get(self.recent.partition_point(|sample| sample.sent_at <= at)).map(|sample| sample.flush_lsn)
+        self.first_after(at).map(|sample| sample.flush_lsn)
     }
 
     /// How far the leader had inserted by the first sample at hand that was sent after `at`.
     pub(crate) fn inserted_after(&self, at: Instant) -> Option<Lsn> {
-        self.recent.get(self.recent.partition_point(|sample| sample.sent_at <= at)).map(|sample| sample.insert_lsn)
+        self.first_after(at).map(|sample| sample.insert_lsn)
+    }
+
+    fn first_after(&self, at: Instant) -> Option<&Sample> {
+        self.recent.get(self.recent.partition_point(|sample| sample.sent_at <= at))
     }
 
     /// The newest ones, oldest first.

@@ -66,8 +66,9 @@ SELECT s.r,
        CASE WHEN NOT s.r AND pg_catalog.current_setting('synchronous_standby_names') <> '' THEN coalesce(w.longest, 0) END,
        w.waiting,
        s.r AND NOT EXISTS (SELECT FROM pg_catalog.pg_stat_wal_receiver),
-       CASE WHEN s.r AND EXISTS (SELECT FROM pg_catalog.pg_stat_activity
-                                  WHERE backend_type = 'startup' AND wait_event = 'RecoveryRetrieveRetryInterval')
+       CASE WHEN s.r AND NOT EXISTS (SELECT FROM pg_catalog.pg_stat_wal_receiver)
+                 AND EXISTS (SELECT FROM pg_catalog.pg_stat_activity
+                              WHERE backend_type = 'startup' AND wait_event = 'RecoveryRetrieveRetryInterval')
             THEN extract(epoch FROM pg_catalog.current_setting('wal_retrieve_retry_interval')::interval)::float8 END
   FROM (SELECT pg_catalog.pg_is_in_recovery() AS r OFFSET 0) s
        CROSS JOIN LATERAL
@@ -295,14 +296,17 @@ impl Connection {
         let replay_lsn = lsn(1)?.unwrap_or(Lsn::INVALID);
         let received = lsn(2)?.unwrap_or(replay_lsn);
         let cut_off: bool = row.try_get(7)?;
-        let looks_again_after = row.try_get::<_, Option<f64>>(8)?.map(|seconds| Duration::from_secs_f64(seconds.clamp(0.0, 86_400.0)));
+        // A wait of more than a day is as good as one of a day.
+        let wait = |column| {
+            Ok::<_, Error>(row.try_get::<_, Option<f64>>(column)?.map(|seconds| Duration::from_secs_f64(seconds.clamp(0.0, 86_400.0))))
+        };
+        let looks_again_after = wait(8)?;
         let at_rest = self.rest.hears(sent_at, cut_off.then_some((received, replay_lsn)), looks_again_after);
         let insert_lsn = if at_rest { replay_lsn } else { received };
         let timeline = row.try_get::<_, Option<i64>>(3)?.and_then(|timeline| u32::try_from(timeline).ok()).filter(|timeline| *timeline > 0);
         let timeline = timeline.map(Timeline);
         let clock: f64 = row.try_get(4)?;
-        // A wait of more than a day is as good as one of a day.
-        let sync_wait = row.try_get::<_, Option<f64>>(5)?.map(|seconds| Duration::from_secs_f64(seconds.clamp(0.0, 86_400.0)));
+        let sync_wait = wait(5)?;
         self.waiting = row.try_get::<_, Option<Vec<Option<String>>>>(6)?.unwrap_or_default().into_iter().flatten().collect();
         let middle = (sent_at_unix + round_trip / 2).as_secs_f64();
         let forks = self.history.as_ref().filter(|(of, _)| Some(*of) == timeline).and_then(|(_, forks)| forks.clone());

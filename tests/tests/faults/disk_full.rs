@@ -1,6 +1,6 @@
 //! A member whose disk is full: as the leader, and then as a replica.
 
-use anyhow::Context;
+use anyhow::ensure;
 use switchyard_tests::cluster::limits_disks;
 use switchyard_tests::load::Load;
 use switchyard_tests::{Cluster, Options, Result, Router, RouterOptions, Synchronous, eventually};
@@ -53,9 +53,9 @@ pub(crate) async fn a_member() -> Result {
     };
     eventually(SOON, "the replica can't take more", stuck).await?;
     load.goes_on(5 * ON, LONG).await?;
-    let report = load.stop().await.context("the load")?;
+    let report = load.stop().await?;
     tell_gap("a replica's disk is full", &report);
-    anyhow::ensure!(report.write_failures.is_empty(), "{:?}", report.write_failures);
+    ensure!(report.write_failures.is_empty(), "{:?}", report.write_failures);
     writes_went_well(&report, &cluster).await?;
     reads_went_well(&report)?;
     drop(filler);
