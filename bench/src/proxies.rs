@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use switchyard_tests::cluster::connect;
+use switchyard_tests::cluster::{connect, first_value};
 use switchyard_tests::proxy::Proxy;
 use switchyard_tests::{Cluster, Member, eventually};
 
@@ -58,11 +58,7 @@ pub(crate) async fn leads_to_leader(proxy: &Proxy, dsn: &str, members: usize) ->
             let client = connect(dsn).await?;
             // By the simple protocol: the server connection may change between a Parse and its Execute.
             let answer = client.simple_query("SELECT pg_is_in_recovery()").await?;
-            let row = answer.iter().find_map(|message| match message {
-                tokio_postgres::SimpleQueryMessage::Row(row) => row.get(0),
-                _ => None,
-            });
-            if row != Some("f") {
+            if first_value(&answer) != Some("f") {
                 bail!("a replica answered");
             }
         }

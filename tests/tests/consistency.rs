@@ -10,11 +10,11 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
-use switchyard_tests::cluster::connect;
+use switchyard_tests::cluster::{connect, first_value};
 use switchyard_tests::machine;
 use switchyard_tests::{Cluster, Member, Options, Result, Router, RouterOptions, Stories, Synchronous, eventually};
 use tokio::process::{Child, Command};
-use tokio_postgres::{Client, SimpleQueryMessage};
+use tokio_postgres::Client;
 
 /// Reads of one run.
 const READS: u64 = 8_000;
@@ -146,11 +146,7 @@ async fn waiting_commit(cluster: &Cluster, router: &Router) -> Result {
 /// What the table shows, read where `hint` wants it.
 async fn read(client: &Client, hint: &str) -> Result<String> {
     let messages = client.simple_query(&format!("/* switchyard: {hint} */ SELECT n FROM waiting_commit")).await?;
-    let row = messages.iter().find_map(|message| match message {
-        SimpleQueryMessage::Row(row) => row.get(0),
-        _ => None,
-    });
-    Ok(row.context("no row")?.to_owned())
+    Ok(first_value(&messages).context("no row")?.to_owned())
 }
 
 /// All levels at the same time, over a switchover and a `kill -9` of the leader.

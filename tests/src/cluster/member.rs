@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use rustix::process::{Pid, Signal};
 use serde_json::{Value, json};
+use tokio_postgres::SimpleQueryMessage;
 
 use super::{Role, disk};
 use crate::machine::Machine;
@@ -104,11 +105,7 @@ impl Member {
     pub async fn ask(&self, query: &str) -> anyhow::Result<String> {
         let client = self.connect().await?;
         let messages = client.simple_query(query).await.with_context(|| format!("{}: {query}", self.name()))?;
-        let row = messages.iter().find_map(|message| match message {
-            tokio_postgres::SimpleQueryMessage::Row(row) => row.get(0),
-            _ => None,
-        });
-        row.map(str::to_owned).with_context(|| format!("{}: {query}: no row, or NULL", self.name()))
+        first_value(&messages).map(str::to_owned).with_context(|| format!("{}: {query}: no row, or NULL", self.name()))
     }
 
     /// Runs psql as superuser.
@@ -257,6 +254,14 @@ pub async fn connect(dsn: &str) -> anyhow::Result<tokio_postgres::Client> {
         tokio::time::timeout(CONNECT, tokio_postgres::connect(dsn, tokio_postgres::NoTls)).await.context("no answer")??;
     tokio::spawn(connection);
     Ok(client)
+}
+
+/// The first column of the first row that has one, as text, of an answer by the simple protocol.
+pub fn first_value(messages: &[SimpleQueryMessage]) -> Option<&str> {
+    messages.iter().find_map(|message| match message {
+        SimpleQueryMessage::Row(row) => row.get(0),
+        _ => None,
+    })
 }
 
 /// The member's own part of the configuration.

@@ -99,7 +99,8 @@ impl Options {
         self
     }
 
-    /// A member's data is on a disk of its own, of so many MiB: see [`Disk`](super::Disk). Its data ends with its processes.
+    /// A member's data is on a disk of its own, of so many MiB: what it holds ends with its processes. See
+    /// [`limits_disks`](super::limits_disks).
     #[must_use]
     pub fn disk(mut self, member: &str, mebibytes: u32) -> Options {
         self.disks.insert(member.to_owned(), mebibytes);

@@ -10,6 +10,7 @@ use futures_util::{SinkExt, TryStreamExt, future};
 use tokio_postgres::{Error, NoTls, Row, SimpleQueryMessage};
 
 use super::client::{Client, Session};
+use crate::cluster::first_value;
 use crate::raw::{Batch, Raw};
 
 type Doing<'a> = Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send + 'a>>;
@@ -63,10 +64,7 @@ fn mine(client: &Client, row: &Row) -> anyhow::Result<()> {
 
 /// As [`mine`], by the simple protocol.
 fn mine_as_text(client: &Client, messages: &[SimpleQueryMessage]) -> anyhow::Result<()> {
-    let found = messages.iter().find_map(|message| match message {
-        SimpleQueryMessage::Row(row) => row.get(0),
-        _ => None,
-    });
+    let found = first_value(messages);
     ensure!(found == Some(&client.me.to_string()), "the answer is that of client {found:?}");
     Ok(())
 }

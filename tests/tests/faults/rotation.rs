@@ -4,10 +4,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use serde_json::{Value, json};
-use switchyard_tests::cluster::connect;
+use switchyard_tests::cluster::{connect, first_value};
 use switchyard_tests::load::Load;
 use switchyard_tests::{Cluster, Member, Options, Result, Router, RouterOptions, eventually};
-use tokio_postgres::SimpleQueryMessage;
 
 use super::{SOON, whole};
 
@@ -73,11 +72,8 @@ pub(crate) async fn cascaded() -> Result {
     let served = reads(&router, "node3").await?;
     let serves = || async {
         let messages = session.simple_query("SELECT count(*) FROM blocker WHERE id = 7").await?;
-        let shown = messages.iter().find_map(|message| match message {
-            SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
-            _ => None,
-        });
-        ensure!(shown.as_deref() == Some("1"), "the session misses its own write: {shown:?}");
+        let shown = first_value(&messages);
+        ensure!(shown == Some("1"), "the session misses its own write: {shown:?}");
         Ok((reads(&router, "node3").await? > served).then_some(()))
     };
     eventually(SOON, "the cascaded replica serves a session that has written", serves).await

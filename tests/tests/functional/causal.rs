@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
+use switchyard_tests::cluster::first_value;
 use switchyard_tests::psql::run;
 use switchyard_tests::{Result, Router, RouterOptions, eventually};
 use tokio_postgres::Client;
@@ -54,11 +55,8 @@ async fn a_session_sees_its_own_writes_at_once() -> Result {
                 rounds += 1;
                 client.batch_execute(&format!("UPDATE causal_own SET n = {rounds} WHERE id = 1")).await?;
                 let rows = client.simple_query("SELECT n FROM causal_own WHERE id = 1").await?;
-                let seen = rows.iter().find_map(|row| match row {
-                    tokio_postgres::SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
-                    _ => None,
-                });
-                ensure!(seen == Some(rounds.to_string()), "round {rounds}: {seen:?}");
+                let seen = first_value(&rows);
+                ensure!(seen == Some(&rounds.to_string()), "round {rounds}: {seen:?}");
                 client.execute(&write, &[&rounds]).await?;
                 let seen: i32 = client.query_one(&read, &[]).await?.get(0);
                 ensure!(seen == rounds, "round {rounds}, prepared: {seen}");
