@@ -26,8 +26,8 @@ use crate::tls::{self, MakeTls};
 /// Between attempts to connect.
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
-/// Between two full probes of a member that is about to lead; between them it is only asked whether it has left recovery, as that is what everybody
-/// waits for, and the machine is busy enough with the promotion.
+/// Between two full probes of a member that is about to lead; between them it says something only once it has left recovery, as that is what
+/// everybody waits for, and the machine is busy enough with the promotion.
 const FULL_INTERVAL: Duration = Duration::from_millis(20);
 /// Of a history file, at most.
 const HISTORY_BYTES_MAX: i64 = 1024 * 1024;
@@ -80,7 +80,8 @@ SELECT s.r,
                 OR (state = 'active' AND backend_xid IS NOT NULL
                     AND state_change > pg_catalog.clock_timestamp() - interval '1s'))) w";
 
-const IN_RECOVERY: &str = "SELECT pg_catalog.pg_is_in_recovery()";
+/// Behind [`PROBE`]: nothing of a member that is in recovery, neither asked nor told.
+const ONCE_OUT: &str = "WHERE NOT s.r";
 
 const HISTORY: &str = "SELECT pg_catalog.pg_read_file('pg_wal/' || lpad(upper(to_hex($1::int8)), 8, '0') || '.history', 0, $2, true)";
 
@@ -130,7 +131,7 @@ impl Prober {
                         let asked_at = Instant::now();
                         let config = self.config.borrow().clone();
                         let urgent = *self.beat.pace.borrow() == Pace::Urgent;
-                        match within(config.health.timeout, connection.ask_what_counts(urgent)).await {
+                        match within(config.health.timeout, connection.ask(urgent)).await {
                             Ok(None) => {}
                             Ok(Some(found)) => {
                                 answered = true;
@@ -192,7 +193,7 @@ struct Connection {
     /// Ids of transactions that wait for a synchronous standby, as the last answer told.
     waiting: Vec<String>,
     rest: Rest,
-    recovery: Statement,
+    once_out: Statement,
     /// When the last full probe of a standby was sent; of a leader, `None`.
     standby_at: Option<Instant>,
     system_identifier: i64,
@@ -250,7 +251,7 @@ impl Connection {
             probe: client.prepare(PROBE).await.inspect_err(|_| driver.abort())?,
             waiting: Vec::new(),
             rest: Rest::default(),
-            recovery: client.prepare(IN_RECOVERY).await.inspect_err(|_| driver.abort())?,
+            once_out: client.prepare(&format!("{PROBE}\n {ONCE_OUT}")).await.inspect_err(|_| driver.abort())?,
             standby_at: None,
             client,
             system_identifier: 0,
@@ -273,24 +274,17 @@ impl Connection {
     }
 
     /// A full probe, or nothing where it is `urgent` to know of the end of a recovery that isn't there yet.
-    async fn ask_what_counts(&mut self, urgent: bool) -> Result<Option<Found>, Error> {
-        if urgent && self.standby_at.is_some_and(|at| at.elapsed() < FULL_INTERVAL) {
-            let row = self.client.query_one(&self.recovery, &[]).await?;
-            if row.try_get(0)? {
-                return Ok(None);
-            }
-        }
-        let found = self.ask().await?;
-        self.standby_at = found.in_recovery.then_some(found.sent_at);
-        Ok(Some(found))
-    }
-
-    async fn ask(&mut self) -> Result<Found, Error> {
+    async fn ask(&mut self, urgent: bool) -> Result<Option<Found>, Error> {
         let sent_at = Instant::now();
         let sent_at_unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let row = self.client.query_one(&self.probe, &[&self.waiting]).await?;
+        let briefly = urgent && self.standby_at.is_some_and(|at| sent_at - at < FULL_INTERVAL);
+        let statement = if briefly { &self.once_out } else { &self.probe };
+        let Some(row) = self.client.query_opt(statement, &[&self.waiting]).await? else {
+            return if briefly { Ok(None) } else { Err(Error::Missing("a row")) };
+        };
         let round_trip = sent_at.elapsed();
         let in_recovery: bool = row.try_get(0)?;
+        self.standby_at = in_recovery.then_some(sent_at);
         let lsn = |column| Ok::<_, Error>(row.try_get::<_, Option<PgLsn>>(column)?.map(|lsn| Lsn(lsn.into())));
         // A standby that replays nothing yet shows nothing: position 0 is a lower bound on that.
         let replay_lsn = lsn(1)?.unwrap_or(Lsn::INVALID);
@@ -310,7 +304,7 @@ impl Connection {
         self.waiting = row.try_get::<_, Option<Vec<Option<String>>>>(6)?.unwrap_or_default().into_iter().flatten().collect();
         let middle = (sent_at_unix + round_trip / 2).as_secs_f64();
         let forks = self.history.as_ref().filter(|(of, _)| Some(*of) == timeline).and_then(|(_, forks)| forks.clone());
-        Ok(Found {
+        Ok(Some(Found {
             sent_at,
             round_trip,
             in_recovery,
@@ -323,7 +317,7 @@ impl Connection {
             version_num: self.version_num,
             clock_offset_ms: (clock - middle) * 1000.0,
             forks,
-        })
+        }))
     }
 
     /// Whether the history of `timeline` is still to be read.

@@ -16,6 +16,8 @@ use crate::server::Server;
 
 /// Of all pools, at most; those with the most clients come first.
 const AHEAD_MAX: usize = 32;
+/// Between two questions to all of a pool's together whether they are out of recovery: whichever knows first serves the first write.
+const ASKED_EVERY: Duration = Duration::from_millis(5);
 /// A member that doesn't lead by then may take long.
 const AHEAD_FOR: Duration = Duration::from_secs(30);
 
@@ -62,10 +64,12 @@ impl Pools {
             let Key { database, user, .. } = &known.key;
             let key = Key { node: member.name.clone(), role: ServerRole::Leader, database: database.clone(), user: user.clone() };
             let pool = self.pool(key, &known.credential.load());
-            for permit in pool.permits_ahead(self, wanted) {
+            let permits = pool.permits_ahead(self, wanted);
+            let asked_every = ASKED_EVERY * u32::try_from(permits.len()).unwrap_or(1);
+            for permit in permits {
                 let (pool, pools, changed, epoch) = (pool.clone(), self.clone(), changed.clone(), topology.epoch);
                 tokio::spawn(async move {
-                    match tokio::time::timeout(AHEAD_FOR, pool.open_ahead(permit, &pools, epoch, changed)).await {
+                    match tokio::time::timeout(AHEAD_FOR, pool.open_ahead(permit, &pools, epoch, asked_every, changed)).await {
                         Ok(Ok(())) => {}
                         Ok(Err(error)) => tracing::debug!(node = %pool.key.node, %error, "no connection ahead"),
                         Err(_) => tracing::debug!(node = %pool.key.node, "a connection ahead was opened in vain"),
@@ -94,10 +98,12 @@ impl Pool {
         permit: Permit,
         pools: &Pools,
         epoch: Epoch,
+        asked_every: Duration,
         mut changed: watch::Receiver<u64>,
     ) -> Result<(), LeaseError> {
         let mut server = self.connect(pools, epoch).await?;
         tracing::debug!(node = %self.key.node, "opened a connection ahead");
+        let mut out = false;
         loop {
             // Seen before the look: a change behind it ends the wait.
             changed.borrow_and_update();
@@ -106,10 +112,14 @@ impl Pool {
                 Some(false) => {}
                 None => return Err(LeaseError::Gone),
             }
-            changed.changed().await.map_err(|_| LeaseError::Gone)?;
+            match tokio::time::timeout(asked_every, changed.changed()).await {
+                Ok(seen) => seen.map_err(|_| LeaseError::Gone)?,
+                // Whoever is out of recovery stays so. Asked beside the probe, so that nobody waits for the one answer and then for the other.
+                Err(_) if !out => out = server.ask_recovery().await?,
+                Err(_) => {}
+            }
         }
-        // Servers before PostgreSQL 14 don't say whether they are in recovery.
-        if !server.ask_recovery().await {
+        if !out && !server.ask_recovery().await? {
             return Err(LeaseError::InRecovery);
         }
         tracing::debug!(node = %self.key.node, "its member leads: a connection ahead is there to be used");
@@ -119,9 +129,12 @@ impl Pool {
 }
 
 impl Server {
-    /// Has the server say whether it is in recovery: an idle one reports nothing by itself. False unless it surely isn't.
-    async fn ask_recovery(&mut self) -> bool {
-        self.sync().await && self.in_hot_standby() == Some(false)
+    /// Has the server say whether it is out of recovery: an idle one reports nothing by itself. Servers before PostgreSQL 14 don't say.
+    async fn ask_recovery(&mut self) -> Result<bool, LeaseError> {
+        if !self.sync().await {
+            return Err(LeaseError::Gone);
+        }
+        self.in_hot_standby().map(|hot| !hot).ok_or(LeaseError::InRecovery)
     }
 }
 
