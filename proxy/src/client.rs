@@ -13,9 +13,10 @@ use std::time::{Duration, Instant, SystemTime};
 
 use switchyard_core::refusal::Refusal;
 use switchyard_core::route::{Need, ServerRole, Why};
-use switchyard_core::session::{CancelKey, Env, Pins, Policy, Session, Settings, TO_CLIENT_MAX, Want, Work};
+use switchyard_core::session::{Access, CancelKey, Env, Pins, Policy, Session, Settings, TO_CLIENT_MAX, Want, Work};
 use switchyard_core::sql::Verdict;
 use switchyard_core::sql::shown::without_literals;
+use switchyard_core::topology::{Role, Topology};
 use switchyard_health::Health;
 use tokio::io::AsyncWrite;
 use tokio_util::io::poll_read_buf;
@@ -486,7 +487,14 @@ impl Client {
             return Poll::Ready(Event::Ending);
         }
         if let Some(lease) = &mut self.lease {
-            if lease.server().handle.poll_killed(cx).is_ready() {
+            let server = lease.server();
+            if server.handle.poll_killed(cx).is_ready() {
+                return Poll::Ready(Event::ServerKilled);
+            }
+            if server.handle.is_silent()
+                && self.work.as_ref().is_some_and(|work| self.session.would_run_again(work))
+                && others_serve(&self.context.health.topology.load(), &server.state.node, &self.policy)
+            {
                 return Poll::Ready(Event::ServerKilled);
             }
         } else if self.slot.take_cancel() && self.waiting.is_some() {
@@ -922,4 +930,10 @@ fn next_random(state: &mut u64) -> u64 {
     let z = (*state ^ (*state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     z ^ (z >> 31)
+}
+
+/// Whether a read that gives up waiting for a replica can be asked of anybody else.
+fn others_serve(topology: &Topology, node: &str, policy: &Policy) -> bool {
+    let leads = topology.leader_at(Instant::now()).is_some() && (policy.access == Access::ReadWrite || policy.fallback_to_leader);
+    leads || topology.members.iter().any(|member| member.role == Role::Replica && member.out.is_none() && *member.name != *node)
 }

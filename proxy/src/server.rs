@@ -54,6 +54,7 @@ pub(crate) struct Handle {
     pub(crate) role: ServerRole,
     pub(crate) epoch: Epoch,
     killed: AtomicBool,
+    silent: AtomicBool,
     waker: AtomicWaker,
     /// The process id that its last client was told; 0 before the first.
     voice: AtomicI32,
@@ -70,6 +71,19 @@ impl Handle {
 
     pub(crate) fn is_killed(&self) -> bool {
         self.killed.load(Ordering::Acquire)
+    }
+
+    /// Its server has answered no probe for long, or does again. Whoever waits for it, and can ask another one, need not go on waiting.
+    pub(crate) fn tell_silent(&self, silent: bool) {
+        self.silent.store(silent, Ordering::Release);
+        if silent {
+            // Each time: whom else to ask may have changed.
+            self.waker.wake();
+        }
+    }
+
+    pub(crate) fn is_silent(&self) -> bool {
+        self.silent.load(Ordering::Acquire)
     }
 
     /// Ready once the connection is to be dropped.
@@ -200,6 +214,7 @@ impl Server {
                 role,
                 epoch,
                 killed: AtomicBool::new(false),
+                silent: AtomicBool::new(false),
                 waker: AtomicWaker::new(),
                 voice: AtomicI32::new(0),
                 cancels: Mutex::new(0),

@@ -28,7 +28,7 @@ const SERVER_KEEPALIVE_IDLE: Duration = Duration::from_secs(5);
 const SERVER_KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
 const SERVER_KEEPALIVE_PROBES: u32 = 3;
 /// A server whose kernel takes nothing of what was sent to it for so long is gone.
-const SERVER_USER_TIMEOUT: Duration = Duration::from_secs(10);
+pub(crate) const SERVER_USER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// One connection. TLS variants are boxed: a rustls session is a kilobyte and more, and most streams have none.
 #[derive(Debug)]

@@ -17,7 +17,7 @@ use rustc_hash::FxHashMap;
 use switchyard_config::Config;
 use switchyard_core::route::ServerRole;
 use switchyard_core::session::{Params, ServerState};
-use switchyard_core::topology::{Epoch, Out, Topology};
+use switchyard_core::topology::{Epoch, Member, Out, Topology};
 use switchyard_core::wire::reply::TxStatus;
 use tokio::sync::oneshot;
 
@@ -26,11 +26,15 @@ use crate::auth::{ConnectError, Credential, Login, Target};
 use crate::clients::Slot;
 use crate::server::{Processes, Server};
 use crate::stats::{NodeStats, PoolName, PoolStats, Stats};
+use crate::stream::SERVER_USER_TIMEOUT;
 use crate::tls::Connector;
 
 /// How long a database is left alone for a statement that wants it for itself: PostgreSQL waits that long for others to go
 /// (`CountOtherDBBackends`).
 const LEAVING: Duration = Duration::from_secs(5);
+/// Between two ends of connections that a promotion has made useless. A server process takes milliseconds to end, in the very tenth of a second in
+/// which everybody waits for the promoted server's first commit.
+const RETIRING_GAP: Duration = Duration::from_millis(20);
 /// Connections that one pool opens at a time. When a new leader has been named, all who have waited for it want one at once; a server that forks for
 /// all of them serves the first no sooner than the last, and a connection that is given back after a short statement serves the next as well.
 const OPENING_MAX: usize = 4;
@@ -68,6 +72,8 @@ pub(crate) struct Pools {
     topology: Arc<ArcSwap<Topology>>,
     pub(crate) tls: ArcSwap<Connector>,
     stats: Arc<Stats>,
+    /// Held by whoever is the next to end.
+    retiring: tokio::sync::Mutex<()>,
 }
 
 /// The cap of one node.
@@ -108,6 +114,7 @@ impl Pools {
             topology,
             tls: ArcSwap::from_pointee(tls),
             stats,
+            retiring: tokio::sync::Mutex::default(),
         })
     }
 
@@ -192,10 +199,15 @@ impl Pools {
         }
     }
 
-    /// Closes what is too old or unused, and forgets pools without connections.
+    /// Closes what is too old or unused, and forgets pools without connections. Tells connections of replicas that hang.
     pub(crate) fn sweep(&self) {
         let now = Instant::now();
+        let topology = self.topology.load();
         for pool in self.all() {
+            if pool.key.role == ServerRole::Replica {
+                let silent = topology.member(&pool.key.node).is_some_and(|member| is_silent(member, now));
+                pool.book.lock().handles.values().for_each(|handle| handle.tell_silent(silent));
+            }
             pool.sweep(now);
         }
         self.pools.write().retain(|key, pool| {
@@ -208,6 +220,12 @@ impl Pools {
             !unused
         });
     }
+}
+
+/// Whether a member has answered no probe for as long as TCP takes to find a dead host.
+fn is_silent(member: &Member, now: Instant) -> bool {
+    let since = member.probed.as_ref().map(|probed| now.saturating_duration_since(probed.sent_at));
+    member.probe_error.is_some() && since.is_some_and(|since| since >= SERVER_USER_TIMEOUT)
 }
 
 /// What asking for a lease gives at once.
@@ -472,6 +490,24 @@ impl Pool {
         drop(Permit { pool: Some(self.clone()), counted: false });
     }
 
+    /// Closes a connection that is of no use any more, and does so in its turn where its place isn't needed.
+    fn retire(self: &Arc<Pool>, server: Box<Server>) {
+        let (Some(pools), Ok(runtime)) = (self.pools.upgrade(), tokio::runtime::Handle::try_current()) else {
+            return self.discard(server);
+        };
+        if 2 * self.node.book.lock().open > pools.config.load().pool.max_per_node {
+            return self.discard(server);
+        }
+        self.forget(&server);
+        let place = Permit { pool: Some(self.clone()), counted: false };
+        runtime.spawn(async move {
+            let _turn = pools.retiring.lock().await;
+            tokio::time::sleep(RETIRING_GAP).await;
+            server.close();
+            drop(place);
+        });
+    }
+
     /// Closes connections that have rested.
     fn discard_all(self: &Arc<Pool>, idle: Vec<Box<Server>>) {
         self.stats_idle(idle.len());
@@ -700,8 +736,11 @@ impl Lease {
         self.unlease();
         let pool = self.pool.clone();
         let promoted = server.state.role == ServerRole::Replica && server.in_hot_standby() == Some(false) && !pool.serves_fallback();
-        if server.state.tainted || promoted || server.handle.is_killed() {
+        if server.state.tainted || server.handle.is_killed() {
             return pool.discard(server);
+        }
+        if promoted {
+            return pool.retire(server);
         }
         if !server.state.ready {
             // A client left in the middle of a statement: what runs is canceled, or the server would work on for nobody.

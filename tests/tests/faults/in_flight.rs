@@ -136,7 +136,7 @@ pub(crate) async fn replica_dies(cluster: &Cluster, router: &Router) -> Result {
     Ok(())
 }
 
-async fn running(member: &Member, text: &str, count: i64) -> Result {
+pub(super) async fn running(member: &Member, text: &str, count: i64) -> Result {
     let what = format!("{} runs {text} {count} times", member.name());
     eventually(SOON, &what, || async { Ok((running_now(member, text).await? == count).then_some(())) }).await
 }

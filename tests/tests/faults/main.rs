@@ -57,6 +57,7 @@ async fn faults() -> Result {
     stories.tell("the router is stopped over a switchover", paused::over_a_switchover(&cluster)).await;
     stories.tell("the router wakes to a leader that lost its key", paused::over_a_lost_lease(&cluster)).await;
     stories.tell("the leader hangs, and wakes up", paused::the_leader(&cluster)).await;
+    stories.tell("a replica hangs with reads under way", paused::a_replica(&cluster, &router)).await;
     stories.tell("the leader is cut off from etcd", cut_off::from_etcd(&cluster, &router)).await;
     stories.tell("a member's disk is full", disk_full::a_member()).await;
     stories.tell("etcd is away under load", under_load::etcd_away(&cluster, &router)).await;

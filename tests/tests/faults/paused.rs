@@ -1,9 +1,12 @@
-//! The router is stopped by SIGSTOP, as a virtual machine may be, and wakes with yesterday's topology; or the leader is.
+//! The router is stopped by SIGSTOP, as a virtual machine may be, and wakes with yesterday's topology; or a member is.
 
-use anyhow::{Context, ensure};
+use std::time::Instant;
+
+use anyhow::{Context, bail, ensure};
 use switchyard_tests::cluster::connect;
 use switchyard_tests::{Cluster, Member, Result, Router, RouterOptions, eventually};
 
+use super::in_flight::running;
 use super::{LONG, Running, SOON, Watched, sync_standby, whole};
 
 /// Sessions of every kind, on the old leader.
@@ -160,5 +163,39 @@ pub(crate) async fn the_leader(cluster: &Cluster) -> Result {
         .ask("SELECT string_agg(what || ' ' || count, ', ' ORDER BY what) FROM (SELECT what, count(*) FROM hung GROUP BY 1) AS all_of_it")
         .await?;
     ensure!(counted == "after 2, again 3, before 1", "{counted}");
+    Ok(())
+}
+
+/// A replica hangs, and its host answers TCP all the while: what was under way there runs elsewhere, but for what has been answered in part.
+pub(crate) async fn a_replica(cluster: &Cluster, router: &Router) -> Result {
+    whole(cluster, router).await?;
+    let replicas = cluster.replicas().await?;
+    let [victim, other] = replicas.as_slice() else { bail!("two replicas") };
+    order(router, "drain", other).await?;
+    let dsn = router.ro_dsn("app");
+    let [lone, reader, partly] = [Watched::open(&dsn).await?, Watched::open(&dsn).await?, Watched::open(&dsn).await?];
+    reader.run("BEGIN READ ONLY").await?;
+    reader.run("SELECT 1").await?;
+    let read = "SELECT 1 FROM pg_sleep(3)";
+    let again = [lone.start(read), reader.start(read)];
+    let rest = partly.start("SELECT repeat('x', 65536) UNION ALL SELECT 'end' FROM pg_sleep(3)");
+    running(victim, "pg_sleep(3)", 3).await?;
+    victim.pause().await?;
+    let paused = Instant::now();
+    order(router, "resume", other).await?;
+    for read in again {
+        read.succeeds().await.with_context(|| format!("{:?} after the replica was stopped", paused.elapsed()))?;
+    }
+    println!("reads under way on a replica that hangs were answered {:.1} s later", paused.elapsed().as_secs_f64());
+    reader.run("COMMIT").await?;
+    ensure!(!rest.0.is_finished(), "what was answered in part has an end, and nobody to tell it");
+    victim.resume()?;
+    rest.succeeds().await?;
+    whole(cluster, router).await
+}
+
+async fn order(router: &Router, command: &str, member: &Member) -> Result {
+    let said = router.order(&[command, member.name()]).await?;
+    ensure!(said.done, "{}", said.text);
     Ok(())
 }

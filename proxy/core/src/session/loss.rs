@@ -233,6 +233,11 @@ impl Session {
         work.forget_attempts();
     }
 
+    /// Whether the loss of the server, at this moment, would cost the client nothing where another can be asked: all that it waits for would run there.
+    pub fn would_run_again(&self, work: &Work) -> bool {
+        self.want.is_none() && work.losses < LOSSES_MAX && (work.attempt.is_some() || (work.after_bring && self.pins.is_empty()))
+    }
+
     /// Whether the lone write that was sent, and is proven to be rolled back, can run again without doing anything twice.
     fn may_repeat_write(&self, env: &Env<'_>, work: &Work) -> bool {
         if work.losses >= LOSSES_MAX || !self.pins.is_empty() || self.status != TxStatus::Idle || !work.batch.is_empty() {
@@ -344,6 +349,6 @@ impl Session {
             self.lost = Some(Lost::Told);
         }
         self.refuse_batch(work, &refusal);
-        true
+        self.want.is_none() && work.losses < LOSSES_MAX && (work.attempt.is_some() || (work.after_bring && self.pins.is_empty()))
     }
 }

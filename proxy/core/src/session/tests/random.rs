@@ -178,7 +178,13 @@ impl World {
     fn lose(&mut self, client: &mut Client) {
         if let Some(server) = client.held.take() {
             self.given_back += 1;
+            let costs_nothing = client.session.would_run_again(&client.work);
+            let told = client.work.to_client.len();
             client.session.server_lost(&self.rig.env(), &mut client.work, &server.state, false);
+            let told = String::from_utf8_lossy(&client.work.to_client[told..]);
+            // Where nobody else is left to be asked, that is what its client is told.
+            let goes_on = if told.is_empty() { client.session.wants() } else { told.contains("C57P03") };
+            assert!(!costs_nothing || goes_on, "told {told:?}, or waits for ever");
         }
     }
 }
