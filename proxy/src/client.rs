@@ -13,10 +13,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 use switchyard_core::refusal::Refusal;
 use switchyard_core::route::{Need, ServerRole, Why};
-use switchyard_core::session::{Access, CancelKey, Env, Pins, Policy, Session, Settings, TO_CLIENT_MAX, Want, Work};
+use switchyard_core::session::{CancelKey, Env, Pins, Policy, Session, Settings, TO_CLIENT_MAX, Want, Work};
 use switchyard_core::sql::Verdict;
 use switchyard_core::sql::shown::without_literals;
-use switchyard_core::topology::{Role, Topology};
 use switchyard_health::Health;
 use tokio::io::AsyncWrite;
 use tokio_util::io::poll_read_buf;
@@ -27,7 +26,7 @@ use crate::clients::Registered;
 use crate::context::Context;
 use crate::decisions::{Decided, Decisions, TEXT_MAX};
 use crate::facts::{Database, Quiet};
-use crate::pool::{Acquired, Key, Lease, LeaseError, Pool};
+use crate::pool::{Acquired, Key, Lease, LeaseError, Pool, is_silent};
 use crate::rules::SessionRules;
 use crate::stats::{Pinned, Port};
 use crate::stream::Stream;
@@ -491,11 +490,15 @@ impl Client {
             if server.handle.poll_killed(cx).is_ready() {
                 return Poll::Ready(Event::ServerKilled);
             }
-            if server.handle.is_silent()
-                && self.work.as_ref().is_some_and(|work| self.session.would_run_again(work))
-                && others_serve(&self.context.health.topology.load(), &server.state.node, &self.policy)
-            {
-                return Poll::Ready(Event::ServerKilled);
+            if server.handle.is_silent() {
+                let node = server.state.node.clone();
+                let mut gives_up = false;
+                self.with_session(|session, env, work, _| {
+                    gives_up = is_silent(env.topology, &node, env.now) && session.would_run_again(env, work, &node);
+                });
+                if gives_up {
+                    return Poll::Ready(Event::ServerKilled);
+                }
             }
         } else if self.slot.take_cancel() && self.waiting.is_some() {
             return Poll::Ready(Event::Canceled);
@@ -930,10 +933,4 @@ fn next_random(state: &mut u64) -> u64 {
     let z = (*state ^ (*state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     z ^ (z >> 31)
-}
-
-/// Whether a read that gives up waiting for a replica can be asked of anybody else.
-fn others_serve(topology: &Topology, node: &str, policy: &Policy) -> bool {
-    let leads = topology.leader_at(Instant::now()).is_some() && (policy.access == Access::ReadWrite || policy.fallback_to_leader);
-    leads || topology.members.iter().any(|member| member.role == Role::Replica && member.out.is_none() && *member.name != *node)
 }

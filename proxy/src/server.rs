@@ -73,11 +73,10 @@ impl Handle {
         self.killed.load(Ordering::Acquire)
     }
 
-    /// Its server has answered no probe for long, or does again. Whoever waits for it, and can ask another one, need not go on waiting.
+    /// Its server may have answered no probe for long: whoever waits for it looks whether it need go on waiting. Told anew as long as it is so.
     pub(crate) fn tell_silent(&self, silent: bool) {
         self.silent.store(silent, Ordering::Release);
         if silent {
-            // Each time: whom else to ask may have changed.
             self.waker.wake();
         }
     }

@@ -21,10 +21,14 @@ const ASKED_EVERY: Duration = Duration::from_millis(5);
 /// A member that doesn't lead by then may take long.
 const AHEAD_FOR: Duration = Duration::from_secs(30);
 
+/// PostgreSQL 14, the first whose connections say whether they are in recovery (`in_hot_standby`).
+const SAYS_RECOVERY: u32 = 140_000;
+
 /// The member that etcd names, while it can't be shown to lead.
 fn coming(topology: &Topology) -> Option<&Arc<Member>> {
     let named = topology.members.iter().find(|member| member.role == Role::Leader)?;
-    (topology.leader.is_none() && named.probed.is_some() && named.probe_error.is_none()).then_some(named)
+    let says = named.probed.as_ref().is_some_and(|probed| probed.version_num >= SAYS_RECOVERY);
+    (topology.leader.is_none() && says && named.probe_error.is_none()).then_some(named)
 }
 
 /// Whether it leads now; `None` once it won't, in this epoch.
@@ -66,10 +70,15 @@ impl Pools {
             let pool = self.pool(key, &known.credential.load());
             let permits = pool.permits_ahead(self, wanted);
             let asked_every = ASKED_EVERY * u32::try_from(permits.len()).unwrap_or(1);
-            for permit in permits {
+            for (permit, turn) in permits.into_iter().zip(1..) {
                 let (pool, pools, changed, epoch) = (pool.clone(), self.clone(), changed.clone(), topology.epoch);
                 tokio::spawn(async move {
-                    match tokio::time::timeout(AHEAD_FOR, pool.open_ahead(permit, &pools, epoch, asked_every, changed)).await {
+                    match tokio::time::timeout(
+                        AHEAD_FOR,
+                        pool.open_ahead(permit, &pools, epoch, (ASKED_EVERY * turn, asked_every), changed),
+                    )
+                    .await
+                    {
                         Ok(Ok(())) => {}
                         Ok(Err(error)) => tracing::debug!(node = %pool.key.node, %error, "no connection ahead"),
                         Err(_) => tracing::debug!(node = %pool.key.node, "a connection ahead was opened in vain"),
@@ -98,7 +107,7 @@ impl Pool {
         permit: Permit,
         pools: &Pools,
         epoch: Epoch,
-        asked_every: Duration,
+        (mut asked_after, asked_every): (Duration, Duration),
         mut changed: watch::Receiver<u64>,
     ) -> Result<(), LeaseError> {
         let mut server = self.connect(pools, epoch).await?;
@@ -112,11 +121,13 @@ impl Pool {
                 Some(false) => {}
                 None => return Err(LeaseError::Gone),
             }
-            match tokio::time::timeout(asked_every, changed.changed()).await {
+            match tokio::time::timeout(asked_after, changed.changed()).await {
                 Ok(seen) => seen.map_err(|_| LeaseError::Gone)?,
-                // Whoever is out of recovery stays so. Asked beside the probe, so that nobody waits for the one answer and then for the other.
-                Err(_) if !out => out = server.ask_recovery().await?,
-                Err(_) => {}
+                Err(_) => {
+                    asked_after = asked_every;
+                    // Whoever is out of recovery stays so. Asked beside the probe, so that nobody waits for the one answer and then for the other.
+                    out = out || server.ask_recovery().await?;
+                }
             }
         }
         if !out && !server.ask_recovery().await? {

@@ -17,7 +17,7 @@ use rustc_hash::FxHashMap;
 use switchyard_config::Config;
 use switchyard_core::route::ServerRole;
 use switchyard_core::session::{Params, ServerState};
-use switchyard_core::topology::{Epoch, Member, Out, Topology};
+use switchyard_core::topology::{Epoch, Out, Topology};
 use switchyard_core::wire::reply::TxStatus;
 use tokio::sync::oneshot;
 
@@ -205,7 +205,7 @@ impl Pools {
         let topology = self.topology.load();
         for pool in self.all() {
             if pool.key.role == ServerRole::Replica {
-                let silent = topology.member(&pool.key.node).is_some_and(|member| is_silent(member, now));
+                let silent = is_silent(&topology, &pool.key.node, now);
                 pool.book.lock().handles.values().for_each(|handle| handle.tell_silent(silent));
             }
             pool.sweep(now);
@@ -223,7 +223,8 @@ impl Pools {
 }
 
 /// Whether a member has answered no probe for as long as TCP takes to find a dead host.
-fn is_silent(member: &Member, now: Instant) -> bool {
+pub(crate) fn is_silent(topology: &Topology, node: &str, now: Instant) -> bool {
+    let Some(member) = topology.member(node) else { return false };
     let since = member.probed.as_ref().map(|probed| now.saturating_duration_since(probed.sent_at));
     member.probe_error.is_some() && since.is_some_and(|since| since >= SERVER_USER_TIMEOUT)
 }
@@ -495,7 +496,8 @@ impl Pool {
         let (Some(pools), Ok(runtime)) = (self.pools.upgrade(), tokio::runtime::Handle::try_current()) else {
             return self.discard(server);
         };
-        if 2 * self.node.book.lock().open > pools.config.load().pool.max_per_node {
+        let wanted = !self.book.lock().waiting.is_empty();
+        if wanted || 2 * self.node.book.lock().open > pools.config.load().pool.max_per_node {
             return self.discard(server);
         }
         self.forget(&server);
@@ -739,13 +741,13 @@ impl Lease {
         if server.state.tainted || server.handle.is_killed() {
             return pool.discard(server);
         }
-        if promoted {
-            return pool.retire(server);
-        }
         if !server.state.ready {
             // A client left in the middle of a statement: what runs is canceled, or the server would work on for nobody.
             pool.cancel_and_discard(server);
             return;
+        }
+        if promoted {
+            return pool.retire(server);
         }
         if server.state.tx != TxStatus::Idle || server.handle.is_being_canceled() {
             tokio::spawn(async move {

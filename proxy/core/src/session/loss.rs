@@ -6,10 +6,11 @@
 
 use super::batch::{End, ends_transaction};
 use super::replies::{Owed, Prepares, Sync};
-use super::{Env, Lost, Phase, Segment, ServerState, Session, Want, Work};
+use super::{Access, Env, Lost, Phase, Segment, ServerState, Session, Want, Work};
 use crate::refusal::Refusal;
 use crate::route::ServerRole;
 use crate::sql::Effect;
+use crate::topology::Member;
 use crate::wire::reply::{self, TxStatus};
 
 /// SQLSTATE 57P01, admin_shutdown.
@@ -138,10 +139,19 @@ impl Session {
             self.deliver(env, work);
         }
         if waiting {
-            // The batch was still waiting for the settings: never sent.
+            // The batch was still waiting for the settings, or for the shapes of what it uses: never sent.
             work.owed.clear();
             if self.pins.is_empty() {
                 work.excluded.push(server.node.clone());
+                if self.status == TxStatus::InTransaction && self.begin.is_none() && self.lost.is_none() {
+                    // It belongs to a transaction.
+                    if !timed_out && self.can_move(server.role) {
+                        self.resume();
+                    } else {
+                        self.movable = None;
+                        self.lost = Some(Lost::Untold { reader: server.role == ServerRole::Replica });
+                    }
+                }
                 return self.decide(env, work);
             }
         }
@@ -233,9 +243,18 @@ impl Session {
         work.forget_attempts();
     }
 
-    /// Whether the loss of the server, at this moment, would cost the client nothing where another can be asked: all that it waits for would run there.
-    pub fn would_run_again(&self, work: &Work) -> bool {
-        self.want.is_none() && work.losses < LOSSES_MAX && (work.attempt.is_some() || (work.after_bring && self.pins.is_empty()))
+    /// Whether the loss of the server `node`, at this moment, would cost the client nothing: all that it waits for would be asked of another one
+    /// that serves.
+    pub fn would_run_again(&self, env: &Env<'_>, work: &Work, node: &str) -> bool {
+        let torn = work.server_passing > 0 && !work.server_swallowing;
+        let unsent = work.after_bring && self.pins.is_empty() && (self.status == TxStatus::Idle || self.begin.is_some());
+        if self.want.is_some() || torn || work.losses >= LOSSES_MAX || !(work.attempt.is_some() || unsent) {
+            return false;
+        }
+        let free = |member: &Member| *member.name != *node && !work.excluded.contains(&member.name);
+        let led = (env.policy.access == Access::ReadWrite || env.policy.fallback_to_leader)
+            && env.topology.leader_at(env.now).is_some_and(|(_, member)| free(member));
+        led || env.topology.replicas().any(|(_, member)| free(member))
     }
 
     /// Whether the lone write that was sent, and is proven to be rolled back, can run again without doing anything twice.
@@ -349,6 +368,6 @@ impl Session {
             self.lost = Some(Lost::Told);
         }
         self.refuse_batch(work, &refusal);
-        self.want.is_none() && work.losses < LOSSES_MAX && (work.attempt.is_some() || (work.after_bring && self.pins.is_empty()))
+        true
     }
 }

@@ -178,13 +178,14 @@ impl World {
     fn lose(&mut self, client: &mut Client) {
         if let Some(server) = client.held.take() {
             self.given_back += 1;
-            let costs_nothing = client.session.would_run_again(&client.work);
+            let costs_nothing = client.session.would_run_again(&self.rig.env(), &client.work, &server.state.node);
             let told = client.work.to_client.len();
             client.session.server_lost(&self.rig.env(), &mut client.work, &server.state, false);
+            let goes_on = matches!(client.session.want, Some(Want::Lease(_) | Want::Hold | Want::Sample | Want::Departure(_)));
             let told = String::from_utf8_lossy(&client.work.to_client[told..]);
-            // Where nobody else is left to be asked, that is what its client is told.
-            let goes_on = if told.is_empty() { client.session.wants() } else { told.contains("C57P03") };
-            assert!(!costs_nothing || goes_on, "told {told:?}, or waits for ever");
+            // Of a transaction that may have shown more than any other replica does by now, that is told.
+            let stays_behind = told.contains("C57P03") && self.rig.policy.access == Access::ReadOnly && client.session.lost.is_some();
+            assert!(!costs_nothing || stays_behind || (goes_on && told.is_empty()), "told {told:?}, or waits for ever");
         }
     }
 }
@@ -256,6 +257,11 @@ const DDL: &str = "ddl";
 /// All that may come: also COPY, Flush without Sync, what makes no sense, and DDL.
 fn happens() -> impl Strategy<Value = String> {
     prop_oneof![15 => anything(), 1 => Just(DDL.to_owned())]
+}
+
+/// What ends with a ReadyForQuery, and DDL.
+fn answered() -> impl Strategy<Value = String> {
+    prop_oneof![15 => ended(), 1 => Just(DDL.to_owned())]
 }
 
 /// All that a client may send: also COPY, Flush without Sync, and what makes no sense.
@@ -341,6 +347,10 @@ fn run_with_losses(access: Access, ops: &[(bool, Option<Index>, String)], pieces
         if client.closed {
             return;
         }
+        if op == DDL {
+            world.rig.judge.shape.set(world.rig.judge.shape.get() + 1);
+            continue;
+        }
         client.unread.extend(encode(op));
         due += text::cut(&encode(op)).iter().filter(|(tag, _)| matches!(tag, b'Q' | b'S')).count();
         if let Some(loss) = loss {
@@ -401,7 +411,7 @@ proptest! {
 
     #[test]
     fn where_servers_are_lost_all_is_answered_once(
-        ops in prop::collection::vec((any::<bool>(), prop::option::weighted(0.3, any::<Index>()), ended()), 1..25),
+        ops in prop::collection::vec((any::<bool>(), prop::option::weighted(0.3, any::<Index>()), answered()), 1..25),
         pieces in pieces(),
     ) {
         run_with_losses(Access::ReadWrite, &ops, pieces.clone());

@@ -1295,6 +1295,59 @@ mod shapes {
     }
 
     #[test]
+    fn a_server_that_is_lost_under_the_look_takes_its_transaction_with_it() {
+        let mut story = Story::on(Access::ReadWrite);
+        told(&mut story);
+        story.tell(
+            "C> Q begin
+             C< C BEGIN / Z T
+             C> Q insert into t values (1)
+             lease l leader
+             S> P - begin / B - - / E - / Q insert into t values (1)
+             S< 1 / 2 / C BEGIN / C INSERT 0 1 / Z T
+             C< C INSERT 0 1 / Z T
+             C> B - a / E - / S
+             S> P sy1 insert into t select / D S sy1 / S
+             lost
+             C< E 40001 / Z E",
+        );
+    }
+
+    #[test]
+    fn a_transaction_that_can_move_begins_anew_behind_another_look() {
+        let mut story = Story::on(Access::ReadOnly);
+        story.tell(&format!(
+            "C> P a select 2 / D S a / S
+             lease r1 replica
+             S> P sy1 select 2 / D S sy1 / S
+             S< 1 / t / {one} / Z I
+             C< 1 / t / {one} / Z I
+             return",
+            one = row("one")
+        ));
+        story.rig.judge.shape.set(1);
+        story.tell(&format!(
+            "C> Q begin
+             C< C BEGIN / Z T
+             C> Q select 1
+             lease r2 replica
+             S> P - begin / B - - / E - / Q select 1
+             S< 1 / 2 / C BEGIN / T x / D 1 / C SELECT 1 / Z T
+             C< T x / D 1 / C SELECT 1 / Z T
+             C> B - a / E - / S
+             S> P sy1 select 2 / D S sy1 / S
+             lost
+             lease l replica
+             S> P sy1 select 2 / D S sy1 / S
+             S< 1 / t / {one} / Z I
+             S> P - begin / B - - / E - / C P - / B - sy1 / E - / S
+             S< 1 / 2 / C BEGIN / 3 / 2 / D 2 / C SELECT 1 / Z T
+             C< 2 / D 2 / C SELECT 1 / Z T",
+            one = row("one")
+        ));
+    }
+
+    #[test]
     fn what_it_no_longer_gives_is_refused_as_a_server_would_that_had_it() {
         let mut story = Story::on(Access::ReadWrite);
         told(&mut story);
