@@ -61,15 +61,13 @@ async fn timely(story: impl Future<Output = Result>) -> Result {
 /// The outputs would be the same as well if all of it had gone to the leader.
 async fn replicas_took_part(yard: &Yard) -> Result {
     let metrics = yard.router.get("/metrics").await?.body;
-    let mut all = 0.0;
     for member in yard.cluster.replicas().await? {
         let ours = format!("node=\"{}\"", member.name());
         let served = metrics.lines().filter(|line| line.starts_with("switchyard_reads_total") && line.contains(&ours));
         let served: f64 = served.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum();
-        // Which of them it is depends on who answers sooner, as long as nobody waits.
+        println!("{} served {served} statements", member.name());
+        // How many it is depends on how soon the machine lets it show what the same clients have just written.
         ensure!(served > 10.0, "{} served {served} statements only\n{metrics}", member.name());
-        all += served;
     }
-    ensure!(all > 500.0, "the replicas served {all} statements only\n{metrics}");
     Ok(())
 }
