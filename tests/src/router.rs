@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use rustix::process::{Pid, Signal};
 
 use crate::cluster::{Cluster, Role, connect, dsn};
@@ -146,6 +146,13 @@ impl Router {
             .with_context(|| command.join(" "))?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
         Ok(Said { done: output.status.success(), text })
+    }
+
+    /// An order that must be followed; what the program says otherwise is the error.
+    pub async fn obey(&self, command: &[&str]) -> anyhow::Result<()> {
+        let said = self.order(command).await?;
+        ensure!(said.done, "{}", said.text);
+        Ok(())
     }
 
     /// Its process id; `None` if it was stopped.

@@ -171,7 +171,7 @@ pub(crate) async fn a_replica(cluster: &Cluster, router: &Router) -> Result {
     whole(cluster, router).await?;
     let replicas = cluster.replicas().await?;
     let [victim, other] = replicas.as_slice() else { bail!("two replicas") };
-    order(router, "drain", other).await?;
+    router.obey(&["drain", other.name()]).await?;
     let dsn = router.ro_dsn("app");
     let [lone, reader, partly] = [Watched::open(&dsn).await?, Watched::open(&dsn).await?, Watched::open(&dsn).await?];
     reader.run("BEGIN READ ONLY").await?;
@@ -183,7 +183,7 @@ pub(crate) async fn a_replica(cluster: &Cluster, router: &Router) -> Result {
     victim.pause().await?;
     let paused = Instant::now();
     let elsewhere = async {
-        order(router, "resume", other).await?;
+        router.obey(&["resume", other.name()]).await?;
         for read in again {
             read.succeeds().await.with_context(|| format!("{:?} after the replica was stopped", paused.elapsed()))?;
         }
@@ -197,10 +197,4 @@ pub(crate) async fn a_replica(cluster: &Cluster, router: &Router) -> Result {
     elsewhere?;
     rest.succeeds().await?;
     whole(cluster, router).await
-}
-
-async fn order(router: &Router, command: &str, member: &Member) -> Result {
-    let said = router.order(&[command, member.name()]).await?;
-    ensure!(said.done, "{}", said.text);
-    Ok(())
 }

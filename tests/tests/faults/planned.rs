@@ -117,8 +117,7 @@ pub(crate) async fn drain(cluster: &Cluster, router: &Router) -> Result {
     let load = Load::start(router, 0, 4).await?;
     load.goes_on(ON, SOON).await?;
     let replica = cluster.replicas().await?.swap_remove(0);
-    let said = router.order(&["drain", replica.name()]).await?;
-    ensure!(said.done, "{}", said.text);
+    router.obey(&["drain", replica.name()]).await?;
     ensure!(shown(router, &replica).await?["out"] == "drained");
     let metric = format!("switchyard_member_out{{node=\"{}\",reason=\"drained\"}} 1", replica.name());
     let metrics = router.get("/metrics").await?.body;
@@ -134,8 +133,7 @@ pub(crate) async fn drain(cluster: &Cluster, router: &Router) -> Result {
     cluster.start_member(&replica).await?;
     load.goes_on(ON, SOON).await?;
     ensure!(shown(router, &replica).await?["reads"].as_u64() == reads, "it got reads");
-    let said = router.order(&["resume", replica.name()]).await?;
-    ensure!(said.done, "{}", said.text);
+    router.obey(&["resume", replica.name()]).await?;
     eventually(SOON, "it gets reads again", || async { Ok((shown(router, &replica).await?["reads"].as_u64() > reads).then_some(())) })
         .await?;
     flawless(&load.stop().await?)?;

@@ -13,12 +13,12 @@ pub(crate) async fn a_replica(cluster: &Cluster) -> Result {
     let (old, new) = (cluster.leader().await?, sync_standby(cluster).await?);
     let other = cluster.replicas().await?.into_iter().find(|member| *member != new).context("a third member")?;
     // So that all of them read on the one that is to lead.
-    ensure!(router.order(&["drain", other.name()]).await?.done);
+    router.obey(&["drain", other.name()]).await?;
     let transaction = on(&router, &new, "BEGIN").await?;
     // Session locks keep the connection.
     let pinned = on(&router, &new, "SELECT pg_advisory_lock(7)").await?;
     let idle = on(&router, &new, "SELECT 1").await?;
-    ensure!(router.order(&["resume", other.name()]).await?.done);
+    router.obey(&["resume", other.name()]).await?;
     cluster.switchover(&new).await?;
     eventually(SOON, "the router has followed", || async {
         let state = router.get("/api/v1/cluster").await?.json()?;

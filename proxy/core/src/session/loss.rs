@@ -145,12 +145,8 @@ impl Session {
                 work.excluded.push(server.node.clone());
                 if self.status == TxStatus::InTransaction && self.begin.is_none() && self.lost.is_none() {
                     // It belongs to a transaction.
-                    if !timed_out && self.can_move(server.role) {
-                        self.resume();
-                    } else {
-                        self.movable = None;
-                        self.lost = Some(Lost::Untold { reader: server.role == ServerRole::Replica });
-                    }
+                    self.lose_transaction(server.role, timed_out);
+                    self.movable = None;
                 }
                 return self.decide(env, work);
             }
@@ -192,15 +188,9 @@ impl Session {
                 self.answer_owed(work, &refusal);
             }
             TxStatus::Idle => work.owed.clear(),
-            TxStatus::InTransaction if !in_flight && !timed_out && self.can_move(server.role) => {
-                // Between two statements: the next one begins it anew elsewhere.
-                work.owed.clear();
-                self.resume();
-            }
             TxStatus::InTransaction | TxStatus::Failed if !in_flight => {
                 work.owed.clear();
-                let reader = server.role == ServerRole::Replica;
-                self.lost = Some(if self.status == TxStatus::Failed { Lost::Told } else { Lost::Untold { reader } });
+                self.lose_transaction(server.role, timed_out);
             }
             TxStatus::InTransaction if server.role == ServerRole::Replica && awaits_commit(work) => {
                 // What it has read was read in one transaction, and there was nothing else to commit.
@@ -241,6 +231,15 @@ impl Session {
         }
         self.movable = None;
         work.forget_attempts();
+    }
+
+    /// A transaction of which nothing was under way: its next statement begins it anew elsewhere where it can move, and else is told of its loss.
+    fn lose_transaction(&mut self, role: ServerRole, timed_out: bool) {
+        if !timed_out && self.can_move(role) {
+            return self.resume();
+        }
+        let reader = role == ServerRole::Replica;
+        self.lost = Some(if self.status == TxStatus::Failed { Lost::Told } else { Lost::Untold { reader } });
     }
 
     /// Whether the loss of the server `node`, at this moment, would cost the client nothing: all that it waits for would be asked of another one

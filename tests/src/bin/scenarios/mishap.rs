@@ -263,8 +263,7 @@ impl Stage {
 
 async fn order(routers: &[Router], command: &str, member: &Member) -> anyhow::Result<()> {
     for router in routers {
-        let said = router.order(&[command, member.name()]).await?;
-        ensure!(said.done, "{}", said.text);
+        router.obey(&[command, member.name()]).await?;
     }
     Ok(())
 }

@@ -24,6 +24,16 @@ use crate::route::ServerRole;
 use crate::topology::ClusterState;
 use crate::wire::reply::TxStatus;
 
+/// How a transaction begins that has written.
+pub(super) const BEGUN: &str = "C> Q begin
+    C< C BEGIN / Z T
+    C> Q insert into t values (1)
+    lease l leader
+    S> P - begin / B - - / E - / Q insert into t values (1)
+    S< 1 / 2 / C BEGIN / C INSERT 0 1 / Z T
+    C< C INSERT 0 1 / Z T
+    ";
+
 pub(super) struct Story {
     pub(super) rig: Rig,
     pub(super) session: Session,

@@ -1,7 +1,7 @@
 //! What a session does, message by message.
 
 use super::super::{Access, Pins, TxStatus};
-use super::script::Story;
+use super::script::{BEGUN, Story};
 use crate::marks::Touched;
 use crate::route::ServerRole;
 use crate::sql::PinReason;
@@ -613,14 +613,8 @@ mod losses {
 
     #[test]
     fn of_a_transaction_is_told_at_the_next_statement() {
-        Story::run(
-            "C> Q begin
-             C< C BEGIN / Z T
-             C> Q insert into t values (1)
-             lease l leader
-             S> P - begin / B - - / E - / Q insert into t values (1)
-             S< 1 / 2 / C BEGIN / C INSERT 0 1 / Z T
-             C< C INSERT 0 1 / Z T
+        Story::run(&format!(
+            "{BEGUN}
              lost
              C> Q select 1
              C< E 40001 / Z E
@@ -633,8 +627,8 @@ mod losses {
              S> Q COMMIT
              S< C ROLLBACK / Z I
              C< C ROLLBACK / Z I
-             return",
-        );
+             return"
+        ));
     }
 
     #[test]
@@ -1298,19 +1292,13 @@ mod shapes {
     fn a_server_that_is_lost_under_the_look_takes_its_transaction_with_it() {
         let mut story = Story::on(Access::ReadWrite);
         told(&mut story);
-        story.tell(
-            "C> Q begin
-             C< C BEGIN / Z T
-             C> Q insert into t values (1)
-             lease l leader
-             S> P - begin / B - - / E - / Q insert into t values (1)
-             S< 1 / 2 / C BEGIN / C INSERT 0 1 / Z T
-             C< C INSERT 0 1 / Z T
+        story.tell(&format!(
+            "{BEGUN}
              C> B - a / E - / S
              S> P sy1 insert into t select / D S sy1 / S
              lost
-             C< E 40001 / Z E",
-        );
+             C< E 40001 / Z E"
+        ));
     }
 
     #[test]
@@ -2199,14 +2187,8 @@ mod waiting {
 
     #[test]
     fn once_a_switchover_is_announced_only_what_has_begun_goes_on() {
-        Story::run(
-            "C> Q begin
-             C< C BEGIN / Z T
-             C> Q insert into t values (1)
-             lease l leader
-             S> P - begin / B - - / E - / Q insert into t values (1)
-             S< 1 / 2 / C BEGIN / C INSERT 0 1 / Z T
-             C< C INSERT 0 1 / Z T
+        Story::run(&format!(
+            "{BEGUN}
              switching
              C> Q insert into t values (2)
              S> Q insert into t values (2)
@@ -2225,8 +2207,8 @@ mod waiting {
              S> Q insert into t values (3)
              S< C INSERT 0 1 / Z I
              C< C INSERT 0 1 / Z I
-             return",
-        );
+             return"
+        ));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! COPY included; the SQLSTATE, the words, and that the session lives.
 
 use super::super::Access;
-use super::script::Story;
+use super::script::{BEGUN, Story};
 use super::text;
 
 /// A statement as a client sends it.
@@ -46,16 +46,6 @@ const LIVES: &str = "C> Q insert into t values (9)
     S< C INSERT 0 1 / Z I
     C< C INSERT 0 1 / Z I
     return";
-
-/// A transaction that has written.
-const BEGUN: &str = "C> Q begin
-    C< C BEGIN / Z T
-    C> Q insert into t values (1)
-    lease l leader
-    S> P - begin / B - - / E - / Q insert into t values (1)
-    S< 1 / 2 / C BEGIN / C INSERT 0 1 / Z T
-    C< C INSERT 0 1 / Z T
-    ";
 
 /// What a failed transaction answers to all but its end.
 fn is_failed(sql: &str) -> String {
