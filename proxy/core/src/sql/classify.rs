@@ -10,7 +10,7 @@ use super::catalog::Facts;
 use super::fingerprint::{Fingerprint, leading_hint};
 use super::lexer::{Lexer, Name, Token, TokenKind};
 use super::touch::Causes;
-use super::verdict::{Class, Effect, Kind, PinReason, REASONS_LIMIT, Reason, Verdict};
+use super::verdict::{Class, Effect, Kind, PinReason, REASONS_LIMIT, Reason, Unseen, Verdict};
 use super::{control, inside, query, touch, tree};
 use crate::marks::Touched;
 
@@ -78,7 +78,7 @@ pub(super) struct Judge<'a> {
     pub(super) verdict: Verdict,
     /// Of the statement that is being read.
     causes: Causes,
-    /// Effects that are told once; a handful at most.
+    /// Effects that each statement tells once; a handful at most.
     once: Vec<Effect>,
     /// Something in the statement may do more than its transaction undoes.
     pub(super) outside: bool,
@@ -92,6 +92,8 @@ impl<'a> Judge<'a> {
             class: Class::Local,
             reasons: Vec::new(),
             effects: Vec::new(),
+            effect_ends: Vec::new(),
+            unseen: Unseen::default(),
             statements: 0,
             kind: Kind::Empty,
             command: "",
@@ -120,6 +122,9 @@ impl<'a> Judge<'a> {
             }
         }
         self.statement(&statement);
+        if self.verdict.statements <= 1 || self.verdict.effects.is_empty() {
+            self.verdict.effect_ends = Vec::new();
+        }
     }
 
     fn statement(&mut self, tokens: &[Token]) {
@@ -127,6 +132,7 @@ impl<'a> Judge<'a> {
         self.verdict.statements += 1;
         let words = Words { sql: self.sql, tokens };
         self.causes = Causes::default();
+        self.once.clear();
         let described = if last.kind == TokenKind::Invalid || tokens.iter().any(|token| token.kind == TokenKind::Invalid) {
             // PostgreSQL's own scanner refuses it, or would read it otherwise than we do.
             self.write("unparsed", "text that can't be scanned");
@@ -138,6 +144,7 @@ impl<'a> Judge<'a> {
             (self.verdict.kind, self.verdict.command) = described;
         }
         touch::note(self, words, self.causes, described);
+        self.verdict.effect_ends.push(u32::try_from(self.verdict.effects.len()).unwrap_or(u32::MAX));
         self.verdict.acts_inside = self.verdict.statements == 1 && inside::is_inside(self, words);
     }
 

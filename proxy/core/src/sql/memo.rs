@@ -17,7 +17,7 @@ use crate::marks::Touched;
 /// Slots in which a fingerprint may stand.
 const WAYS: usize = 8;
 
-/// A verdict with more effects than this isn't kept: it is a script, and would make an entry's size depend on a client.
+/// A verdict with more effects, or more statements that have some, than this isn't kept: it is a script, and would make an entry's size depend on a client.
 const EFFECTS_LIMIT: usize = 64;
 
 struct Entry {
@@ -76,7 +76,7 @@ impl Memo {
         let mut verdict = classify(sql, facts, dialect);
         verdict.fingerprint = fingerprint;
         let verdict = Arc::new(verdict);
-        if summary.cacheable && verdict.effects.len() <= EFFECTS_LIMIT {
+        if summary.cacheable && verdict.effects.len().max(verdict.effect_ends.len()) <= EFFECTS_LIMIT {
             self.keep(Entry { fingerprint, generation: facts.generation(), dialect, verdict: Arc::clone(&verdict) });
         }
         (verdict, fingerprint, false)

@@ -207,6 +207,10 @@ pub struct Verdict {
     pub reasons: Vec<Reason>,
     /// Of all statements, in order.
     pub effects: Vec<Effect>,
+    /// Where each statement's effects end in `effects`; empty where there are none, or no more than one statement.
+    pub effect_ends: Vec<u32>,
+    /// What it may do or see that `effects` don't tell.
+    pub unseen: Unseen,
     /// How many statements (0: empty query).
     pub statements: usize,
     /// The first statement's kind.
@@ -247,7 +251,31 @@ pub enum RuledRoute {
     Reject,
 }
 
+/// What a statement may do to its session, or see of it, through code that its text doesn't show: triggers, views, defaults, operators, functions
+/// that run text. In doubt, it may.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Unseen {
+    /// It may leave session state of which `effects` say nothing: settings, a role, temporary objects, locks, channels, cursors, statements.
+    pub leaves: bool,
+    /// It may see whether a custom setting (`prefix.name`) was ever set on its connection.
+    pub sees_settings: bool,
+    /// It may see which statements are prepared on its connection (`pg_prepared_statements`).
+    pub sees_statements: bool,
+}
+
 impl Verdict {
+    /// The effects of one statement of the string, counted from 0; none where there is no such statement.
+    pub fn effects_of(&self, statement: usize) -> &[Effect] {
+        if self.effect_ends.is_empty() {
+            return if statement == 0 { &self.effects } else { &[] };
+        }
+        let start = if statement == 0 { Some(&0) } else { self.effect_ends.get(statement - 1) };
+        match (start, self.effect_ends.get(statement)) {
+            (Some(start), Some(end)) => &self.effects[*start as usize..*end as usize],
+            _ => &[],
+        }
+    }
+
     /// Whether it is a read that goes to the leader only because it asks about the server that runs it.
     pub fn only_asks_the_server(&self) -> bool {
         let asks = |reason: &Reason| reason.rule == "server_function";
