@@ -138,6 +138,10 @@ pub enum Refusal {
     },
     /// What a prepared statement gives has changed since its Parse.
     ResultTypeChanged,
+    /// The client has prepared no statement of this name, though its server may know one.
+    NoSuchStatement {
+        name: String,
+    },
 
     // Routing
     /// No leader came within `hold_timeout`.
@@ -306,6 +310,7 @@ impl Refusal {
                 (Error, "53400", format!("this session has {limit} prepared statements, the router's limit").into())
             }
             Refusal::ResultTypeChanged => (Error, "0A000", "cached plan must not change result type".into()),
+            Refusal::NoSuchStatement { name } => (Error, "26000", format!("prepared statement \"{name}\" does not exist").into()),
             Refusal::NoLeader { waited } => {
                 (Error, "57P03", format!("the cluster has had no leader for {:.1} s", waited.as_secs_f64()).into())
             }

@@ -172,6 +172,11 @@ impl Batch {
         self.executed().map(of).max().unwrap_or(otherwise)
     }
 
+    /// Whether something in it must be answered before what comes behind it can be read.
+    pub(super) fn needs_answer(&self) -> bool {
+        self.end == End::Open && self.executed().any(|verdict| must_be_answered_first(verdict))
+    }
+
     pub(super) fn executes(&self) -> bool {
         self.items.iter().any(|(item, _)| matches!(item, Item::Query(_) | Item::Execute(_) | Item::Bind { .. } | Item::FunctionCall))
     }
@@ -250,6 +255,27 @@ impl Batch {
                 Kind::Insert | Kind::Update | Kind::Delete | Kind::Merge | Kind::Unknown => false,
             })
     }
+}
+
+/// Whether what follows depends on the outcome of what this verdict is about: a COPY takes the messages that follow it, names mean something else
+/// behind a DEALLOCATE, and settings decide how what follows is read, and what it is shared with.
+pub(super) fn must_be_answered_first(verdict: &Verdict) -> bool {
+    let decides = |effect: &Effect| {
+        matches!(
+            effect,
+            Effect::CopyIn
+                | Effect::Set { .. }
+                | Effect::SetUnknown
+                | Effect::Reset { .. }
+                | Effect::ResetAll
+                | Effect::DiscardAll
+                | Effect::Prepare { .. }
+                | Effect::Deallocate { .. }
+                | Effect::DeallocateAll
+                | Effect::SetTransaction { session: true, .. }
+        )
+    };
+    verdict.effects.iter().any(decides) || verdict.kind == Kind::Unknown
 }
 
 pub(super) fn ends_transaction(effect: &Effect) -> bool {

@@ -14,6 +14,8 @@ mod dispatch;
 mod effects;
 mod explain;
 mod held;
+mod journal;
+mod look;
 mod loss;
 mod own;
 mod pins;
@@ -31,13 +33,16 @@ use rustc_hash::FxHashMap;
 use batch::{Batch, End, Item, Statement};
 use explain::Answer;
 use held::{Held, Names};
+use journal::Journal;
+use look::Seen;
 use own::Own;
 use replies::Owed;
 
 pub use explain::describe;
+pub use look::LookResult;
 pub use pins::Pins;
-pub use server::{ServerState, StatementId};
-pub use settings::{How, Params, Settings};
+pub use server::{CustomNames, ServerState, StatementId};
+pub use settings::{Params, Settings, Value};
 
 use crate::causal::{Level, Watermark};
 use crate::marks::{Marks, Touched};
@@ -76,6 +81,8 @@ pub struct Policy {
     pub max_message_bytes: usize,
     /// Named prepared statements, at most.
     pub max_statements: usize,
+    /// Of how many returns of server connections the server is asked what is left, though nothing is expected: a share from 0 to 1.
+    pub verify_returns: f64,
     pub zone: Option<Arc<str>>,
 }
 
@@ -114,6 +121,11 @@ pub trait Judge {
 
     fn is_outdated(&self, _: StatementId) -> bool {
         false
+    }
+
+    /// The custom settings (`prefix.name`) that code of the database's own is known to name.
+    fn custom_settings(&self) -> Arc<[Arc<str>]> {
+        Arc::default()
     }
 }
 
@@ -173,6 +185,8 @@ struct HeldBegin {
     /// The statements' texts, each with its terminator.
     texts: Vec<u8>,
     modes: TransactionModes,
+    /// The router's own parameters that the texts set: name, value, and whether for the transaction only.
+    own: Vec<(Arc<str>, Option<Arc<str>>, bool)>,
     /// The transaction has shown something already, on a server that it had to leave: the next one must show that, too.
     resumed: bool,
 }
@@ -245,8 +259,10 @@ pub struct Work {
     misshapen: Vec<StatementId>,
     /// A settings replay or a held BEGIN failed.
     prelude_failed: Option<Vec<u8>>,
-    /// The simple query that is owed next has had a CommandComplete.
-    completed: bool,
+    /// What a look at the server has shown so far.
+    seen: Option<Box<Seen>>,
+    /// How many statements of the simple query that is owed next were completed.
+    completed: usize,
     /// An ErrorResponse came for the current segment.
     segment_failed: bool,
     /// What runs shows data, or changes it: the watermark must know.
@@ -260,8 +276,6 @@ pub struct Work {
     prepares: bool,
     /// The held BEGIN failed, and with it the transaction that the client believes in.
     begin_failed: bool,
-    /// Changes of settings that succeeded in the current segment. What the server reports of them comes right before ReadyForQuery.
-    changes: Vec<effects::Change>,
     /// A statement went back to settings of the server's where the session has its own: the client's ReadyForQuery waits for them.
     ready_after_bring: Option<TxStatus>,
     /// Stand-ins for the client's statements on the server, to be closed behind the segment.
@@ -270,9 +284,7 @@ pub struct Work {
     writing: bool,
     /// The FATAL that a server sent before it hung up: SQLSTATE, and the whole message.
     last_words: Option<([u8; 5], Box<[u8]>)>,
-    /// The last CommandComplete was ROLLBACK.
-    rolled_back: bool,
-    /// As `rolled_back`, for what was written.
+    /// The last CommandComplete was ROLLBACK: what was written is undone.
     undone: bool,
     excluded: Excluded,
     /// Servers that were lost under the batch that waits.
@@ -300,11 +312,20 @@ pub struct Tally {
     pub reruns: Vec<[u8; 5]>,
     /// SQLSTATEs of errors that the router authored.
     pub refusals: Vec<&'static str>,
+    /// What looks at server connections came to.
+    pub looks: Vec<LookResult>,
+    /// Of connections of which the ledger was wrong: what it said, and what is there.
+    pub differences: Vec<String>,
 }
 
 impl Tally {
     pub fn is_empty(&self) -> bool {
-        self.queries == 0 && self.errors == 0 && self.reruns.is_empty() && self.refusals.is_empty()
+        self.queries == 0
+            && self.errors == 0
+            && self.reruns.is_empty()
+            && self.refusals.is_empty()
+            && self.looks.is_empty()
+            && self.differences.is_empty()
     }
 }
 
@@ -339,7 +360,7 @@ impl Work {
             && self.segment == Segment::Closed
             && !self.copy_in
             && !self.begin_failed
-            && self.changes.is_empty()
+            && self.seen.is_none()
             && self.stand_ins.is_empty()
             && self.excluded.is_empty()
             && self.losses == 0
@@ -367,6 +388,22 @@ impl Work {
     pub fn needs_fresh(&self) -> bool {
         let watches = Effect::Pin(PinReason::Statistics);
         self.fresh || self.batch.executed().any(|verdict| verdict.effects.contains(&watches))
+    }
+
+    /// Whether what waits may see which custom settings were ever set on its connection. All of a transaction does, as its later statements aren't
+    /// known.
+    pub fn sees_custom_settings(&self) -> bool {
+        let own = |verdict: &Arc<Verdict>| verdict.unseen.sees_settings || verdict.effects.iter().any(effects::bounds_transaction);
+        self.batch.executed().any(own) || self.batch.items.iter().any(|(item, _)| matches!(item, Item::FunctionCall | Item::Execute(None)))
+    }
+
+    /// The custom settings that the first statement of what waits sets.
+    fn sets_custom_settings(&self) -> impl Iterator<Item = &Arc<str>> {
+        let effects = self.batch.executed().next().map_or(&[][..], |verdict| verdict.effects_of(0));
+        effects.iter().filter_map(|effect| match effect {
+            Effect::Set { name, .. } if name.contains('.') => Some(name),
+            _ => None,
+        })
     }
 
     /// Whether the batch that waits has a VACUUM: what that can do depends on who else reads.
@@ -405,8 +442,16 @@ pub struct Session {
     bad_startup: Option<Box<Refusal>>,
     /// The settings have been accepted by a server.
     settings_proven: bool,
-    /// The settings to go back to if the transaction, or the segment outside one, fails.
-    undo: Option<Arc<Settings>>,
+    /// What goes back if the transaction, or the segment outside one, fails.
+    journal: Journal,
+    /// The role with which the user's server connections begin: `none`, or what `ALTER ROLE ... SET role` says.
+    login_role: Box<str>,
+    /// The custom settings (`prefix.name`) that the session has ever set.
+    touched: CustomNames,
+    /// Of these, the ones that are no placeholders: a library's, or of the servers' configuration.
+    plain: CustomNames,
+    /// Something has run on the server that is held of which it isn't proven that it leaves settings alone.
+    unproven: bool,
     told: Params,
     /// What the server reported whose parameters the client was told last.
     heard: Params,
@@ -469,7 +514,11 @@ impl Session {
             settings: startup.clone(),
             startup,
             settings_proven: false,
-            undo: None,
+            journal: Journal::default(),
+            login_role: "none".into(),
+            touched: CustomNames::default(),
+            plain: CustomNames::default(),
+            unproven: false,
             told: Params::default(),
             heard: Params::default(),
             local_hash: 0,
@@ -488,6 +537,21 @@ impl Session {
             skipping: false,
             segment_lost: false,
         }
+    }
+
+    /// The role with which the user's server connections begin, if that is another than the user's own: `ALTER ROLE ... SET role`.
+    pub fn begin_as(&mut self, role: &str) {
+        self.login_role = role.into();
+    }
+
+    /// The custom settings (`prefix.name`) that may have been set on a connection on which what waits in `work` can run as it would on one of the
+    /// session's own: those that it has set itself, as it finds '' for them from then on, where there was none before, and those that it is about to set.
+    pub fn known_custom_settings(&self, work: &Work) -> CustomNames {
+        let mut known = self.touched.clone();
+        for name in work.sets_custom_settings() {
+            known.add(name);
+        }
+        known
     }
 
     /// What is wanted now. A server connection is wanted back only when all that is for it has been written.
@@ -589,7 +653,9 @@ impl Session {
                 at += part;
                 if work.client_passing == 0 && work.client_passing_on && !work.copy_in && matches!(self.phase, Phase::Holding { .. }) {
                     // The COPY is over: the server connection was only kept for the rest of this message.
-                    self.return_if_done(env, work);
+                    if let Some(server) = server.as_deref_mut() {
+                        self.return_if_done(env, work, server);
+                    }
                 }
                 continue;
             }
@@ -618,6 +684,12 @@ impl Session {
                 break;
             }
             let message = &rest[..header.total];
+            if !matches!(header.tag, b'S' | b'H' | b'X') && !self.skipping && work.batch.needs_answer() {
+                // What it means depends on what is about to change: names, settings, where strings end.
+                work.batch.end = End::Overflow;
+                self.submit(env, work, server.as_deref_mut());
+                break;
+            }
             if matches!(header.tag, b'B' | b'D') && !self.skipping && !work.copy_in && means_unnamed(message) && unnamed_is_open(work) {
                 break;
             }
@@ -921,9 +993,9 @@ impl Session {
 
     fn default_isolation_is(&self, level: &str) -> bool {
         match self.settings.value("default_transaction_isolation") {
-            Some(How::Value(text) | How::Statement(text)) => {
-                text.to_ascii_lowercase().windows(level.len()).any(|part| part == level.as_bytes())
-            }
+            Some(Value::Known(text)) => text.to_ascii_lowercase().windows(level.len()).any(|part| part == level.as_bytes()),
+            // It may be any.
+            Some(Value::Unread(_)) => true,
             None => false,
         }
     }

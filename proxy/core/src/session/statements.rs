@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use super::batch::{Item, Statement};
-use super::server::StatementId;
+use super::server::{StatementId, keyed};
 use super::{Env, Session, Work};
 use crate::refusal::Refusal;
 use crate::sql::reach::FIRST_NORMAL_OID;
@@ -98,7 +98,7 @@ impl Session {
     pub(super) fn prepare(&mut self, env: &Env<'_>, work: &Work, body: &[u8]) -> Result<Item, view::Malformed> {
         let parse = view::parse(body)?;
         let mut seed = self.seed();
-        if !work.changes.is_empty()
+        if self.unproven
             || work
                 .batch
                 .executed()
@@ -108,7 +108,7 @@ impl Session {
             // Analysed under settings that aren't known yet: shared with nobody.
             seed ^= env.random | 1;
         }
-        let id = current_id(env, statement_id(parse.tail, seed));
+        let id = current_id(env, keyed(parse.tail, seed));
         if parse.name.is_empty() {
             // Drivers prepare the same unnamed statement over and over.
             let statement = match &self.unnamed {
@@ -146,7 +146,7 @@ impl Session {
     /// that other sessions mean.
     pub(super) fn id_there(&self, statement: &Statement) -> StatementId {
         let seed = self.seed();
-        if seed == statement.seed { statement.id } else { statement_id(&statement.id.to_be_bytes(), seed) }
+        if seed == statement.seed { statement.id } else { keyed(&statement.id.to_be_bytes(), seed) }
     }
 }
 
@@ -155,16 +155,10 @@ impl Session {
 fn current_id(env: &Env<'_>, content: StatementId) -> StatementId {
     let mut id = match env.judge.shape() {
         0 => content,
-        shape => statement_id(&content.to_be_bytes(), shape),
+        shape => keyed(&content.to_be_bytes(), shape),
     };
     while env.judge.is_outdated(id) {
-        id = statement_id(&id.to_be_bytes(), 0);
+        id = keyed(&id.to_be_bytes(), 0);
     }
     id
-}
-
-/// Statements of one content and meaning are one on a server.
-fn statement_id(content: &[u8], seed: u64) -> StatementId {
-    // 0 is kept for statements that are never shared.
-    xxhash_rust::xxh3::xxh3_128_with_seed(content, seed).max(1)
 }

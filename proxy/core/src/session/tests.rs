@@ -7,4 +7,4 @@ mod rig;
 mod script;
 mod stories;
 mod table;
-mod text;
+pub(super) mod text;

@@ -22,6 +22,7 @@ pub mod verdict;
 
 pub use catalog::{Facts, FactsBuilder};
 pub use classify::{Dialect, Setting, classify, setting};
+pub(crate) use control::own_parameter;
 pub use fingerprint::Fingerprint;
 pub use memo::Memo;
 pub use verdict::*;

@@ -9,7 +9,7 @@ use super::functions::{self, Call};
 use super::keywords::{Category, category};
 use super::lexer::{Name, TokenKind};
 use super::tree;
-use super::verdict::{Class, Effect, Kind, PinReason};
+use super::verdict::{Class, Effect, Kind, PinReason, SetTo};
 
 /// Judges a query: SELECT, VALUES, TABLE or WITH, in parentheses or not.
 pub(super) fn judge(judge: &mut Judge<'_>, words: Words<'_>) -> (Kind, &'static str) {
@@ -351,7 +351,7 @@ impl<'j, 'a, 'w> Reader<'j, 'a, 'w> {
         });
         let name = plain_string(self.words, at + 2).filter(|_| told);
         self.judge.effect(match (name, local) {
-            (Some(name), Some(local)) => Effect::Set { name: name.into(), local, to_default: false },
+            (Some(name), Some(local)) => Effect::Set { name: name.into(), local, to: SetTo::Other },
             _ => Effect::SetUnknown,
         });
     }

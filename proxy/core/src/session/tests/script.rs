@@ -207,7 +207,7 @@ impl Story {
     }
 
     /// Takes more of what the client has sent.
-    fn go_on(&mut self) {
+    pub(super) fn go_on(&mut self) {
         let server = self.held.as_ref().and_then(|key| self.servers.get_mut(key));
         self.session.client_bytes(&self.rig.env(), &mut self.work, server);
     }
