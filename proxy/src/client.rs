@@ -808,6 +808,12 @@ impl Client {
         for sqlstate in tally.refusals {
             stats.refusal(sqlstate);
         }
+        for result in tally.looks {
+            stats.look(result);
+        }
+        if tally.differences > 0 {
+            stats.return_differences.add(tally.differences);
+        }
         if let (Some(lease), Some(running)) = (&self.lease, &self.running) {
             let node = lease.node_stats();
             match running.why {

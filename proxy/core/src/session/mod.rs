@@ -76,6 +76,8 @@ pub struct Policy {
     pub max_message_bytes: usize,
     /// Named prepared statements, at most.
     pub max_statements: usize,
+    /// The share of returns of server connections, from 0 to 1, after which the server is asked what is left of the session.
+    pub verify_returns: f64,
     pub zone: Option<Arc<str>>,
 }
 
@@ -291,6 +293,32 @@ pub struct Work {
     unsettled: Option<Instant>,
 }
 
+/// What a look at what a session has left on its server connection has come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LookResult {
+    /// Nothing was left that the books don't have.
+    Clean,
+    /// Settings were left: they are the session's own from then on.
+    Settings,
+    /// Other state was left: the session keeps the connection.
+    Pinned,
+    /// Nobody can say what was left: the connection is closed.
+    Closed,
+}
+
+impl LookResult {
+    pub const ALL: [LookResult; 4] = [LookResult::Clean, LookResult::Settings, LookResult::Pinned, LookResult::Closed];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            LookResult::Clean => "clean",
+            LookResult::Settings => "settings",
+            LookResult::Pinned => "pinned",
+            LookResult::Closed => "closed",
+        }
+    }
+}
+
 /// Counts since the driver last took them.
 #[derive(Debug, Default)]
 pub struct Tally {
@@ -300,11 +328,20 @@ pub struct Tally {
     pub reruns: Vec<[u8; 5]>,
     /// SQLSTATEs of errors that the router authored.
     pub refusals: Vec<&'static str>,
+    /// What looks at returned server connections have come to.
+    pub looks: Vec<LookResult>,
+    /// Returned server connections that weren't as the books said.
+    pub differences: u64,
 }
 
 impl Tally {
     pub fn is_empty(&self) -> bool {
-        self.queries == 0 && self.errors == 0 && self.reruns.is_empty() && self.refusals.is_empty()
+        self.queries == 0
+            && self.errors == 0
+            && self.reruns.is_empty()
+            && self.refusals.is_empty()
+            && self.looks.is_empty()
+            && self.differences == 0
     }
 }
 

@@ -98,6 +98,7 @@ impl Rig {
                 look_ahead_bytes: 64 * 1024,
                 max_message_bytes: 1024 * 1024,
                 max_statements: 100,
+                verify_returns: 0.0,
                 zone: None,
             },
             judge: Real { facts: Facts::empty(), shape: Cell::default(), outdated: RefCell::default() },
