@@ -9,3 +9,4 @@ mod script;
 mod stories;
 mod table;
 mod text;
+mod unasked;
