@@ -48,6 +48,8 @@ const HOLD_LOOK: Duration = Duration::from_millis(100);
 const POOLS_KNOWN_MAX: usize = 64;
 /// What the log shows of a slow statement, in bytes.
 const SLOW_TEXT_MAX: usize = 1024;
+/// Of answers to a client that has said goodbye and reads no more, in bytes: what it has sent is run all the same, but not without an end.
+const UNHEARD_MAX: usize = 1024 * 1024;
 
 thread_local! {
     static SPARES: RefCell<Vec<Box<Work>>> = const { RefCell::new(Vec::new()) };
@@ -86,6 +88,8 @@ pub(crate) struct Client {
     /// Bytes of `to_client` and of `to_server` that are written already.
     client_written: usize,
     server_written: usize,
+    /// Bytes of answers that a client which has left could not be told any more.
+    unheard: usize,
     running: Option<Running>,
     refused: Option<Refused>,
     /// The pools that it has used, so that the way of a query takes no lock that all sessions share.
@@ -170,6 +174,7 @@ impl Client {
             lease: None,
             client_written: 0,
             server_written: 0,
+            unheard: 0,
             running: None,
             refused: None,
             pools: Vec::new(),
@@ -248,6 +253,11 @@ impl Client {
                     self.closing = true;
                     self.lease = None;
                     self.waiting = None;
+                }
+                Want::Leave => {
+                    self.closing = true;
+                    self.let_go();
+                    break;
                 }
             }
         }
@@ -474,8 +484,19 @@ impl Client {
                 tracing::warn!(?took, user, database, node, why = running.why.as_str(), statement = running.text, "slow");
             }
         }
+        self.session.let_go(self.work.as_deref_mut(), lease.state());
         let its_own = self.session.has_affinity() || lease.server().handle.pid() == self.slot.told();
         lease.server().owner = its_own.then(|| self.slot.weak());
+        lease.give_back();
+    }
+
+    /// The session ends, and nothing of it can be told any more. Nobody may inherit what a pinned one left; a transaction is rolled back, a running
+    /// statement canceled.
+    fn let_go(&mut self) {
+        let Some(mut lease) = self.lease.take() else { return };
+        self.slot.release();
+        self.session.let_go(self.work.as_deref_mut(), lease.state());
+        lease.state().tainted |= !self.session.pins().is_empty();
         lease.give_back();
     }
 
@@ -570,20 +591,20 @@ impl Client {
             return Poll::Pending;
         }
         match ready!(poll_write_all(&mut self.stream, &work.to_client, &mut self.client_written, cx)) {
-            Ok(()) => {
-                let full = work.to_client.len() >= TO_CLIENT_MAX;
-                self.context.stats.port(self.port).bytes_out.add(work.to_client.len() as u64);
-                work.to_client.clear();
-                self.client_written = 0;
-                if full || self.closing { Poll::Ready(Event::Flushed) } else { Poll::Pending }
-            }
-            Err(_) => Poll::Ready(Event::ClientGone),
+            Ok(()) => self.context.stats.port(self.port).bytes_out.add(work.to_client.len() as u64),
+            // It has closed its connection with its goodbye. What it has asked for is done, as PostgreSQL would, though it hears nothing of it.
+            Err(_) if self.session.has_left(Some(work)) && self.unheard < UNHEARD_MAX => self.unheard += work.to_client.len(),
+            Err(_) => return Poll::Ready(Event::ClientGone),
         }
+        let full = work.to_client.len() >= TO_CLIENT_MAX;
+        work.to_client.clear();
+        self.client_written = 0;
+        if full || self.closing { Poll::Ready(Event::Flushed) } else { Poll::Pending }
     }
 
-    /// Reads the client also while its statement runs, so that its end is seen; up to a limit.
+    /// Reads the client also while its statement runs, so that its end is seen; up to a limit. Behind its goodbye there is nothing to read.
     fn poll_read_client(&mut self, cx: &mut TaskContext<'_>) -> Poll<Event> {
-        if self.closing {
+        if self.closing || self.session.has_left(None) {
             return Poll::Pending;
         }
         let mut work = match self.work.take() {
@@ -619,7 +640,12 @@ impl Client {
     /// False where the client is gone.
     fn handle(&mut self, event: Event) -> bool {
         match event {
-            Event::Client(Ok(0)) | Event::Client(Err(_)) | Event::ClientGone => return false,
+            Event::Client(Ok(0)) => self.client_ended(),
+            // TLS without its closing alert, or a connection that was closed behind a Terminate, with something unread.
+            Event::Client(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof || self.session.has_left(self.work.as_deref()) => {
+                self.client_ended();
+            }
+            Event::Client(Err(_)) | Event::ClientGone => return false,
             Event::Client(Ok(count)) => {
                 self.context.stats.port(self.port).bytes_in.add(count as u64);
                 self.take_client_bytes();
@@ -699,8 +725,18 @@ impl Client {
         true
     }
 
+    /// The client sends no more: what it has sent is run and answered, then the session ends.
+    fn client_ended(&mut self) {
+        self.session.client_ended();
+        self.take_client_bytes();
+    }
+
+    fn has_input(&self) -> bool {
+        self.session.is_ending() || self.work.as_ref().is_some_and(|work| !work.client_in.is_empty())
+    }
+
     fn take_client_bytes(&mut self) {
-        while !self.closing && self.waiting.is_none() && self.work.as_ref().is_some_and(|work| !work.client_in.is_empty()) {
+        while !self.closing && self.waiting.is_none() && self.has_input() {
             if self.leader_in_doubt() {
                 return self.wait_out_doubt();
             }
@@ -808,6 +844,14 @@ impl Client {
         for sqlstate in tally.refusals {
             stats.refusal(sqlstate);
         }
+        for result in tally.looks {
+            stats.look(result);
+        }
+        for difference in &tally.differences {
+            stats.return_differences.add(1);
+            let (user, database) = (&*self.identity.user, &*self.identity.database);
+            tracing::error!(user, database, difference, "a returned connection differs from what its session is known to have set");
+        }
         if let (Some(lease), Some(running)) = (&self.lease, &self.running) {
             let node = lease.node_stats();
             match running.why {
@@ -865,12 +909,7 @@ impl Drop for Client {
         if !self.pins_shown.is_empty() {
             self.context.stats.pinned.lock().remove(&self.slot.id);
         }
-        if let Some(mut lease) = self.lease.take() {
-            // Nobody may inherit what a pinned session left; a transaction is rolled back, a running statement canceled.
-            let server = lease.server();
-            server.state.tainted |= !self.session.pins().is_empty();
-            lease.give_back();
-        }
+        self.let_go();
         self.context.stats.port(self.port).clients.down();
     }
 }

@@ -61,6 +61,7 @@ impl Entrance {
                 look_ahead_bytes: config.routing.look_ahead_bytes,
                 max_message_bytes: config.limits.max_message_bytes,
                 max_statements: config.limits.max_prepared_per_client,
+                verify_returns: config.pool.verify_returns,
                 zone: config.routing.zone.as_deref().map(Arc::from),
             }),
         }

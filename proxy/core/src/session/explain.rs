@@ -180,7 +180,7 @@ impl Session {
             Some(Want::Sample | Want::Hold) => {
                 Choice { text: what_it_waits_for(env, self.level_of(env, verdict).0, verdict).to_owned(), node: None }
             }
-            Some(Want::Return | Want::Close | Want::Departure(_)) | None => {
+            Some(Want::Return | Want::Close | Want::Leave | Want::Departure(_)) | None => {
                 Choice { text: "none: no node can serve it now".to_owned(), node: None }
             }
         }

@@ -24,17 +24,30 @@ pub(super) enum Look {
     Check,
 }
 
-/// What a look came to, for the metrics.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// What a look at what a session has left on its server connection has come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LookResult {
-    /// Nothing is left but what the session was known to have set.
+    /// Nothing was left that the books don't have.
     Clean,
-    /// There are settings, which are carried from now on.
+    /// Settings were left: they are the session's own from then on.
     Settings,
-    /// There is other state: the session keeps its connection.
+    /// Other state was left: the session keeps the connection.
     Pinned,
-    /// The ledger was wrong, or the look failed: nobody else gets the connection.
+    /// Nobody can say what was left: the connection is closed.
     Closed,
+}
+
+impl LookResult {
+    pub const ALL: [LookResult; 4] = [LookResult::Clean, LookResult::Settings, LookResult::Pinned, LookResult::Closed];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            LookResult::Clean => "clean",
+            LookResult::Settings => "settings",
+            LookResult::Pinned => "pinned",
+            LookResult::Closed => "closed",
+        }
+    }
 }
 
 /// Rows of one look, at most, and their bytes. A session with more of anything keeps its connection.

@@ -81,7 +81,7 @@ pub struct Policy {
     pub max_message_bytes: usize,
     /// Named prepared statements, at most.
     pub max_statements: usize,
-    /// Of how many returns of server connections the server is asked what is left, though nothing is expected: a share from 0 to 1.
+    /// The share of returns of server connections, from 0 to 1, after which the server is asked what is left of the session.
     pub verify_returns: f64,
     pub zone: Option<Arc<str>>,
 }
@@ -163,8 +163,11 @@ pub enum Want {
     Departure(Arc<str>),
     /// Give the server connection back, then call [`Session::returned`].
     Return,
-    /// Send what is left, then hang up.
+    /// Send what is left, then hang up. A server connection that is held is closed.
     Close,
+    /// The client has said goodbye, and all that it has asked for is answered: as [`Want::Close`], but the server connection is given back. A
+    /// transaction that is open is rolled back.
+    Leave,
 }
 
 /// Who holds which server.
@@ -200,6 +203,18 @@ enum Lost {
     Told,
     /// A failed transaction on another server stands in for it, and answers in PostgreSQL's words until the client ends it.
     StoodIn,
+}
+
+/// Whether a client goes on, or has said goodbye: with Terminate, or by closing its sending half. Either way PostgreSQL first runs and answers
+/// what came before.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Farewell {
+    #[default]
+    None,
+    /// The end of its input has been seen; what came before it is still to be taken.
+    Heard,
+    /// Nothing more is taken: the session ends with the last answer that is outstanding.
+    Taken,
 }
 
 /// Where the client's messages to the server stand, between one Sync (or simple query) and the next.
@@ -477,6 +492,7 @@ pub struct Session {
     skipping: bool,
     /// The server was lost within a segment whose statements had been answered: the client's next message is told.
     segment_lost: bool,
+    farewell: Farewell,
 }
 
 /// What a server sent isn't PostgreSQL's protocol: the connection can't be used any more. Answer with [`Session::server_lost`].
@@ -536,6 +552,7 @@ impl Session {
             unsynced: false,
             skipping: false,
             segment_lost: false,
+            farewell: Farewell::None,
         }
     }
 
@@ -559,12 +576,58 @@ impl Session {
         if self.want == Some(Want::Return) && work.is_some_and(|work| !work.to_server.is_empty()) {
             return None;
         }
+        if self.want.is_none() && self.farewell == Farewell::Taken && work.is_none_or(|work| !self.is_outstanding(work)) {
+            return Some(Want::Leave);
+        }
         self.want.take()
     }
 
     /// Whether something is wanted, if only after all has been written.
     pub fn wants(&self) -> bool {
-        self.want.is_some()
+        self.want.is_some() || self.farewell != Farewell::None
+    }
+
+    /// The client has closed its sending half: what it has sent is run and answered, then the session ends. [`Session::client_bytes`] goes on with
+    /// it, also where there is nothing left to take.
+    pub fn client_ended(&mut self) {
+        if self.farewell == Farewell::None {
+            self.farewell = Farewell::Heard;
+        }
+    }
+
+    /// The client has said goodbye, and its last messages are still to be taken.
+    pub fn is_ending(&self) -> bool {
+        self.farewell == Farewell::Heard
+    }
+
+    /// The client has said goodbye, if only with a Terminate that is still to be taken: whatever becomes of its connection, what came before is
+    /// run.
+    pub fn has_left(&self, work: Option<&Work>) -> bool {
+        self.farewell != Farewell::None || work.is_some_and(|work| work.client_passing == 0 && has_terminate(&work.client_in))
+    }
+
+    /// Whether the end of the session would take something from the client that it has asked for. A COPY whose data has ended in the middle never
+    /// comes to an end, unless something was sent behind it that is no data: an error then.
+    fn is_outstanding(&self, work: &Work) -> bool {
+        let copies = work.copy_in && work.owed.len() <= 1;
+        let waits = self.starting.is_some() || matches!(self.phase, Phase::Waiting);
+        let sent = !work.owed.is_empty() || !work.to_server.is_empty() || work.ready_after_bring.is_some();
+        waits || (!copies && (sent || work.after_bring || work.attempt.is_some() || !work.batch.is_empty()))
+    }
+
+    /// The server connection is about to be let go of. What the server has said beyond its last answer is nobody's, and neither is a message that was
+    /// sent to it in part, nor what nobody has looked at: such a connection is never given on.
+    pub fn let_go(&mut self, work: Option<&mut Work>, server: &mut ServerState) {
+        if let Some(work) = work {
+            server.tainted |= !work.server_in.is_empty() || work.server_passing > 0 || (work.client_passing > 0 && work.client_passing_on);
+            work.server_in.clear();
+            work.server_passing = 0;
+        }
+        if server.tx != TxStatus::Idle {
+            // Its owner rolls back what is open.
+            self.roll_back_changes(Some(server));
+        }
+        server.tainted |= server.unsure || self.settings.unread().next().is_some();
     }
 
     pub fn pins(&self) -> Pins {
@@ -615,6 +678,7 @@ impl Session {
     /// Whether more of the client's bytes can be taken now.
     pub fn accepts(&self, env: &Env<'_>, work: &Work) -> bool {
         if self.want == Some(Want::Close)
+            || self.farewell == Farewell::Taken
             || self.starting.is_some()
             || work.after_bring
             || work.ready_after_bring.is_some()
@@ -642,6 +706,8 @@ impl Session {
     pub fn client_bytes(&mut self, env: &Env<'_>, work: &mut Work, mut server: Option<&mut ServerState>) {
         let mut input = std::mem::take(&mut work.client_in);
         let mut at = 0;
+        // What is left is no whole message: only more bytes can make one of it.
+        let mut incomplete = false;
         while at < input.len() && self.want.is_none() && self.accepts(env, work) {
             let rest = &input[at..];
             if work.client_passing > 0 {
@@ -661,7 +727,10 @@ impl Session {
             }
             let header = match frame::header(rest) {
                 Ok(Some(header)) => header,
-                Ok(None) => break,
+                Ok(None) => {
+                    incomplete = true;
+                    break;
+                }
                 Err(_) => {
                     self.refuse_fatal(work, &Refusal::InvalidMessage { detail: "invalid message length".into() });
                     break;
@@ -681,6 +750,7 @@ impl Session {
                 break;
             }
             if rest.len() < header.total {
+                incomplete = true;
                 break;
             }
             let message = &rest[..header.total];
@@ -694,12 +764,39 @@ impl Session {
                 break;
             }
             at += header.total;
+            if header.tag == b'X' {
+                // Nobody reads what comes behind it.
+                at = input.len();
+                self.client_ended();
+                break;
+            }
             if let Err(view::Malformed(what)) = self.client_message(env, work, server.as_deref_mut(), header.tag, message) {
                 self.refuse_fatal(work, &Refusal::InvalidMessage { detail: format!("invalid {what} message").into() });
             }
         }
+        incomplete |= at == input.len();
         input.drain(..at);
         work.client_in = input;
+        if self.farewell == Farewell::Heard && incomplete && self.want.is_none() {
+            self.part(env, work, server);
+        }
+    }
+
+    /// All that the client has sent before its goodbye has been taken, but for half a message, which PostgreSQL doesn't run either. What is left of
+    /// a segment without a Sync runs there, and its end isn't committed; something in it may commit by itself.
+    fn part(&mut self, env: &Env<'_>, work: &mut Work, server: Option<&mut ServerState>) {
+        if work.batch.end == End::Open && !work.batch.is_empty() {
+            if !self.accepts(env, work) {
+                return;
+            }
+            let mut flush = Vec::new();
+            reply::message(&mut flush, b'H', &[]);
+            work.batch.push(Item::Flush, &flush);
+            work.batch.end = End::Flush;
+            self.farewell = Farewell::Taken;
+            return self.submit(env, work, server);
+        }
+        self.farewell = Farewell::Taken;
     }
 
     /// Whether COPY data has come before the server has said that it takes some: whoever is sure of that needn't wait (asyncpg doesn't).
@@ -726,10 +823,6 @@ impl Session {
         message: &[u8],
     ) -> Result<(), view::Malformed> {
         let body = &message[frame::HEADER..];
-        if tag == b'X' {
-            self.want = Some(Want::Close);
-            return Ok(());
-        }
         if std::mem::take(&mut self.segment_lost) {
             let refusal = Refusal::TransactionLost { node: "the server".into() };
             work.tally.refusals.push(refusal.wording().sqlstate);
@@ -1043,6 +1136,17 @@ fn leads(topology: &Topology, node: &Arc<str>) -> bool {
 
 #[cfg(test)]
 mod tests;
+
+/// Whether there is a Terminate among the messages.
+fn has_terminate(mut messages: &[u8]) -> bool {
+    while let Ok(Some(header)) = frame::header(messages) {
+        if header.tag == b'X' {
+            return true;
+        }
+        messages = messages.get(header.total..).unwrap_or_default();
+    }
+    false
+}
 
 /// Whether a Bind or a Describe names the unnamed statement.
 fn means_unnamed(message: &[u8]) -> bool {

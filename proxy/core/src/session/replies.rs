@@ -185,6 +185,10 @@ impl Session {
                     return Err(Garbled);
                 }
             };
+            if !self.answers(work, header.tag) {
+                self.forward(work, &input[run..*at]);
+                return Err(Garbled);
+            }
             // An error can follow a whole row, and never half of one; what is larger goes on as it comes.
             let whole = rest.len() >= header.total;
             let passes = header.total > WHOLE_MAX && rest.len() >= WHOLE_MAX && !must_be_whole(header.tag);
@@ -223,6 +227,33 @@ impl Session {
         }
         self.forward(work, &input[run..*at]);
         Ok(())
+    }
+
+    /// Whether a message of this kind can be a part of what is owed next, or may come unasked. Anything else would be taken for the answer to
+    /// something that the client asks next.
+    fn answers(&self, work: &Work, tag: u8) -> bool {
+        match (tag, work.owed.front()) {
+            // Reports and notices come at any time, and so does the FATAL with which a server closes the connection: see `error`.
+            (b'S' | b'N' | b'E', _) => true,
+            // Between statements only to a session that has this connection for itself. LISTEN and NOTIFY may come in one string.
+            (b'A', owed) => owed.is_some() || !self.pins.is_empty(),
+            (_, None) => false,
+            // Swallowed as a whole, whatever they are made of.
+            (tag, Some(Owed::Bring | Owed::Prelude | Owed::Look(_))) => {
+                matches!(tag, b'1' | b'2' | b'3' | b't' | b'n' | b'T' | b'D' | b'C' | b'I' | b's' | b'Z')
+            }
+            (tag, Some(Owed::Begin)) => matches!(tag, b'1' | b'2' | b'C'),
+            (b'Z', Some(Owed::Query(..))) => work.completed > 0 || work.segment_failed || work.runs_again(),
+            (tag, Some(Owed::Query(..))) => matches!(tag, b'T' | b'D' | b'C' | b'I' | b'G' | b'H' | b'W' | b'd' | b'c'),
+            (tag, Some(Owed::FunctionCall)) => matches!(tag, b'V' | b'Z'),
+            (_, Some(Owed::Refused { .. })) => false,
+            (tag, Some(Owed::Parse { .. })) => tag == b'1',
+            (tag, Some(Owed::Bind(_))) => tag == b'2',
+            (tag, Some(Owed::Describe { .. })) => matches!(tag, b't' | b'T' | b'n'),
+            (tag, Some(Owed::Execute(_))) => matches!(tag, b'D' | b'C' | b'I' | b's' | b'G' | b'H' | b'W' | b'd' | b'c'),
+            (tag, Some(Owed::Close { .. })) => tag == b'3',
+            (tag, Some(Owed::Sync(_))) => tag == b'Z',
+        }
     }
 
     /// Rows are about to be shown, unless they can be kept back: then the batch can't run elsewhere any more. `bytes`: of the row, and of what came
@@ -308,6 +339,8 @@ impl Session {
                     None => Fate::Forward,
                 }
             }
+            // Nobody's: the connection is on its way back.
+            b'N' if self.want == Some(Want::Return) => Fate::Swallow,
             b'N' => match work.owed.front() {
                 Some(owed) if !owed.is_clients() => Fate::Swallow,
                 _ if work.runs_again() => Fate::Swallow,
@@ -319,6 +352,8 @@ impl Session {
                     Fate::Forward
                 }
             },
+            // What isn't owed can't fail, but the server may go.
+            b'E' if work.owed.is_empty() && !view::fault(body).is_fatal() => return Err(Garbled),
             b'E' => self.error(env, work, server, body, message),
             b'Z' => return self.ready(env, work, server, body),
             b'1' | b'2' | b'3' | b'n' | b'T' | b't' => self.progress(work, tag, body),

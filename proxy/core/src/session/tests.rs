@@ -1,6 +1,7 @@
 //! A session's tests: stories told message by message, and random scripts that must get what a direct connection gives.
 
 mod consistency;
+mod goodbye;
 mod model;
 mod random;
 mod rig;
@@ -8,3 +9,4 @@ mod script;
 mod stories;
 mod table;
 pub(super) mod text;
+mod unasked;

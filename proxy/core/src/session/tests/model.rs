@@ -82,6 +82,11 @@ impl Server {
         self.block == Block::None && !self.skipping && self.copy.is_none() && self.input.is_empty() && self.undo.is_none()
     }
 
+    /// It waits for the rest of a COPY's data.
+    pub(super) fn is_copying(&self) -> bool {
+        self.copy.is_some()
+    }
+
     /// Takes what has come; the answers.
     pub(super) fn receive(&mut self, bytes: &[u8]) -> Vec<u8> {
         self.input.extend_from_slice(bytes);

@@ -31,6 +31,8 @@ struct Client {
     held: Option<Server>,
     got: Vec<u8>,
     closed: bool,
+    /// It closes its sending half behind what it has sent.
+    hangs_up: bool,
     direct: model::Server,
     direct_got: Vec<u8>,
 }
@@ -65,6 +67,7 @@ impl World {
             held: None,
             got: Vec::new(),
             closed: false,
+            hangs_up: false,
             direct: model::Server::new(self.rig.policy.access == Access::ReadOnly, startup),
             direct_got: Vec::new(),
         };
@@ -134,9 +137,10 @@ impl World {
                     }
                     client.session.returned(&self.rig.env(), &mut client.work);
                 }
-                Want::Close => {
+                Want::Close | Want::Leave => {
                     client.closed = true;
                     client.held = None;
+                    return moved;
                 }
             }
         }
@@ -169,6 +173,9 @@ impl World {
         }
         let part = client.unread.len().min(self.piece());
         client.work.client_in.extend(client.unread.drain(..part));
+        if client.hangs_up && client.unread.is_empty() {
+            client.session.client_ended();
+        }
         let before = client.work.client_in.len();
         let server = client.held.as_mut().map(|server| &mut server.state);
         client.session.client_bytes(&self.rig.env(), &mut client.work, server);
@@ -346,6 +353,33 @@ fn same(client: &Client) {
     assert_eq!(got, direct, "router and direct connection, as far as both have answered");
 }
 
+/// A client that sends all at once and says goodbye behind it: all of it is answered before the session ends. A COPY whose data hasn't ended
+/// comes to nothing.
+fn run_to_goodbye(access: Access, ops: &[String], pieces: Vec<usize>, terminates: bool) {
+    let mut world = World::new(access, pieces, 2);
+    let mut client = world.client(&[]);
+    for op in ops.iter().filter(|op| *op != DDL) {
+        client.unread.extend(encode(op));
+        let answers = client.direct.receive(&encode(op));
+        client.direct_got.extend(answers);
+    }
+    if terminates {
+        client.unread.extend(encode("X"));
+    } else {
+        client.hangs_up = true;
+    }
+    world.pump(&mut client);
+    assert!(client.closed, "the session never ends");
+    if client.direct.is_copying() {
+        return;
+    }
+    let (mut got, mut direct) = (text::to_client(&client.got), text::to_client(&client.direct_got));
+    for message in got.iter_mut().chain(&mut direct).filter(|message| *message == "E 26000") {
+        "E 25P02".clone_into(message);
+    }
+    assert_eq!(got, direct, "router and direct connection");
+}
+
 /// Where servers are lost: one ReadyForQuery for each Query and Sync, or the end of the session, and nothing that was never asked for.
 fn run_with_losses(access: Access, ops: &[(bool, Option<Index>, String)], pieces: Vec<usize>) {
     let mut world = World::new(access, pieces, 2);
@@ -420,6 +454,16 @@ proptest! {
     }
 
     #[test]
+    fn what_comes_before_a_goodbye_is_answered(
+        ops in prop::collection::vec(happens(), 1..12),
+        pieces in pieces(),
+        terminates in any::<bool>(),
+    ) {
+        run_to_goodbye(Access::ReadWrite, &ops, pieces.clone(), terminates);
+        run_to_goodbye(Access::ReadOnly, &ops, pieces, terminates);
+    }
+
+    #[test]
     fn where_servers_are_lost_all_is_answered_once(
         ops in prop::collection::vec((any::<bool>(), prop::option::weighted(0.3, any::<Index>()), answered()), 1..25),
         pieces in pieces(),
@@ -457,7 +501,7 @@ proptest! {
                         client.held = None;
                         client.session.returned(&world.rig.env(), &mut client.work);
                     }
-                    Want::Close => client.closed = true,
+                    Want::Close | Want::Leave => client.closed = true,
                 }
             }
             client.work.to_client.clear();

@@ -990,8 +990,8 @@ mod notifications {
              S> Q listen a
              S< C LISTEN / Z I
              C< C LISTEN / Z I
-             S< AP 2 a / AP 3 a / T / AP 2 a
-             C< AP 22 a / AP 3 a / T / AP 22 a",
+             S< AP 2 a / AP 3 a / N 00000 n / AP 2 a
+             C< AP 22 a / AP 3 a / N 00000 / AP 22 a",
         );
     }
 }
