@@ -16,12 +16,12 @@ use parking_lot::{Mutex, RwLock};
 use rustc_hash::FxHashMap;
 use switchyard_config::Config;
 use switchyard_core::route::ServerRole;
-use switchyard_core::session::{Params, ServerState};
+use switchyard_core::session::{CustomNames, Params, ServerState};
 use switchyard_core::topology::{Epoch, Out, Topology};
 use switchyard_core::wire::reply::TxStatus;
 use tokio::sync::oneshot;
 
-use self::book::{Book, Offer};
+use self::book::{Book, Offer, Wanted};
 use crate::auth::{ConnectError, Credential, Login, Target};
 use crate::clients::Slot;
 use crate::server::{Processes, Server};
@@ -239,10 +239,7 @@ pub(crate) enum Acquired {
 /// A lease that takes time.
 pub(crate) struct Waiting {
     pool: Arc<Pool>,
-    client: Weak<Slot>,
-    epoch: Epoch,
-    /// Only one that nobody has used will do.
-    fresh: bool,
+    wanted: Wanted,
     offer: Expected,
     arriving: Arriving,
 }
@@ -258,7 +255,7 @@ impl Waiting {
     /// Waits for its turn, opens a connection where that is what it got. Cancel-safe: dropped, it gives back what it had.
     pub(crate) async fn lease(self) -> Result<Lease, LeaseError> {
         // A lease counts from its beginning: until it is there, this does.
-        let Waiting { pool, client, epoch, fresh, mut offer, arriving: _arriving } = self;
+        let Waiting { pool, wanted, mut offer, arriving: _arriving } = self;
         if let Expected::Crowd(turn) = &mut offer {
             let mut given = tokio::time::timeout(OPENING_WAIT, &mut *turn).await.ok().and_then(Result::ok);
             if given.is_none() {
@@ -268,11 +265,11 @@ impl Waiting {
             }
             match given {
                 Some(Offer::Permit(permit)) => offer = Expected::Permit(permit),
-                Some(Offer::Lease(lease)) => match fits(lease, epoch, fresh) {
+                Some(Offer::Lease(lease)) => match fits(lease, &wanted) {
                     Ok(lease) => return Ok(lease),
                     Err(permit) => offer = Expected::Permit(permit),
                 },
-                None => match pool.acquire_from(&client, epoch, fresh, usize::MAX) {
+                None => match pool.acquire_from(wanted.clone(), usize::MAX) {
                     Acquired::Now(lease) => return Ok(lease),
                     Acquired::Later(waiting) => offer = waiting.offer,
                 },
@@ -290,7 +287,7 @@ impl Waiting {
                 let us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
                 pool.stats.wait_us_total.add(us);
                 match given {
-                    Ok(Ok(Offer::Lease(lease))) => match fits(lease, epoch, fresh) {
+                    Ok(Ok(Offer::Lease(lease))) => match fits(lease, &wanted) {
                         Ok(lease) => return Ok(lease),
                         Err(permit) => permit,
                     },
@@ -301,15 +298,16 @@ impl Waiting {
             }
         };
         // A login's state is large, and most who wait need none.
-        Box::pin(pool.open(permit, &pools, epoch)).await
+        Box::pin(pool.open(permit, &pools, wanted.epoch)).await
     }
 }
 
 /// The lease, if it is of use to whoever waited; otherwise its place in the pool, for a new connection.
-fn fits(mut lease: Lease, epoch: Epoch, fresh: bool) -> Result<Lease, Permit> {
+fn fits(mut lease: Lease, wanted: &Wanted) -> Result<Lease, Permit> {
     let server = lease.server();
-    let current = server.state.role == ServerRole::Replica || server.state.epoch == epoch;
-    if current && server.is_alive() && (!fresh || server.state.fresh) { Ok(lease) } else { Err(lease.into_permit()) }
+    let current = server.state.role == ServerRole::Replica || server.state.epoch == wanted.epoch;
+    let clean = (!wanted.fresh || server.state.fresh) && wanted.may_see(&server.state);
+    if current && clean && server.is_alive() { Ok(lease) } else { Err(lease.into_permit()) }
 }
 
 /// A session that was sent to a node and has no connection to it yet: part of the node's load all the same.
@@ -347,33 +345,26 @@ impl Drop for Counted {
 
 impl Pool {
     /// A connection for `client`: an idle one at once, else the right to open one, else a place in the waiting line. `fresh`: one that nobody has
-    /// used, be it in the place of one that is closed for it.
-    pub(crate) fn acquire(self: &Arc<Pool>, client: &Weak<Slot>, epoch: Epoch, fresh: bool) -> Acquired {
-        self.acquire_from(client, epoch, fresh, OPENING_MAX)
+    /// used, be it in the place of one that is closed for it; `known`: or one on which no other custom settings were set, likewise.
+    pub(crate) fn acquire(self: &Arc<Pool>, client: &Weak<Slot>, epoch: Epoch, fresh: bool, known: Option<CustomNames>) -> Acquired {
+        self.acquire_from(Wanted { client: client.clone(), epoch, fresh, known }, OPENING_MAX)
     }
 
     /// `opening_max`: with so many being opened, others wait a moment for those.
-    fn acquire_from(self: &Arc<Pool>, client: &Weak<Slot>, epoch: Epoch, fresh: bool, opening_max: usize) -> Acquired {
+    fn acquire_from(self: &Arc<Pool>, wanted: Wanted, opening_max: usize) -> Acquired {
         let Some(pools) = self.pools.upgrade() else { return self.never() };
         let config = pools.config.load();
         let mut dead = Vec::new();
         let mut book = self.book.lock();
         let room = book.open < config.pool.max_size;
-        let found = book.take(client, epoch, !room, &mut dead);
+        let found = book.take(&wanted, !room, &mut dead);
         let later = |offer| {
-            Acquired::Later(Waiting {
-                pool: self.clone(),
-                client: client.clone(),
-                epoch,
-                fresh,
-                offer,
-                arriving: Arriving::new(&self.node_stats),
-            })
+            Acquired::Later(Waiting { pool: self.clone(), wanted: wanted.clone(), offer, arriving: Arriving::new(&self.node_stats) })
         };
         let taken = |server| {
             self.stats_idle(1);
             let lease = self.lease(server);
-            if fresh { later(Expected::Permit(lease.into_permit())) } else { Acquired::Now(lease) }
+            if wanted.fresh { later(Expected::Permit(lease.into_permit())) } else { Acquired::Now(lease) }
         };
         let acquired = match found {
             Some(server) => {
@@ -391,9 +382,14 @@ impl Pool {
                     let permit = self.permit(&mut book);
                     drop(book);
                     later(Expected::Permit(permit))
-                } else if let Some(server) = book.take(client, epoch, true, &mut dead) {
+                } else if let Some(server) = book.take(&wanted, true, &mut dead) {
                     drop(book);
                     taken(server)
+                } else if let Some(server) = book.take(&Wanted { known: None, ..wanted.clone() }, true, &mut dead) {
+                    // Another one in its place.
+                    drop(book);
+                    self.stats_idle(1);
+                    later(Expected::Permit(self.lease(server).into_permit()))
                 } else {
                     let (sender, receiver) = oneshot::channel();
                     book.waiting.push_back(sender);
@@ -415,7 +411,8 @@ impl Pool {
     fn never(self: &Arc<Pool>) -> Acquired {
         let (_, receiver) = oneshot::channel();
         let (offer, arriving) = (Expected::Turn(receiver), Arriving::new(&self.node_stats));
-        Acquired::Later(Waiting { pool: self.clone(), client: Weak::new(), epoch: Epoch(0), fresh: false, offer, arriving })
+        let wanted = Wanted { client: Weak::new(), epoch: Epoch(0), fresh: false, known: None };
+        Acquired::Later(Waiting { pool: self.clone(), wanted, offer, arriving })
     }
 
     /// The right to open one more, counted among those that are being opened.

@@ -407,7 +407,7 @@ impl Work {
 
     /// Whether what waits may see which custom settings were ever set on its connection. All of a transaction does, as its later statements aren't
     /// known.
-    pub fn sees_custom_settings(&self) -> bool {
+    fn sees_custom_settings(&self) -> bool {
         let own = |verdict: &Arc<Verdict>| verdict.unseen.sees_settings || verdict.effects.iter().any(effects::bounds_transaction);
         self.batch.executed().any(own) || self.batch.items.iter().any(|(item, _)| matches!(item, Item::FunctionCall | Item::Execute(None)))
     }
@@ -563,12 +563,16 @@ impl Session {
 
     /// The custom settings (`prefix.name`) that may have been set on a connection on which what waits in `work` can run as it would on one of the
     /// session's own: those that it has set itself, as it finds '' for them from then on, where there was none before, and those that it is about to set.
-    pub fn known_custom_settings(&self, work: &Work) -> CustomNames {
+    /// `None` where any connection will do.
+    pub fn known_custom_settings(&self, work: &Work) -> Option<CustomNames> {
+        if self.begin.is_none() && self.status == TxStatus::Idle && !work.sees_custom_settings() {
+            return None;
+        }
         let mut known = self.touched.clone();
         for name in work.sets_custom_settings() {
             known.add(name);
         }
-        known
+        Some(known)
     }
 
     /// What is wanted now. A server connection is wanted back only when all that is for it has been written.

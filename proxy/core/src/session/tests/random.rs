@@ -79,9 +79,9 @@ impl World {
     }
 
     /// `known`: the custom settings that the session may find to have been set.
-    fn take(&mut self, node: &str, role: ServerRole, known: &CustomNames) -> Server {
+    fn take(&mut self, node: &str, role: ServerRole, known: Option<&CustomNames>) -> Server {
         self.leased += 1;
-        let fits = |server: &Server| &*server.state.node == node && server.state.role == role && server.state.custom.are_among(known);
+        let fits = |server: &Server| &*server.state.node == node && server.state.role == role && known.is_none_or(|known| server.state.custom.are_among(known));
         if let Some(at) = self.pool.iter().position(fits) {
             return self.pool.swap_remove(at);
         }
@@ -124,7 +124,7 @@ impl World {
                 Want::Lease(need) => {
                     assert!(client.held.is_none(), "leases one at a time");
                     let known = client.session.known_custom_settings(&client.work);
-                    let mut server = self.take(&need.node, need.role, &known);
+                    let mut server = self.take(&need.node, need.role, known.as_ref());
                     let member = self.rig.topology.member(&need.node).expect("a member").clone();
                     client.session.granted(&self.rig.env(), &mut client.work, &mut server.state, member);
                     client.held = Some(server);

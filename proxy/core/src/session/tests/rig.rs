@@ -55,7 +55,8 @@ impl Judge for Real {
     fn verdict(&self, sql: &[u8], standard_conforming_strings: bool, client_encoding_is_ascii_safe: bool) -> Arc<Verdict> {
         let mut verdict = classify(sql, &self.facts, Dialect { standard_conforming_strings, client_encoding_is_ascii_safe });
         if !self.looks {
-            verdict.unseen = Unseen::default();
+            // A row of the model shows a custom setting.
+            verdict.unseen = Unseen { sees_settings: true, ..Unseen::default() };
         }
         Arc::new(verdict)
     }
