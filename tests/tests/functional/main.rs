@@ -8,6 +8,7 @@ mod yard;
 mod balance;
 mod causal;
 mod config;
+mod goodbye;
 mod load;
 mod login;
 mod overruling;
