@@ -18,3 +18,4 @@ mod routing;
 mod seed;
 mod sharing;
 mod transactions;
+mod unasked;
