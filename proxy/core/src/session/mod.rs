@@ -789,18 +789,24 @@ impl Session {
     /// All that the client has sent before its goodbye has been taken, but for half a message, which PostgreSQL doesn't run either. What is left of
     /// a segment without a Sync runs there, and its end isn't committed; something in it may commit by itself.
     fn part(&mut self, env: &Env<'_>, work: &mut Work, server: Option<&mut ServerState>) {
-        if work.batch.end == End::Open && !work.batch.is_empty() {
-            if !self.accepts(env, work) {
-                return;
-            }
+        if !self.accepts(env, work) && self.is_outstanding(work) {
+            // Its turn comes behind what is under way.
+            return;
+        }
+        let unsent = work.batch.end == End::Open && !work.batch.is_empty();
+        if unsent {
             let mut flush = Vec::new();
             reply::message(&mut flush, b'H', &[]);
             work.batch.push(Item::Flush, &flush);
             work.batch.end = End::Flush;
-            self.farewell = Farewell::Taken;
-            return self.submit(env, work, server);
+        } else if work.segment == Segment::Open && !work.owed.is_empty() {
+            // The server would keep the last answers to itself.
+            reply::message(&mut work.to_server, b'H', &[]);
         }
         self.farewell = Farewell::Taken;
+        if unsent {
+            self.submit(env, work, server);
+        }
     }
 
     /// Whether COPY data has come before the server has said that it takes some: whoever is sure of that needn't wait (asyncpg doesn't).

@@ -184,6 +184,16 @@ fn copied_rows_are_kept_only_if_their_end_has_come() {
          C< C COPY 1 / Z I
          return
          leave");
+    // Without a Sync it isn't committed, and the server says so only if it is asked to.
+    run("C> P - copy t from stdin / B - - / E - / d row / c / GOODBYE
+         lease l leader
+         S> P - copy t from stdin / B - - / E - / H
+         S< 1 / 2 / G
+         C< 1 / 2 / G
+         S> d row / c / H
+         S< C COPY 1
+         C< C COPY 1
+         leave");
     let mut story = Story::on(Access::ReadWrite);
     story.tell(
         "C> Q copy t from stdin / d row / X
