@@ -19,15 +19,25 @@ impl Session {
     }
 
     fn verdict_of(&self, env: &Env<'_>, parse: &view::Parse<'_>) -> Arc<Verdict> {
-        let verdict = self.verdict(env, parse.text);
+        let mut verdict = self.verdict(env, parse.text);
+        if !parse.parameter_types().any(|oid| oid >= FIRST_NORMAL_OID) {
+            return verdict;
+        }
+        // By its OID, a type may be any that people made.
+        let because = |rule| Reason { rule, piece: "a parameter's type".into() };
         if verdict.class < Class::Write
-            && parse.parameter_types().any(|oid| oid >= FIRST_NORMAL_OID)
             && let Some(rule) = env.judge.bad_value()
         {
-            let mut verdict = Verdict::clone(&verdict);
+            let verdict = Arc::make_mut(&mut verdict);
             verdict.class = Class::Write;
-            verdict.reasons.push(Reason { rule, piece: "a parameter's type".into() });
-            return Arc::new(verdict);
+            verdict.reasons.push(because(rule));
+        }
+        if !verdict.unseen.leaves
+            && let Some(rule) = env.judge.leaving_value()
+        {
+            let verdict = Arc::make_mut(&mut verdict);
+            verdict.unseen.leaves = true;
+            verdict.unproven = Some(because(rule));
         }
         verdict
     }

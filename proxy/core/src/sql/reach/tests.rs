@@ -14,6 +14,7 @@ fn user<'a>(oid: u32, name: &'a str, language: &'a str) -> Function<'a> {
         hidden_by_builtin: false,
         one_argument: true,
         hides_builtins: false,
+        sets_custom: false,
     }
 }
 
