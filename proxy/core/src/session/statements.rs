@@ -52,7 +52,13 @@ impl Session {
         if known.verdict.generation == env.judge.generation() {
             return Some(known);
         }
-        let mut verdict = self.verdict(env, known.text());
+        // As its Parse was, without the name: its parameters' types count, too.
+        let mut body = vec![0];
+        body.extend_from_slice(&known.tail);
+        let mut verdict = match view::parse(&body) {
+            Ok(parse) => self.verdict_of(env, &parse),
+            Err(_) => self.verdict(env, known.text()),
+        };
         if verdict.ruling != known.verdict.ruling {
             // Rules are those of its Parse.
             Arc::make_mut(&mut verdict).ruling.clone_from(&known.verdict.ruling);
