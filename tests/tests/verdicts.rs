@@ -26,6 +26,7 @@ async fn verdicts() -> Result {
     let router = Router::start(&cluster, RouterOptions::new()).await?;
     stories.tell("facts follow DDL through the router", ddl_through(&cluster, &router)).await;
     stories.tell("facts follow DDL made elsewhere", ddl_elsewhere(&cluster, &router)).await;
+    stories.tell("what a trigger leaves is known while it is there and on", triggers_elsewhere(&cluster, &router)).await;
     stories.tell("facts are of one database", databases(&cluster, &router)).await;
     stories.tell("a database that nobody asks about costs no connection", asleep(&cluster, &router)).await;
     stories.end(|| cluster.logs())
@@ -527,6 +528,41 @@ async fn ddl_elsewhere(cluster: &Cluster, router: &Router) -> Result {
     goes(cluster, router, "postgres", "SELECT f_marks()", true, POLLED).await?;
     ensure!(loads() == before + 1, "{} loads", loads() - before);
     Ok(())
+}
+
+/// Until EXPLAIN (ROUTE) says this of what a statement leaves.
+async fn explained(router: &Router, sql: &str, expected: &str) -> Result {
+    let client = router.rw("postgres").await?;
+    eventually(POLLED, &format!("{sql}: {expected}"), || async {
+        let lines = client.query(&format!("EXPLAIN (ROUTE) {sql}"), &[]).await?;
+        Ok(lines.iter().any(|line| line.get::<_, &str>(0) == expected).then_some(()))
+    })
+    .await
+}
+
+async fn triggers_elsewhere(cluster: &Cluster, router: &Router) -> Result {
+    let leader = cluster.leader().await?.connect().await?;
+    let (insert, proven, unknown) =
+        ("INSERT INTO audit (what) VALUES ('x')", "Leaves: nothing (proven)", "Leaves: unknown (set_config: audit)");
+    explained(router, insert, proven).await?;
+    leader
+        .batch_execute(
+            "CREATE FUNCTION leaves_tenant() RETURNS trigger LANGUAGE plpgsql AS
+               $$ BEGIN PERFORM set_config('app.tenant', '5', false); RETURN NEW; END $$;
+             CREATE TRIGGER leaves BEFORE INSERT ON audit FOR EACH ROW EXECUTE FUNCTION leaves_tenant()",
+        )
+        .await?;
+    explained(router, insert, unknown).await?;
+    leader.batch_execute("ALTER TABLE audit DISABLE TRIGGER leaves").await?;
+    explained(router, insert, proven).await?;
+    leader.batch_execute("ALTER TABLE audit ENABLE ALWAYS TRIGGER leaves").await?;
+    explained(router, insert, unknown).await?;
+    leader.batch_execute("CREATE OR REPLACE FUNCTION leaves_tenant() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'").await?;
+    explained(router, insert, proven).await?;
+    leader.batch_execute("ALTER TABLE audit ALTER what SET DEFAULT set_config('app.tenant', '5', false)").await?;
+    explained(router, insert, unknown).await?;
+    leader.batch_execute("ALTER TABLE audit ALTER what DROP DEFAULT; DROP FUNCTION leaves_tenant CASCADE").await?;
+    explained(router, insert, proven).await
 }
 
 async fn databases(cluster: &Cluster, router: &Router) -> Result {
