@@ -92,6 +92,10 @@ impl Judge for DatabaseVerdicts<'_> {
         self.database.facts().bad_value()
     }
 
+    fn leaving_value(&self) -> Option<&'static str> {
+        self.database.facts().leaving_value()
+    }
+
     fn grounds(&self) -> Vec<String> {
         let facts = self.database.facts();
         vec![format!("Facts: {}", describe(&facts))]

@@ -106,6 +106,11 @@ pub trait Judge {
         None
     }
 
+    /// See [`Facts::leaving_value`](crate::sql::Facts::leaving_value).
+    fn leaving_value(&self) -> Option<&'static str> {
+        None
+    }
+
     /// What its verdicts rest on, in lines for EXPLAIN (ROUTE).
     fn grounds(&self) -> Vec<String> {
         Vec::new()

@@ -19,15 +19,25 @@ impl Session {
     }
 
     fn verdict_of(&self, env: &Env<'_>, parse: &view::Parse<'_>) -> Arc<Verdict> {
-        let verdict = self.verdict(env, parse.text);
+        let mut verdict = self.verdict(env, parse.text);
+        if !parse.parameter_types().any(|oid| oid >= FIRST_NORMAL_OID) {
+            return verdict;
+        }
+        // By its OID, a type may be any that people made.
+        let because = |rule| Reason { rule, piece: "a parameter's type".into() };
         if verdict.class < Class::Write
-            && parse.parameter_types().any(|oid| oid >= FIRST_NORMAL_OID)
             && let Some(rule) = env.judge.bad_value()
         {
-            let mut verdict = Verdict::clone(&verdict);
+            let verdict = Arc::make_mut(&mut verdict);
             verdict.class = Class::Write;
-            verdict.reasons.push(Reason { rule, piece: "a parameter's type".into() });
-            return Arc::new(verdict);
+            verdict.reasons.push(because(rule));
+        }
+        if !verdict.unseen.leaves
+            && let Some(rule) = env.judge.leaving_value()
+        {
+            let verdict = Arc::make_mut(&mut verdict);
+            verdict.unseen.leaves = true;
+            verdict.unproven = Some(because(rule));
         }
         verdict
     }
@@ -42,7 +52,13 @@ impl Session {
         if known.verdict.generation == env.judge.generation() {
             return Some(known);
         }
-        let mut verdict = self.verdict(env, known.text());
+        // As its Parse was, without the name: its parameters' types count, too.
+        let mut body = vec![0];
+        body.extend_from_slice(&known.tail);
+        let mut verdict = match view::parse(&body) {
+            Ok(parse) => self.verdict_of(env, &parse),
+            Err(_) => self.verdict(env, known.text()),
+        };
         if verdict.ruling != known.verdict.ruling {
             // Rules are those of its Parse.
             Arc::make_mut(&mut verdict).ruling.clone_from(&known.verdict.ruling);

@@ -18,6 +18,7 @@ pub mod reach;
 pub mod shown;
 mod touch;
 mod tree;
+mod unseen;
 pub mod verdict;
 
 pub use catalog::{Facts, FactsBuilder};

@@ -229,6 +229,8 @@ pub struct Verdict {
     pub effect_ends: Vec<u32>,
     /// What it may do or see that `effects` don't tell.
     pub unseen: Unseen,
+    /// Why `unseen.leaves`, by the first thing that isn't proven to leave nothing.
+    pub unproven: Option<Reason>,
     /// How many statements (0: empty query).
     pub statements: usize,
     /// The first statement's kind.
