@@ -397,15 +397,33 @@ async fn a_member_that_hangs_is_asked_last() {
 #[tokio::test(flavor = "multi_thread")]
 async fn walsenders_log_in_too() {
     let postgres = shared();
-    let router = start(&postgres, Options::default()).await;
-    for (replication, user, expected) in [("true", "walker", Ok(())), ("database", "walker", Ok(())), ("true", "ann", Err("walsender"))] {
-        let conninfo = format!("host=127.0.0.1 port={} user={user} dbname=postgres replication={replication}", router.port);
-        match (run_psql(conninfo, "pencil", "IDENTIFY_SYSTEM").await, expected) {
-            (Ok(answer), Ok(())) => assert!(answer.contains("|1|0/"), "{answer}"),
-            (Err(error), Err(text)) => assert!(error.contains(text), "{error}"),
-            (answer, _) => panic!("{replication} as {user}: {answer:?}"),
-        }
+    let trusted = AuthRule { users: vec!["trusted".to_owned()], ..rule(AuthMethod::Trust) };
+    let server_rule = ServerAuthRule { databases: vec![], users: vec!["trusted".to_owned()], method: ServerAuthMethod::Trust };
+    let rules = vec![trusted, rule(AuthMethod::ScramSha256)];
+    let router = start(&postgres, Options { rules, server_rules: vec![server_rule], ..Options::default() }).await;
+    for replication in ["true", "database"] {
+        let conninfo = format!("host=127.0.0.1 port={} user=walker dbname=postgres replication={replication}", router.port);
+        let answer = run_psql(conninfo, "pencil", "IDENTIFY_SYSTEM").await.expect(replication);
+        assert!(answer.contains("|1|0/"), "{answer}");
     }
+    // PostgreSQL 15's words, and those of 16 and later.
+    let refusals = ["must be superuser or replication role to start walsender", "permission denied to start WAL sender"];
+    let told = async |port| {
+        let conninfo = format!("host=127.0.0.1 port={port} user=ann dbname=postgres replication=true");
+        let error = run_psql(conninfo, "pencil", "IDENTIFY_SYSTEM").await.expect_err("ann may not");
+        error.rsplit_once("FATAL:").map(|(_, text)| text.trim().to_owned()).unwrap_or(error)
+    };
+    let (routed, direct) = (told(router.port).await, told(postgres.port).await);
+    assert_eq!(routed, direct);
+    assert!(refusals.iter().any(|text| routed.starts_with(text)), "{routed}");
+    // psql doesn't show the SQLSTATE of a login's refusal.
+    let target = Target::new("127.0.0.1", router.port);
+    let parameters = [("replication".to_owned(), "database".to_owned())];
+    let login = Login { user: "trusted", database: "postgres", credential: &Credential::Trust, parameters: &parameters };
+    let Err(ConnectError::Server { sqlstate, message, .. }) = connect(&target, &login, &Connector::disabled(), TIMEOUT).await else {
+        panic!("a walsender without the right to be one");
+    };
+    assert!(sqlstate == "42501" && refusals.iter().any(|text| message.starts_with(text)), "{sqlstate} {message}");
 }
 
 /// A client's TLS without SSLRequest, with or without ALPN; what the router answered to its startup packet.
