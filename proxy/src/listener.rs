@@ -199,7 +199,7 @@ async fn log_in(stream: Stream, entrance: Arc<Entrance>, context: Arc<Context>) 
         }
     };
     let (slot, key) = context.clients.register(startup.minor >= 2);
-    context.pools.renew(&identity.database, &identity.user, &identity.credential);
+    context.pools.logged_in(&identity);
     stats.clients.up();
     stats.clients_total.add(1);
     // So that the first statement is judged as the thousandth will be.

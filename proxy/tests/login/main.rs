@@ -280,11 +280,54 @@ async fn the_function_answers_for_a_role_that_may_read_nothing() {
         assert!(expected.is_ok());
         assert_eq!(through.ask(user, database).await, expected, "{user} {database}");
     }
+    // One of an earlier version, or of somebody's own, tells less and goes on working.
+    let before = "CREATE FUNCTION switchyard.before(a text, b text) RETURNS TABLE (role_exists boolean, verifier text, can_login boolean, expired boolean,
+            is_superuser boolean, connection_limit integer, database_exists boolean, accepts_connections boolean, may_connect boolean)
+        LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS
+        'SELECT role_exists, verifier, can_login, expired, is_superuser, connection_limit, database_exists, accepts_connections, may_connect
+         FROM switchyard.login_facts(a, b)'";
+    postgres.sql(before);
+    let before = LoginFacts::start(clerk(Some("switchyard.before")), topology(&[postgres.port]), Connector::disabled());
+    let (before, now) = (before.ask("ann", "private").await.expect("an answer"), plain.ask("ann", "private").await.expect("an answer"));
+    assert_eq!((&before.role, &before.database), (&now.role, &now.database));
+    assert!(before.standing.role == 0 && before.standing.settings == 0 && now.standing.role != 0);
     let without = LoginFacts::start(clerk(None), topology(&[postgres.port]), Connector::disabled());
     assert_eq!(without.ask("ann", "postgres").await, Err(Unreachable), "the clerk may not read pg_authid");
     let allowed = "SELECT has_function_privilege('ann', 'switchyard.login_facts(text, text)', 'EXECUTE')";
     assert_eq!(postgres.sql(allowed), "f");
     postgres.sql("DROP SCHEMA switchyard CASCADE; DROP ROLE clerk");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_standing_changes_with_all_that_a_server_process_takes_from_the_catalogs() {
+    let postgres = Postgres::start();
+    let facts = LoginFacts::start(postgres_config(ROUTER_PASSWORD), topology(&[postgres.port]), Connector::disabled());
+    let standing = async || facts.ask("ann", "latin").await.expect("an answer").standing;
+    let mut before = standing().await;
+    assert_eq!(before, standing().await);
+    for change in [
+        "ALTER ROLE ann SET work_mem = '5MB'",
+        "ALTER ROLE ann SET work_mem = '6MB'",
+        "ALTER ROLE ann IN DATABASE latin SET work_mem = '5MB'",
+        "ALTER DATABASE latin SET work_mem = '5MB'",
+        "ALTER ROLE ALL SET work_mem = '5MB'",
+        "ALTER ROLE ann RESET ALL",
+        "ALTER ROLE ann SUPERUSER",
+        "ALTER ROLE ann CONNECTION LIMIT 7",
+        "ALTER DATABASE latin CONNECTION LIMIT 7",
+        "ALTER ROLE ann RENAME TO other; ALTER ROLE expired RENAME TO ann",
+        "ALTER DATABASE latin RENAME TO roman; ALTER DATABASE private RENAME TO latin",
+    ] {
+        change.split("; ").for_each(|statement| drop(postgres.sql(statement)));
+        let after = standing().await;
+        assert_ne!(after, before, "{change}");
+        before = after;
+    }
+    for unrelated in ["ALTER ROLE ann PASSWORD 'x'", "ALTER ROLE future SET work_mem = '5MB'", "ALTER DATABASE closed SET work_mem = '5MB'"]
+    {
+        postgres.sql(unrelated);
+        assert_eq!(standing().await, before, "{unrelated}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -46,12 +46,23 @@ impl Voices for Two {
 pub(super) struct Real {
     facts: Facts,
     pub(super) shape: Cell<u64>,
+    /// The commands of what leaders were about to be sent to be run, and of what Execute has asked for.
+    pub(super) ran: RefCell<Vec<&'static str>>,
+    pub(super) asked: RefCell<Vec<&'static str>>,
     outdated: RefCell<FxHashSet<StatementId>>,
 }
 
 impl Judge for Real {
     fn verdict(&self, sql: &[u8], standard_conforming_strings: bool, client_encoding_is_ascii_safe: bool) -> Arc<Verdict> {
         Arc::new(classify(sql, &self.facts, Dialect { standard_conforming_strings, client_encoding_is_ascii_safe }))
+    }
+
+    fn about_to_run(&self, verdict: &Verdict) {
+        self.ran.borrow_mut().push(verdict.command);
+    }
+
+    fn asked_to_run(&self, verdict: &Verdict) {
+        self.asked.borrow_mut().push(verdict.command);
     }
 
     fn shape(&self) -> u64 {
@@ -100,7 +111,13 @@ impl Rig {
                 max_statements: 100,
                 zone: None,
             },
-            judge: Real { facts: Facts::empty(), shape: Cell::default(), outdated: RefCell::default() },
+            judge: Real {
+                facts: Facts::empty(),
+                shape: Cell::default(),
+                ran: RefCell::default(),
+                asked: RefCell::default(),
+                outdated: RefCell::default(),
+            },
             random: 0,
             marks: Marks::new(ClusterMark::new(zero()), zero()),
         };
