@@ -205,7 +205,7 @@ async fn log_in(stream: Stream, entrance: Arc<Entrance>, context: Arc<Context>) 
     // So that the first statement is judged as the thousandth will be.
     context.verdicts.databases.of(&identity.database).first_facts(deadline).await;
     if startup.replication != Replication::No {
-        raw::relay(&context, &startup, &identity, &slot, key, stream).await;
+        raw::relay(&context, entrance.port, &startup, &identity, &slot, key, stream).await;
         stats.clients.down();
         return None;
     }

@@ -18,4 +18,5 @@ mod routing;
 mod seed;
 mod sharing;
 mod standing;
+mod streams;
 mod transactions;
