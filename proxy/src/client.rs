@@ -343,8 +343,10 @@ impl Client {
         if self.pools.len() == POOLS_KNOWN_MAX {
             self.pools.clear();
         }
-        let (database, user, standing) = (self.identity.database.clone(), self.identity.user.clone(), self.identity.standing);
-        let pool = self.context.pools.pool(Key { node: node.clone(), role, database, user, standing }, &self.identity.credential);
+        let Identity { database, user, standing, edition, .. } = &*self.identity;
+        let (database, user, standing, edition) = (database.clone(), user.clone(), *standing, *edition);
+        let key = Key { node: node.clone(), role, database, user, standing, edition };
+        let pool = self.context.pools.pool(key, &self.identity.credential);
         self.pools.push((node.clone(), role, pool.clone()));
         pool
     }

@@ -185,7 +185,7 @@ async fn log_in(stream: Stream, entrance: Arc<Entrance>, context: Arc<Context>) 
         return None;
     }
     let gate = context.gate.load_full();
-    let identity = match tokio::time::timeout_at(deadline, gate.authenticate(&mut stream, &startup, &peer)).await {
+    let mut identity = match tokio::time::timeout_at(deadline, gate.authenticate(&mut stream, &startup, &peer)).await {
         Ok(Ok(identity)) => identity,
         Ok(Err(error)) => {
             tracing::debug!(%error, user = startup.user, peer = peer.host(), "login failed");
@@ -199,7 +199,7 @@ async fn log_in(stream: Stream, entrance: Arc<Entrance>, context: Arc<Context>) 
         }
     };
     let (slot, key) = context.clients.register(startup.minor >= 2);
-    context.pools.logged_in(&identity);
+    identity.edition = context.pools.logged_in(&identity);
     stats.clients.up();
     stats.clients_total.add(1);
     // So that the first statement is judged as the thousandth will be.

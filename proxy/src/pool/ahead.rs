@@ -52,7 +52,7 @@ impl Pools {
         for pool in self.all().into_iter().filter(|pool| pool.key.role == ServerRole::Leader) {
             // The map's and this one aren't sessions.
             let sessions = Arc::strong_count(&pool).saturating_sub(2);
-            let of = |key: &Key| (key.database.clone(), key.user.clone(), key.standing);
+            let of = |key: &Key| (key.database.clone(), key.user.clone(), key.standing, key.edition);
             match used.iter_mut().find(|(_, known)| of(&known.key) == of(&pool.key)) {
                 Some((most, _)) => *most = sessions.max(*most),
                 None => used.push((sessions, pool)),

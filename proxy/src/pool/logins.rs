@@ -22,8 +22,9 @@ pub(super) struct NewestLogins(RwLock<FxHashMap<(Arc<str>, Arc<str>), Newest>>);
 #[derive(Clone, Copy)]
 pub(super) struct Newest {
     pub(super) standing: Standing,
-    /// Of the reading.
+    /// Of the latest reading that found it, and of the first one since it was another.
     turn: u64,
+    edition: u64,
     /// Where it was another one before: what shows at least this shows the new one.
     since: Option<Lsn>,
 }
@@ -42,7 +43,7 @@ impl NewestLogins {
 
     /// Whether newer logins use another pool than this one.
     pub(super) fn supersedes(&self, key: &Key) -> bool {
-        self.of(&key.database, &key.user).is_some_and(|newest| newest.standing != key.standing)
+        self.of(&key.database, &key.user).is_some_and(|newest| (newest.standing, newest.edition) != (key.standing, key.edition))
     }
 
     /// Forgets the logins of which no pool is left.
@@ -51,39 +52,40 @@ impl NewestLogins {
         self.0.write().retain(|(database, user), _| names.contains(&(database, user)));
     }
 
-    /// Whether that was news.
-    fn learn(&self, identity: &Identity) -> bool {
+    /// The login's edition, and whether that is news.
+    fn learn(&self, identity: &Identity) -> (u64, bool) {
         let (standing, turn, position) = (identity.standing, identity.read.turn, identity.read.position);
         let mut all = self.0.write();
         let Some(known) = all.get_mut(&(identity.database.clone(), identity.user.clone())) else {
-            all.insert((identity.database.clone(), identity.user.clone()), Newest { standing, turn, since: None });
-            return true;
+            all.insert((identity.database.clone(), identity.user.clone()), Newest { standing, turn, edition: turn, since: None });
+            return (turn, true);
         };
-        // What a replica says may be older than what the leader has said before.
-        if turn < known.turn || (position.is_none() && standing != known.standing) {
-            return false;
-        }
-        known.turn = turn;
         if known.standing == standing {
-            return false;
+            known.turn = turn.max(known.turn);
+            return (known.edition, false);
         }
-        (known.standing, known.since) = (standing, position);
-        true
+        // What a replica says may be older than what the leader has said before.
+        if turn > known.turn && position.is_some() {
+            *known = Newest { standing, turn, edition: turn, since: position };
+        }
+        (turn, known.edition == turn)
     }
 }
 
 impl Pools {
-    /// Somebody has logged in: this credential is the one to open connections of that role with from now on, and what the login has found, newer
-    /// logins are held to.
-    pub(crate) fn logged_in(self: &Arc<Pools>, identity: &Identity) {
+    /// Somebody has logged in: this credential is the one to open connections of that role with from now on. The login's edition: a standing that
+    /// comes back after another one doesn't bring the pool back, as sessions may have opened connections there meanwhile, of the other standing.
+    pub(crate) fn logged_in(self: &Arc<Pools>, identity: &Identity) -> u64 {
         for (key, pool) in self.pools.read().iter() {
             if key.database == identity.database && key.user == identity.user && key.standing.role == identity.standing.role {
                 pool.credential.store(identity.credential.clone());
             }
         }
-        if self.newest.learn(identity) {
+        let (edition, news) = self.newest.learn(identity);
+        if news {
             self.close_superseded();
         }
+        edition
     }
 
     /// Closes what rests in superseded pools that no session uses.
@@ -111,6 +113,7 @@ mod tests {
             credential: Arc::new(Credential::Trust),
             standing: Standing { role, settings, ..Standing::default() },
             read: Reading { turn, position: position.map(Lsn) },
+            edition: turn,
             settings: Vec::new(),
         }
     }
@@ -119,15 +122,19 @@ mod tests {
     fn the_leaders_newest_word_counts() {
         let newest = NewestLogins::default();
         let known = || newest.of(&"shop".into(), &"ann".into()).map(|known| (known.standing.settings, known.since));
-        assert!(newest.learn(&login(1, 10, 1, Some(100))));
+        assert_eq!(newest.learn(&login(1, 10, 1, Some(100))), (1, true));
         assert_eq!(known(), Some((10, None)));
-        assert!(newest.learn(&login(1, 20, 3, Some(300))));
+        assert_eq!(newest.learn(&login(1, 20, 3, Some(300))), (3, true));
         assert_eq!(known(), Some((20, Some(Lsn(300)))));
         // A login that took longer, and one that a replica has answered.
-        assert!(!newest.learn(&login(1, 10, 2, Some(200))) && !newest.learn(&login(1, 10, 4, None)));
+        assert_eq!(newest.learn(&login(1, 10, 2, Some(200))), (2, false));
+        assert_eq!(newest.learn(&login(1, 10, 4, None)), (4, false));
         assert_eq!(known(), Some((20, Some(Lsn(300)))));
-        assert!(!newest.learn(&login(1, 20, 5, Some(500))));
+        assert_eq!(newest.learn(&login(1, 20, 5, Some(500))), (3, false));
         assert_eq!(known(), Some((20, Some(Lsn(300)))), "since it was so");
+        // The first one again, and yet not the same.
+        assert_eq!(newest.learn(&login(1, 10, 6, Some(600))), (6, true));
+        assert_eq!(known(), Some((10, Some(Lsn(600)))));
     }
 
     #[test]

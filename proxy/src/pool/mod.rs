@@ -54,6 +54,8 @@ pub(crate) struct Key {
     pub(crate) user: Arc<str>,
     /// Of the logins that share it.
     pub(crate) standing: Standing,
+    /// Which logins, where a standing comes back: see [`Pools::logged_in`].
+    pub(crate) edition: u64,
 }
 
 impl Key {
