@@ -1,4 +1,5 @@
-//! Server connections that are shared: a pool for each (node, role, database, user), and a cap for each node.
+//! Server connections that are shared: a pool for each (node, role, database, user) and what user and database were at the login, and a cap for
+//! each node.
 //!
 //! A [`Lease`] is the right to use a connection, a [`Permit`] the right to open one. Both give themselves back when dropped; a lease
 //! that is dropped instead of returned closes its connection, so that an early `?` can't return a dirty server.
@@ -6,6 +7,7 @@
 
 mod ahead;
 mod book;
+mod logins;
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
@@ -13,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use parking_lot::{Mutex, RwLock};
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 use switchyard_config::Config;
 use switchyard_core::route::ServerRole;
 use switchyard_core::session::{CustomNames, Params, ServerState};
@@ -22,6 +24,8 @@ use switchyard_core::wire::reply::TxStatus;
 use tokio::sync::oneshot;
 
 use self::book::{Book, Offer, Wanted};
+use self::logins::NewestLogins;
+use crate::auth::facts::Standing;
 use crate::auth::{ConnectError, Credential, Login, Target};
 use crate::clients::Slot;
 use crate::server::{Processes, Server};
@@ -48,6 +52,17 @@ pub(crate) struct Key {
     pub(crate) role: ServerRole,
     pub(crate) database: Arc<str>,
     pub(crate) user: Arc<str>,
+    /// Of the logins that share it.
+    pub(crate) standing: Standing,
+    /// Which logins, where a standing comes back: see [`Pools::logged_in`].
+    pub(crate) edition: u64,
+}
+
+impl Key {
+    /// Under which it is counted, and told to people.
+    fn name(&self) -> PoolName {
+        PoolName { node: self.node.clone(), database: self.database.clone(), user: self.user.clone() }
+    }
 }
 
 /// Why there is no lease.
@@ -59,6 +74,8 @@ pub(crate) enum LeaseError {
     Gone,
     #[error("the server is in recovery")]
     InRecovery,
+    #[error("user or database are others by now, of the same names")]
+    OfOthers,
     #[error(transparent)]
     Connect(#[from] ConnectError),
 }
@@ -72,6 +89,7 @@ pub(crate) struct Pools {
     topology: Arc<ArcSwap<Topology>>,
     pub(crate) tls: ArcSwap<Connector>,
     stats: Arc<Stats>,
+    newest: NewestLogins,
     /// Held by whoever is the next to end.
     retiring: tokio::sync::Mutex<()>,
 }
@@ -114,6 +132,7 @@ impl Pools {
             topology,
             tls: ArcSwap::from_pointee(tls),
             stats,
+            newest: NewestLogins::default(),
             retiring: tokio::sync::Mutex::default(),
         })
     }
@@ -124,14 +143,13 @@ impl Pools {
             return pool.clone();
         }
         let node = self.nodes.write().entry(key.node.clone()).or_default().clone();
-        let name = PoolName { node: key.node.clone(), database: key.database.clone(), user: key.user.clone() };
         self.pools
             .write()
             .entry(key.clone())
             .or_insert_with(|| {
                 Arc::new(Pool {
                     node_stats: self.stats.node(&key.node),
-                    stats: self.stats.pool(&name),
+                    stats: self.stats.pool(&key.name()),
                     key,
                     book: Mutex::default(),
                     node,
@@ -141,15 +159,6 @@ impl Pools {
                 })
             })
             .clone()
-    }
-
-    /// A new login's credential is the one to open connections with from now on.
-    pub(crate) fn renew(&self, database: &str, user: &str, credential: &Arc<Credential>) {
-        for (key, pool) in self.pools.read().iter() {
-            if *key.database == *database && *key.user == *user {
-                pool.credential.store(credential.clone());
-            }
-        }
     }
 
     /// Closes what is idle in a database, and for a while what comes back from it, on every node.
@@ -210,15 +219,23 @@ impl Pools {
             }
             pool.sweep(now);
         }
-        self.pools.write().retain(|key, pool| {
+        self.close_superseded();
+        let mut pools = self.pools.write();
+        let mut gone = Vec::new();
+        pools.retain(|key, pool| {
             // A session that is about to use the pool holds it, too.
             let book = pool.book.lock();
             let unused = book.open == 0 && book.waiting.is_empty() && Arc::strong_count(pool) == 1;
             if unused {
-                self.stats.remove_pool(&PoolName { node: key.node.clone(), database: key.database.clone(), user: key.user.clone() });
+                gone.push(key.name());
             }
             !unused
         });
+        if !gone.is_empty() {
+            let left: FxHashSet<PoolName> = pools.keys().map(Key::name).collect();
+            gone.iter().filter(|name| !left.contains(name)).for_each(|name| self.stats.remove_pool(name));
+            self.newest.forget_others(&left);
+        }
     }
 }
 
@@ -444,10 +461,15 @@ impl Pool {
 
     /// A connection that is nobody's yet.
     async fn connect(&self, pools: &Pools, epoch: Epoch) -> Result<Server, LeaseError> {
-        let (target, config) = {
+        let newest = pools.newest.of(&self.key.database, &self.key.user);
+        if newest.is_some_and(|newest| newest.standing.is_of_others(self.key.standing)) {
+            return Err(LeaseError::OfOthers);
+        }
+        let (target, config, proven) = {
             let topology = pools.topology.load();
             let member = topology.member(&self.key.node).ok_or(LeaseError::Gone)?;
-            (Target::new(member.host.clone(), member.port), pools.config.load_full())
+            let proven = self.key.role == ServerRole::Leader || newest.is_none_or(|newest| newest.is_shown_by(member));
+            (Target::new(member.host.clone(), member.port), pools.config.load_full(), proven)
         };
         let mut parameters = Vec::new();
         if self.key.role == ServerRole::Replica {
@@ -461,7 +483,9 @@ impl Pool {
             self.node_stats.connect_errors.add(1);
             tracing::debug!(node = %self.key.node, %error, "no server connection");
         })?;
-        Ok(Server::new(connected, target, self.key.node.clone(), self.key.role, epoch, config.pool.max_prepared))
+        let mut server = Server::new(connected, target, self.key.node.clone(), self.key.role, epoch, config.pool.max_prepared);
+        server.once = !proven;
+        Ok(server)
     }
 
     /// Takes a connection into the pool, in the place that `permit` has kept.
@@ -535,7 +559,9 @@ impl Pool {
         let config = pools.config.load();
         let expired = self.book.lock().expired(now, config.pool.idle_timeout, config.pool.max_lifetime, config.pool.min_size);
         self.discard_all(expired);
-        let missing = {
+        let missing = if pools.newest.supersedes(&self.key) {
+            0
+        } else {
             let book = self.book.lock();
             let leaving = book.leaving_until.is_some_and(|until| now < until);
             if leaving { 0 } else { config.pool.min_size.saturating_sub(book.open) }
@@ -562,8 +588,8 @@ impl Pool {
         let max_size = self.pools.upgrade().map_or(0, |pools| pools.config.load().pool.max_size);
         let mut book = self.book.lock();
         let leaving = book.leaving_until.is_some_and(|until| server.idle_since < until);
-        if leaving || book.open > max_size {
-            // The database is to be left alone, or others took its place while a session kept it for itself.
+        if leaving || server.once || book.open > max_size {
+            // The database is to be left alone, nobody else may get it, or others took its place while a session kept it for itself.
             drop(book);
             return self.discard(server);
         }

@@ -75,6 +75,17 @@ pub(super) enum Item {
     Sync,
 }
 
+impl Item {
+    /// The verdict on what it runs, where that is known.
+    pub(super) fn runs(&self) -> Option<&Arc<Verdict>> {
+        match self {
+            Item::Query(verdict) => Some(verdict),
+            Item::Execute(statement) => statement.as_ref().map(|statement| &statement.verdict),
+            _ => None,
+        }
+    }
+}
+
 /// How a batch ends.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum End {
@@ -131,11 +142,7 @@ impl Batch {
 
     /// Verdicts of what runs.
     pub(super) fn executed(&self) -> impl Iterator<Item = &Arc<Verdict>> {
-        self.items.iter().filter_map(|(item, _)| match item {
-            Item::Query(verdict) => Some(verdict),
-            Item::Execute(statement) => statement.as_ref().map(|statement| &statement.verdict),
-            _ => None,
-        })
+        self.items.iter().filter_map(|(item, _)| item.runs())
     }
 
     /// The batch's class: the highest of its parts'.

@@ -98,7 +98,12 @@ impl Session {
             let refusal = self.refused(env, item, &batch.bytes[range.clone()]).or_else(|| self.outdated(env, item, server));
             match refusal {
                 Some(refusal) => send_refused(item, refusal, work, server),
-                None => self.send_item(item, &batch.bytes[range.clone()], syncs_flush, lone, work, server),
+                None => {
+                    if let Some(verdict) = item.runs().filter(|_| server.role == ServerRole::Leader) {
+                        env.judge.about_to_run(verdict);
+                    }
+                    self.send_item(item, &batch.bytes[range.clone()], syncs_flush, lone, work, server);
+                }
             }
         }
         if batch.end == End::Ready {

@@ -91,6 +91,13 @@ pub trait Judge {
     /// `standard_conforming_strings`, and whether the client's encoding never has an ASCII byte within a character.
     fn verdict(&self, sql: &[u8], standard_conforming_strings: bool, ascii_safe: bool) -> Arc<Verdict>;
 
+    /// A leader is about to be sent what this verdict is about, to run it. What isn't run (Parse, Describe, EXPLAIN (ROUTE)) never comes here; what
+    /// runs twice comes twice.
+    fn about_to_run(&self, _: &Verdict) {}
+
+    /// A client's Execute asks for it. What stands behind that in the batch is judged before any of it is sent.
+    fn asked_to_run(&self, _: &Verdict) {}
+
     /// Of the facts that it judges by now: verdicts of another generation may be wrong about what they touch.
     fn generation(&self) -> u64 {
         0
@@ -902,7 +909,13 @@ impl Session {
                 (b'S', name) => Item::DescribeStatement { statement: self.statement(name), unnamed: name.is_empty() },
                 (_, name) => Item::DescribePortal(self.portals.get(name).cloned()),
             },
-            b'E' => Item::Execute(self.portals.get(view::execute(body)?).cloned()),
+            b'E' => {
+                let statement = self.portals.get(view::execute(body)?).cloned();
+                if let Some(statement) = &statement {
+                    env.judge.asked_to_run(&statement.verdict);
+                }
+                Item::Execute(statement)
+            }
             b'C' => match view::target(body)? {
                 (b'S', name) => Item::CloseStatement { name: name.into(), closed: self.forget_statement(name) },
                 (_, name) => {

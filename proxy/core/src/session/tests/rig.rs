@@ -48,6 +48,9 @@ pub(super) struct Real {
     pub(super) shape: Cell<u64>,
     /// Whether what isn't proven to leave nothing is looked at; else the facts, which know nothing, would have everything looked at.
     pub(super) looks: bool,
+    /// The commands of what leaders were about to be sent to be run, and of what Execute has asked for.
+    pub(super) ran: RefCell<Vec<&'static str>>,
+    pub(super) asked: RefCell<Vec<&'static str>>,
     outdated: RefCell<FxHashSet<StatementId>>,
 }
 
@@ -59,6 +62,14 @@ impl Judge for Real {
             verdict.unseen = Unseen { sees_settings: true, ..Unseen::default() };
         }
         Arc::new(verdict)
+    }
+
+    fn about_to_run(&self, verdict: &Verdict) {
+        self.ran.borrow_mut().push(verdict.command);
+    }
+
+    fn asked_to_run(&self, verdict: &Verdict) {
+        self.asked.borrow_mut().push(verdict.command);
     }
 
     fn shape(&self) -> u64 {
@@ -108,7 +119,14 @@ impl Rig {
                 verify_returns: 0.0,
                 zone: None,
             },
-            judge: Real { facts: Facts::empty(), looks: false, shape: Cell::default(), outdated: RefCell::default() },
+            judge: Real {
+                facts: Facts::empty(),
+                looks: false,
+                shape: Cell::default(),
+                ran: RefCell::default(),
+                asked: RefCell::default(),
+                outdated: RefCell::default(),
+            },
             random: 0,
             marks: Marks::new(ClusterMark::new(zero()), zero()),
         };

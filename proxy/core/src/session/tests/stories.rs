@@ -1209,6 +1209,56 @@ mod outdated {
     }
 }
 
+mod run {
+    use super::*;
+
+    #[test]
+    fn what_a_leader_is_sent_to_run_is_told_once_and_a_question_never() {
+        let mut story = Story::on(Access::ReadWrite);
+        story.tell(
+            "C> P a drop database x / D S a / S
+             lease l leader
+             S> P sy1 drop database x / D S sy1 / S
+             S< 1 / t x / n / Z I
+             C< 1 / t x / n / Z I
+             return",
+        );
+        assert!(story.rig.judge.ran.borrow().is_empty() && story.rig.judge.asked.borrow().is_empty());
+        story.tell("C> B - a / E -");
+        assert!(story.rig.judge.ran.borrow().is_empty(), "nothing was sent yet");
+        assert_eq!(*story.rig.judge.asked.borrow(), ["DROP DATABASE"]);
+        story.tell(
+            "C> S
+             lease l leader
+             S> B - sy1 / E - / S
+             S< 2 / C DROP DATABASE / Z I
+             C< 2 / C DROP DATABASE / Z I
+             return
+             C> Q create table t ()
+             lease l leader
+             S> Q create table t ()
+             S< C CREATE TABLE / Z I
+             C< C CREATE TABLE / Z I
+             return",
+        );
+        assert_eq!(*story.rig.judge.ran.borrow(), ["DROP DATABASE", "CREATE TABLE"]);
+    }
+
+    #[test]
+    fn what_a_replica_is_sent_is_not_told() {
+        let mut story = Story::on(Access::ReadOnly);
+        story.tell(
+            "C> Q drop database x
+             lease r replica
+             S> Q drop database x
+             S< E 25006 no / Z I
+             C< E 25006 / Z I
+             return",
+        );
+        assert!(story.rig.judge.ran.borrow().is_empty());
+    }
+}
+
 mod shapes {
     use super::*;
 
