@@ -246,7 +246,8 @@ impl Client {
         self.leave(alone_in.into_inner());
     }
 
-    /// Has the router leave databases, if this client's role may have them for itself. Nothing is written to its server until that is done.
+    /// Has the router leave databases, if this client's role may have them for itself. Nothing is written to its
+    /// server until that is done.
     fn leave(&mut self, mut databases: Vec<Arc<str>>) {
         if databases.is_empty() {
             return;

@@ -44,8 +44,8 @@ pub(crate) struct Verdicts {
 }
 
 impl Verdicts {
-    /// Verdicts for a session in `database`. `application`: its `application_name`, where its rules ask for one. `alone_in` gets the databases that
-    /// what is about to run wants for itself.
+    /// Verdicts for a session in `database`. `application`: its `application_name`, where its rules ask for one.
+    /// `alone_in` gets the databases that what is about to run wants for itself.
     pub(crate) fn of<'a>(
         &'a self,
         database: &'a Database,
@@ -67,7 +67,8 @@ pub(crate) struct DatabaseVerdicts<'a> {
 }
 
 impl DatabaseVerdicts<'_> {
-    /// What the statement may do to facts is noted before a server gets it, so that no verdict rests on what it has made void.
+    /// What the statement may do to facts is noted before a server gets it, so that no verdict rests on what it has
+    /// made void.
     fn note_ddl(&self, verdict: &Verdict) {
         match ddl(verdict) {
             Ddl::None => {}

@@ -1,8 +1,8 @@
-//! Replication sessions (`replication=true|database`): logged in as any other, then relayed byte for byte: to the leader, or, on the read-only port, to
-//! a replica.
+//! Replication sessions (`replication=true|database`): logged in as any other, then relayed byte for byte: to the
+//! leader, or, on the read-only port, to a replica.
 //!
-//! Invariant: what comes by the read-only port never reaches a member that leads, also where the configuration lets reads fall back to it: nothing
-//! looks into these bytes, so nothing could enforce read-only there.
+//! Invariant: what comes by the read-only port never reaches a member that leads, also where the configuration lets
+//! reads fall back to it: nothing looks into these bytes, so nothing could enforce read-only there.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

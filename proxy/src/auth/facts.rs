@@ -52,7 +52,8 @@ impl PartialEq for Facts {
 
 impl Eq for Facts {}
 
-/// What a server process takes from the catalogs when it starts, and keeps: connections of logins between which it has changed aren't alike.
+/// What a server process takes from the catalogs when it starts, and keeps: connections of logins between which it has
+/// changed aren't alike.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Standing {
     /// `pg_authid.oid` and `pg_database.oid`; 0 where nobody tells (a function of somebody's own), or none is meant.
@@ -431,7 +432,8 @@ fn added<'r, T: FromSql<'r>>(row: &'r Row, name: &str) -> Result<Option<T>, toki
     }
 }
 
-/// The one query: the place of what was asked, the leader's position, and the columns of the facts, over `pg_authid` or over the function of `sql/auth_function.sql`, with the same columns.
+/// The one query: the place of what was asked, the leader's position, and the columns of the facts, over `pg_authid`
+/// or over the function of `sql/auth_function.sql`, with the same columns.
 fn query(function: Option<&str>) -> String {
     let source = match function {
         Some(name) => format!("{}(asked.role_name, asked.database_name)", quote_name(name)),

@@ -41,7 +41,8 @@ pub struct Identity {
     /// Which connections to servers are alike for this login, and when that was read.
     pub standing: Standing,
     pub read: Reading,
-    /// The first reading that found this standing, of those without another one between; its own, until pools tell otherwise.
+    /// The first reading that found this standing, of those without another one between; its own, until pools tell
+    /// otherwise.
     pub edition: u64,
     /// What the client sets in its startup packet, `options` first, in the order in which PostgreSQL applies it.
     pub settings: Vec<(String, String)>,

@@ -1,6 +1,7 @@
 //! Who may have a database for itself, asked of the leader when somebody is about to.
 //!
-//! One connection as the router's own role is kept for it, and questions take turns on it. Invariant: without the leader's word, nobody may.
+//! One connection as the router's own role is kept for it, and questions take turns on it. Invariant: without the
+//! leader's word, nobody may.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,8 +17,9 @@ use crate::auth::facts::{AskError, Purpose, connect_as_router};
 /// For everything, from waiting for a turn to the answer. The statement of whoever asks waits meanwhile.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Of these databases, those that a role may empty by one statement or another: DROP, RENAME and SET TABLESPACE are the owner's; a template may be
-/// copied by whoever may create databases. What counts is what the role can become by SET ROLE.
+/// Of these databases, those that a role may empty by one statement or another: DROP, RENAME and SET TABLESPACE are
+/// the owner's; a template may be copied by whoever may create databases. What counts is what the role can become by
+/// SET ROLE.
 const MAY_EMPTY: &str = "\
     SELECT d.datname::pg_catalog.text \
     FROM pg_catalog.pg_database AS d \

@@ -120,9 +120,10 @@ impl Databases {
         database
     }
 
-    /// A role, of that name and OID (0: not known), is about to drop, move or copy databases, which PostgreSQL does only while nobody is connected to
-    /// them: if the leader says that it may, the router's own connections that nobody uses are closed. PostgreSQL waits for that
-    /// (`CountOtherDBBackends`). Whoever may not is told so by the server itself, and has changed nothing here.
+    /// A role, of that name and OID (0: not known), is about to drop, move or copy databases, which PostgreSQL does
+    /// only while nobody is connected to them: if the leader says that it may, the router's own connections that
+    /// nobody uses are closed. PostgreSQL waits for that (`CountOtherDBBackends`). Whoever may not is told so by the
+    /// server itself, and has changed nothing here.
     pub(crate) async fn leave_for(&self, user: &str, role: u32, names: &[Arc<str>]) {
         match self.rights.may_empty(&self.source, user, role, names).await {
             Ok(allowed) => allowed.iter().for_each(|name| self.leave(name)),

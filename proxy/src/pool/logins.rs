@@ -1,7 +1,8 @@
 //! What the newest login of each user to each database has found, and what that means for the pools of older ones.
 //!
-//! Sessions go on with the pool of their login, as direct sessions go on with their server process. Invariant: what a newer login has superseded gets
-//! no connection in the name of somebody else, and keeps none that rests once no session is left that could use it.
+//! Sessions go on with the pool of their login, as direct sessions go on with their server process. Invariant: what a
+//! newer login has superseded gets no connection in the name of somebody else, and keeps none that rests once no
+//! session is left that could use it.
 
 use std::sync::Arc;
 
@@ -15,9 +16,12 @@ use crate::auth::Identity;
 use crate::auth::facts::Standing;
 use crate::stats::PoolName;
 
-/// The newest logins by database and user, of those that have pools.
+/// The newest logins, of those that have pools.
 #[derive(Default)]
-pub(super) struct NewestLogins(RwLock<FxHashMap<(Arc<str>, Arc<str>), Newest>>);
+pub(super) struct NewestLogins(RwLock<FxHashMap<Names, Newest>>);
+
+/// Database and user.
+type Names = (Arc<str>, Arc<str>);
 
 #[derive(Clone, Copy)]
 pub(super) struct Newest {
@@ -73,8 +77,9 @@ impl NewestLogins {
 }
 
 impl Pools {
-    /// Somebody has logged in: this credential is the one to open connections of that role with from now on. The login's edition: a standing that
-    /// comes back after another one doesn't bring the pool back, as sessions may have opened connections there meanwhile, of the other standing.
+    /// Somebody has logged in: this credential is the one to open connections of that role with from now on. The
+    /// login's edition: a standing that comes back after another one doesn't bring the pool back, as sessions may have
+    /// opened connections there meanwhile, of the other standing.
     pub(crate) fn logged_in(self: &Arc<Pools>, identity: &Identity) -> u64 {
         for (key, pool) in self.pools.read().iter() {
             if key.database == identity.database && key.user == identity.user && key.standing.role == identity.standing.role {

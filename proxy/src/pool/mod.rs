@@ -1,5 +1,5 @@
-//! Server connections that are shared: a pool for each (node, role, database, user) and what user and database were at the login, and a cap for
-//! each node.
+//! Server connections that are shared: a pool for each (node, role, database, user) and what user and database were at
+//! the login, and a cap for each node.
 //!
 //! A [`Lease`] is the right to use a connection, a [`Permit`] the right to open one. Both give themselves back when dropped; a lease
 //! that is dropped instead of returned closes its connection, so that an early `?` can't return a dirty server.
@@ -589,7 +589,8 @@ impl Pool {
         let mut book = self.book.lock();
         let leaving = book.leaving_until.is_some_and(|until| server.idle_since < until);
         if leaving || server.once || book.open > max_size {
-            // The database is to be left alone, nobody else may get it, or others took its place while a session kept it for itself.
+            // The database is to be left alone, nobody else may get it, or others took its place while a session kept
+            // it for itself.
             drop(book);
             return self.discard(server);
         }

@@ -1,4 +1,5 @@
-//! A statement that wants a database for itself makes the router leave that database, if it is really run by somebody who may; else nothing changes.
+//! A statement that wants a database for itself makes the router leave that database, if it is really run by somebody
+//! who may; else nothing changes.
 
 use anyhow::{Context, ensure};
 use switchyard_tests::cluster::connect;

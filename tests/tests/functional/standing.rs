@@ -1,4 +1,5 @@
-//! A login finds what its role and its database are at that moment, whatever connections older logins have left; sessions that are there go on.
+//! A login finds what its role and its database are at that moment, whatever connections older logins have left;
+//! sessions that are there go on.
 
 use anyhow::{Context, ensure};
 use switchyard_tests::cluster::connect;
@@ -27,8 +28,8 @@ async fn told(dsn: &str, questions: &[&str]) -> Result<Vec<String>> {
     Ok(told)
 }
 
-/// Leaves connections of an older login with the leader and the replicas, and changes what the role is. The new login is told what one on a direct
-/// connection is. The old login's session, for a look at it.
+/// Leaves connections of an older login with the leader and the replicas, and changes what the role is. The new login
+/// is told what one on a direct connection is. The old login's session, for a look at it.
 async fn changed(yard: &Yard, user: &str, database: &str, change: &[&str], questions: &[&str]) -> Result<Raw> {
     // One stays; what the others leave rests in the pools, and is nobody's.
     let mut sessions = Vec::new();
