@@ -530,10 +530,13 @@ async fn ddl_elsewhere(cluster: &Cluster, router: &Router) -> Result {
     Ok(())
 }
 
+/// A look at the catalogs that takes long lets the next one wait fifty times as long.
+const LOOKED: Duration = Duration::from_secs(60);
+
 /// Until EXPLAIN (ROUTE) says this of what a statement leaves.
 async fn explained(router: &Router, sql: &str, expected: &str) -> Result {
     let client = router.rw("postgres").await?;
-    eventually(POLLED, &format!("{sql}: {expected}"), || async {
+    eventually(LOOKED, &format!("{sql}: {expected}"), || async {
         let lines = client.query(&format!("EXPLAIN (ROUTE) {sql}"), &[]).await?;
         Ok(lines.iter().any(|line| line.get::<_, &str>(0) == expected).then_some(()))
     })

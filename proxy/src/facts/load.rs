@@ -302,8 +302,11 @@ SELECT conrelid, confrelid, confdeltype IN ('c', 'n', 'd') OR confupdtype IN ('c
 const EXCLUSIONS: &str = "\
 SELECT conrelid, o FROM pg_catalog.pg_constraint, unnest(conexclop) o WHERE contype = 'x' AND o >= 16384";
 
+/// Which object an OID of a query's first column names.
+type Of = fn(u32) -> Object;
+
 /// Expressions of relations that count for what is left behind alone, by what runs them.
-fn traces(version_num: i32) -> [(String, fn(u32) -> Object); 9] {
+fn traces(version_num: i32) -> [(String, Of); 9] {
     let short = |tree: &str| format!("CASE WHEN octet_length({tree}::text) <= {TREE_BYTES_MAX} THEN {tree}::text END");
     let domain_defaults = format!("SELECT oid, {} FROM pg_catalog.pg_type WHERE typdefaultbin IS NOT NULL", short("typdefaultbin"));
     let statistics = if version_num >= 140_000 { "stxexprs" } else { "NULL::text" };
@@ -710,7 +713,6 @@ async fn changes(client: &Client, catalog: &mut Catalog) -> Result<(), tokio_pos
 }
 
 async fn expressions(client: &Client, catalog: &mut Catalog, version: i32) -> Result<(), tokio_postgres::Error> {
-    type Of = fn(u32) -> Object;
     let queries: [(String, Of); 4] =
         [(views(), Object::Relation), (policies(), Object::Relation), (domains(), Object::Type), (defaults(), Object::Function)];
     for (query, object) in queries {
