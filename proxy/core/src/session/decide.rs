@@ -261,7 +261,7 @@ impl Session {
             Effect::ResetAll | Effect::SetTransaction { .. } if class == Class::Local => false,
             effect => changes_session(effect),
         };
-        work.batch.executed().any(|verdict| verdict.unseen.leaves || verdict.effects.iter().any(leaves))
+        work.batch.executed().any(|verdict| verdict.effects.iter().any(leaves))
     }
 
     /// What the batch's reads must show: what the session has set, else what a rule says, else the listener's level.

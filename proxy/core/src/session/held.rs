@@ -59,8 +59,6 @@ pub(super) struct Held {
     role: bool,
     /// SET SESSION AUTHORIZATION of a user.
     authorization: bool,
-    /// Its role may not be the one with which its server connections begin.
-    role_is_uncertain: bool,
 }
 
 impl Held {
@@ -71,7 +69,7 @@ impl Held {
 
 impl Session {
     /// A statement has succeeded: what it made, and what it released.
-    pub(super) fn hold_names(&mut self, effect: &Effect, verdict: &Verdict, server: &ServerState) {
+    pub(super) fn hold_names(&mut self, effect: &Effect, verdict: &Verdict, server: &mut ServerState) {
         let held = matches!(
             effect,
             Effect::Listen { .. }
@@ -124,44 +122,34 @@ impl Session {
             }
             Effect::Set { name, to, .. } if &**name == "role" => {
                 held.role = !matches!(to, SetTo::Default | SetTo::NoRole);
-                // NONE isn't the role with which a session begins whose user has one by `ALTER ROLE ... SET role`.
-                let none = *to == SetTo::NoRole && self.begins_as_another();
-                self.held.role_is_uncertain &= *to != SetTo::Default;
-                self.note_role(none);
+                self.note_role(server);
             }
             Effect::Set { name, to, .. } if &**name == "session_authorization" => {
                 held.authorization = *to != SetTo::Default;
-                // It ends the role as well, which DEFAULT doesn't bring back.
-                self.note_role(self.begins_as_another());
+                self.note_role(server);
             }
             Effect::Reset { name } if &**name == "role" => {
                 held.role = false;
-                held.role_is_uncertain = false;
-                self.note_role(false);
+                self.note_role(server);
             }
             Effect::Reset { name } if &**name == "session_authorization" => {
                 held.authorization = false;
-                self.note_role(self.begins_as_another());
+                self.note_role(server);
             }
             _ => {}
         }
     }
 
-    /// Whether the user's server connections begin with a role that isn't the user.
-    fn begins_as_another(&self) -> bool {
-        &*self.login_role != "none"
-    }
-
-    /// Pins the session while it isn't who it was at its start, or that isn't known.
-    fn note_role(&mut self, changed: bool) {
-        self.held.role_is_uncertain |= changed;
-        let held = &self.held;
+    /// Pins the session while it isn't who it was at its start.
+    fn note_role(&mut self, server: &mut ServerState) {
         // A server goes back to its own beginning, not to that of a startup packet.
         let packet = ["role", "session_authorization"].iter().any(|name| self.startup.value(name).is_some());
-        if held.role || held.authorization || held.role_is_uncertain {
+        if self.held.role || self.held.authorization {
             self.pins.add(PinReason::SetRole);
         } else if !packet {
             self.pins.remove(PinReason::SetRole);
+            // SET ROLE NONE isn't where a session begins whose user has `ALTER ROLE ... SET role`: the server is asked.
+            server.unsure = true;
         }
     }
 }

@@ -101,7 +101,17 @@ const ALL: &str = concat!(
     " FROM pg_catalog.pg_show_all_settings() s WHERE s.source OPERATOR(pg_catalog.=) 'session'",
     " UNION ALL ",
     values!(),
-    " UNION ALL SELECT 'r', '', ",
+    " UNION ALL SELECT 'r', ",
+    in_hex!(
+        "COALESCE((SELECT pg_catalog.substr(c, 6) FROM pg_catalog.pg_db_role_setting g, pg_catalog.unnest(g.setconfig) c \
+         WHERE pg_catalog.starts_with(c, 'role=') AND g.setrole OPERATOR(pg_catalog.=) ANY (ARRAY[0::pg_catalog.oid, \
+         pg_catalog.to_regrole(pg_catalog.quote_ident(SESSION_USER::pg_catalog.text))::pg_catalog.oid]) \
+         AND g.setdatabase OPERATOR(pg_catalog.=) ANY (ARRAY[0::pg_catalog.oid, (SELECT d.oid FROM pg_catalog.pg_database d \
+         WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database())]) \
+         ORDER BY g.setrole OPERATOR(pg_catalog.<>) 0::pg_catalog.oid DESC, \
+         g.setdatabase OPERATOR(pg_catalog.<>) 0::pg_catalog.oid DESC LIMIT 1), 'none')"
+    ),
+    ", ",
     in_hex!("pg_catalog.current_setting('role')"),
     " UNION ALL SELECT 't', '', '' WHERE EXISTS (SELECT FROM pg_catalog.pg_depend d",
     " WHERE d.refclassid OPERATOR(pg_catalog.=) 2615::pg_catalog.oid AND d.refobjid OPERATOR(pg_catalog.=) pg_catalog.pg_my_temp_schema())",
@@ -214,8 +224,13 @@ impl Session {
                 (b'v', Some(name), Some(value)) => self.take_value(name, value, look, server),
                 // It was never set.
                 (b'v', Some(name), None) => self.forget_setting(name, server),
-                (b'r', _, Some(value)) => {
-                    if **value != *self.login_role.as_bytes() {
+                // The role with which it began, and the one that it has.
+                (b'r', _, Some(role)) => {
+                    let began = match self.settings.value("role") {
+                        Some(Value::Known(role)) => role,
+                        _ => name,
+                    };
+                    if role != began {
                         self.pins.add(PinReason::SetRole);
                     }
                 }
@@ -239,6 +254,9 @@ impl Session {
         }
         if look == Look::Values {
             return differences;
+        }
+        if server.is_somebody_else() {
+            self.pins.add(PinReason::SetRole);
         }
         // What somebody has reset out of sight.
         let gone: Vec<Arc<str>> = server

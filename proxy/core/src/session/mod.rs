@@ -471,8 +471,6 @@ pub struct Session {
     settings_proven: bool,
     /// What goes back if the transaction, or the segment outside one, fails.
     journal: Journal,
-    /// The role with which the user's server connections begin: `none`, or what `ALTER ROLE ... SET role` says.
-    login_role: Box<str>,
     /// The custom settings (`prefix.name`) that the session has ever set.
     touched: CustomNames,
     /// Of these, the ones that are no placeholders: a library's, or of the servers' configuration.
@@ -543,7 +541,6 @@ impl Session {
             startup,
             settings_proven: false,
             journal: Journal::default(),
-            login_role: "none".into(),
             touched: CustomNames::default(),
             plain: CustomNames::default(),
             unproven: false,
@@ -566,11 +563,6 @@ impl Session {
             segment_lost: false,
             farewell: Farewell::None,
         }
-    }
-
-    /// The role with which the user's server connections begin, if that is another than the user's own: `ALTER ROLE ... SET role`.
-    pub fn begin_as(&mut self, role: &str) {
-        self.login_role = role.into();
     }
 
     /// The custom settings (`prefix.name`) that may have been set on a connection on which what waits in `work` can run as it would on one of the

@@ -571,10 +571,16 @@ impl Session {
         if matches!(work.owed.front(), Some(Owed::Begin)) {
             work.begin_failed = true;
         }
+        // Before what failed is forgotten.
+        let renamed = self.in_clients_names(message);
         if extended {
             self.drop_to_sync(work, server, false);
         }
         self.deliver(env, work);
+        if let Some(renamed) = renamed {
+            self.forward(work, &renamed);
+            return Fate::Swallow;
+        }
         Fate::Forward
     }
 

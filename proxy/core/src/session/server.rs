@@ -36,9 +36,14 @@ pub struct ServerState {
     prepared: Prepared,
     /// Parameters of extensions (`prefix.name`) that it has taken.
     accepted: Vec<Arc<str>>,
+    /// Who logged in on it, as the server has reported.
+    login: Option<Box<[u8]>>,
     /// The content of the server's unnamed statement.
     pub(super) unnamed: Option<StatementId>,
 }
+
+/// Reported by servers whenever it changes.
+const SESSION_AUTHORIZATION: &str = "session_authorization";
 
 /// Names of parameters that are kept for one connection.
 const ACCEPTED_MAX: usize = 64;
@@ -53,6 +58,7 @@ impl ServerState {
             role,
             epoch,
             tx: TxStatus::Idle,
+            login: params.value(SESSION_AUTHORIZATION).map(Box::from),
             params,
             settings: Arc::default(),
             ready: true,
@@ -96,6 +102,11 @@ impl ServerState {
 
     pub(super) fn prepared(&mut self) -> &mut Prepared {
         &mut self.prepared
+    }
+
+    /// Whether its session is another user's than of who logged in: SET SESSION AUTHORIZATION.
+    pub(super) fn is_somebody_else(&self) -> bool {
+        self.params.value(SESSION_AUTHORIZATION) != self.login.as_deref()
     }
 
     pub(super) fn forget_statement(&mut self, id: StatementId) {
@@ -230,6 +241,15 @@ pub(super) fn server_name(id: StatementId) -> [u8; 35] {
 pub(super) fn is_server_name(name: &[u8]) -> bool {
     let digits = |digits: &[u8]| digits.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
     name.len() == 35 && name.strip_prefix(NAME_PREFIX).is_some_and(digits)
+}
+
+/// Where one of our names stands in a text, and whose it is.
+pub(super) fn find_server_name(text: &[u8]) -> Option<(usize, StatementId)> {
+    memchr::memmem::find_iter(text, NAME_PREFIX).find_map(|at| {
+        let name = text.get(at..at + 35).filter(|name| is_server_name(name))?;
+        let digits = std::str::from_utf8(&name[NAME_PREFIX.len()..]).ok()?;
+        Some((at, StatementId::from_str_radix(digits, 16).ok()?))
+    })
 }
 
 /// A hash of a statement's content that nobody outside of this process can compute: names of statements on servers can be seen by whoever runs text

@@ -6,12 +6,12 @@
 use std::sync::Arc;
 
 use super::batch::{Item, Statement};
-use super::server::{StatementId, keyed};
+use super::server::{StatementId, find_server_name, keyed, server_name};
 use super::{Env, Session, Work};
 use crate::refusal::Refusal;
 use crate::sql::reach::FIRST_NORMAL_OID;
 use crate::sql::{Class, Effect, Reason, Verdict};
-use crate::wire::view;
+use crate::wire::{frame, reply, view};
 
 impl Session {
     pub(super) fn verdict(&self, env: &Env<'_>, sql: &[u8]) -> Arc<Verdict> {
@@ -156,6 +156,22 @@ impl Session {
     /// Of what analysis reads of the settings.
     fn seed(&self) -> u64 {
         self.settings.analysis_hash() ^ self.local_hash
+    }
+
+    /// The client's own name for what a server calls by one of ours.
+    fn name_of(&self, id: StatementId) -> Option<&[u8]> {
+        let named = self.statements.iter().find(|(_, statement)| statement.id == id || self.id_there(statement) == id);
+        named.map(|(name, _)| &**name)
+    }
+
+    /// An error of the server's, with the client's names in the place of ours.
+    pub(super) fn in_clients_names(&self, message: &[u8]) -> Option<Vec<u8>> {
+        let (at, id) = find_server_name(message)?;
+        let name = self.name_of(id).unwrap_or_default();
+        let body = [&message[frame::HEADER..at], name, &message[at + server_name(id).len()..]];
+        let mut renamed = Vec::with_capacity(message.len());
+        reply::message(&mut renamed, message[0], &body);
+        Some(renamed)
     }
 
     /// What the statement is on a server: where it would be analysed under other settings than those of its Parse, it isn't the one
