@@ -1,0 +1,474 @@
+//! Plays a script on both sides in step, and says what differs. One for each worker: it owns a database on each side, a second client on
+//! the router's, and superusers that look at what was written.
+//!
+//! A player begins each script with a pool in which nobody has left anything: after a difference, [`Player::clean`] has its server
+//! connections ended.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+
+use super::Port;
+use super::compare::lines;
+use super::encode::{self, Write};
+use super::objects::Databases;
+use super::script::{End, Message, Script, Step};
+use super::wire::{Answer, Stop, Until, Wire, query};
+
+/// For what ends a moment behind its answer: a server process whose session has gone, a row that a replica is yet to show.
+const MOMENT: Duration = Duration::from_secs(2);
+const LOOK_AGAIN: Duration = Duration::from_millis(2);
+/// Scripts that one second client sees before another takes its place.
+const LOOKS_MAX: usize = 12;
+const SUPERUSER: &str = "postgres";
+
+/// Who somebody is, and settings of which some script changes each. Nothing in it pins.
+const SEEN: &str = "SELECT concat_ws(' ', current_user, session_user, 'tenant=' || coalesce(quote_literal(current_setting('app.tenant', true)), 'NULL'), \
+    'x=' || coalesce(quote_literal(current_setting('my.x', true)), 'NULL'), 'role=' || current_setting('role'), \
+    'super=' || current_setting('is_superuser'), 'mem=' || current_setting('work_mem'), 'style=' || current_setting('DateStyle'), \
+    'zone=' || current_setting('TimeZone'), 'interval=' || current_setting('IntervalStyle'), \
+    'path=' || current_setting('search_path'), 'application=' || current_setting('application_name'), \
+    'strings=' || current_setting('standard_conforming_strings'), 'quote=' || current_setting('backslash_quote'), \
+    'encoding=' || current_setting('client_encoding'), 'words=' || current_setting('default_text_search_config'), \
+    'timeout=' || current_setting('statement_timeout'), 'lock=' || current_setting('lock_timeout'), \
+    'digits=' || current_setting('extra_float_digits'), 'messages=' || current_setting('client_min_messages'), \
+    'bytea=' || current_setting('bytea_output'), 'seqscan=' || current_setting('enable_seqscan'), \
+    'warning=' || current_setting('escape_string_warning'), 'isolation=' || current_setting('default_transaction_isolation'), \
+    'now=' || current_setting('transaction_isolation')) AS seen";
+/// What lives in the session: temporary relations and functions, channels, cursors.
+const HELD: &str = "SELECT (SELECT string_agg(relname, ' ' ORDER BY relname) FROM pg_class \
+        WHERE relnamespace = pg_my_temp_schema() AND relkind <> 'i') AS temporary, \
+    (SELECT string_agg(proname, ' ' ORDER BY proname) FROM pg_proc WHERE pronamespace = pg_my_temp_schema()) AS functions, \
+    (SELECT string_agg(channel, ' ' ORDER BY channel) FROM pg_listening_channels() channel) AS channels, \
+    (SELECT string_agg(name, ' ' ORDER BY name) FROM pg_cursors WHERE name <> '') AS cursors";
+/// What only the session itself is asked for: it pins.
+const OWN: [&str; 7] = [
+    "SELECT count(*) AS locks FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()",
+    "SELECT name, from_sql FROM pg_prepared_statements WHERE name <> '' ORDER BY name",
+    "EXECUTE a",
+    "EXECUTE w",
+    "SELECT lastval()",
+    "SELECT currval('seq')",
+    "FETCH ALL FROM k1",
+];
+
+/// Where the sides came apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kind {
+    /// An answer differs.
+    Answer,
+    /// No answer came, or the router broke the connection off.
+    Hang,
+    /// What the session says of itself differs.
+    State,
+    /// A second client sees what it shouldn't.
+    Leak,
+    /// What is in the tables differs, or locks are left.
+    Effects,
+}
+
+#[derive(Clone, Debug)]
+pub struct Difference {
+    pub kind: Kind,
+    pub place: String,
+    pub direct: Vec<String>,
+    pub routed: Vec<String>,
+}
+
+/// The ports of one run.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ports {
+    pub(super) side: Port,
+    /// Of the server that the direct side talks to.
+    pub(super) direct: u16,
+    pub(super) routed: u16,
+    pub(super) leader: u16,
+    pub(super) replica: u16,
+}
+
+pub(super) struct Player {
+    ports: Ports,
+    databases: Databases,
+    /// What a fresh direct session sees, by user.
+    fresh: HashMap<String, Vec<String>>,
+    /// The second client, its user, and how often it has looked.
+    second: Option<(Wire, String, usize)>,
+    /// Superusers on the leader, one in each database, and on the replica in the router's.
+    judges: [Wire; 3],
+    base: String,
+}
+
+/// What a script has under way.
+struct Game {
+    direct: Wire,
+    routed: Wire,
+    holders: Vec<Wire>,
+}
+
+impl Player {
+    /// # Errors
+    /// If a server doesn't answer.
+    pub(super) fn new(ports: Ports, databases: Databases) -> anyhow::Result<Player> {
+        let judge = |port: u16, database: &str| -> anyhow::Result<Wire> {
+            let (mut wire, _) = Wire::log_in(port, &[("user", SUPERUSER), ("database", database)])?;
+            wire.ask("SET lock_timeout = '10s'")?;
+            Ok(wire)
+        };
+        let mut judges =
+            [judge(ports.leader, &databases.direct)?, judge(ports.leader, &databases.routed)?, judge(ports.replica, &databases.routed)?];
+        let base = judges[0].value("SELECT contents FROM judge_base")?;
+        Ok(Player { ports, databases, fresh: HashMap::new(), second: None, judges, base })
+    }
+
+    /// Plays a script; `None` if both sides are the same.
+    ///
+    /// # Errors
+    /// If the direct side can't play it: then nothing is said of the router.
+    pub(super) fn play(&mut self, script: &Script) -> anyhow::Result<Option<Difference>> {
+        let difference = self.played(script);
+        let clean = matches!(difference, Ok(None));
+        if clean && self.ports.side == Port::ReadWrite {
+            // What the script wrote was compared; the next one finds the tables as they were.
+            self.reset(false)?;
+        }
+        if !clean {
+            self.clean()?;
+        }
+        difference
+    }
+
+    fn played(&mut self, script: &Script) -> anyhow::Result<Option<Difference>> {
+        let copies_by_parse = script.texts().any(|text| text.contains("FROM STDIN"))
+            && script.steps.iter().any(|step| {
+                matches!(step, Step::Write { messages, .. }
+                    if messages.iter().any(|message| matches!(message, Message::Parse { text, .. } if text.contains("FROM STDIN"))))
+            });
+        let (mut game, login) = match self.begin(script)? {
+            Ok(begun) => begun,
+            Err(difference) => return Ok(difference),
+        };
+        if let Some(difference) = login {
+            return Ok(Some(difference));
+        }
+        for (index, step) in script.steps.iter().enumerate() {
+            let place = format!("step {}", index + 1);
+            let difference = match step {
+                Step::Write { messages, split } => self.write(&mut game, &encode::writes(messages, copies_by_parse), *split, &place)?,
+                Step::Cancel => self.cancel(&mut game, &place)?,
+                Step::Look if game.direct.status == b'I' => self.look(&script.user, &place)?,
+                Step::Hold if game.direct.status == b'I' && game.holders.is_empty() => {
+                    self.hold(&mut game, &script.user)?;
+                    None
+                }
+                Step::Look | Step::Hold => None,
+            };
+            if difference.is_some() {
+                return Ok(difference);
+            }
+        }
+        game.holders.clear();
+        if game.direct.status == b'I'
+            && let Some(difference) = self.look(&script.user, "before the first client has gone")?
+        {
+            return Ok(Some(difference));
+        }
+        if script.state
+            && let Some(difference) = self.state(&mut game)?
+        {
+            return Ok(Some(difference));
+        }
+        if let Some(difference) = self.end(game, &script.end)? {
+            return Ok(Some(difference));
+        }
+        if let Some(difference) = self.effects()? {
+            return Ok(Some(difference));
+        }
+        self.look(&script.user, "after the first client has gone")
+    }
+
+    /// Both logins. The inner error ends the script: the logins were refused, with a difference or the same.
+    #[expect(clippy::type_complexity, reason = "said in its place")]
+    fn begin(&mut self, script: &Script) -> anyhow::Result<Result<(Game, Option<Difference>), Option<Difference>>> {
+        let parameters = |database: &str| -> Vec<(String, String)> {
+            let own = [("user", script.user.as_str()), ("database", database)];
+            let own = own.map(|(name, value)| (name.to_owned(), value.to_owned()));
+            own.into_iter().chain(script.options.iter().cloned()).collect()
+        };
+        let log_in = |port: u16, database: &str| {
+            let parameters = parameters(database);
+            let borrowed: Vec<_> = parameters.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+            Wire::log_in(port, &borrowed)
+        };
+        let (direct, expected) = log_in(self.ports.direct, &self.databases.direct)?;
+        ensure!(expected.stop != Stop::Hung, "the server doesn't answer a login");
+        let (routed, got) = log_in(self.ports.routed, &self.databases.routed)?;
+        let refused = expected.told.last().is_none_or(|told| told.tag != b'Z');
+        let difference = compared("the login", &expected, &got);
+        if refused {
+            return Ok(Err(difference));
+        }
+        Ok(Ok((Game { direct, routed, holders: Vec::new() }, difference)))
+    }
+
+    fn write(&mut self, game: &mut Game, writes: &[Write], split: bool, place: &str) -> anyhow::Result<Option<Difference>> {
+        let (mut expected, mut got) = (empty(), empty());
+        for Write { bytes, until } in writes {
+            let sent = if split { send_in_pieces(&mut game.routed, bytes) } else { game.routed.send(bytes) };
+            game.direct.send(bytes).context("the direct connection is gone")?;
+            append(&mut expected, game.direct.read(*until));
+            ensure!(expected.stop != Stop::Hung, "{place}: the server itself doesn't answer");
+            if sent.is_ok() || got.stop == Stop::Whole {
+                append(&mut got, game.routed.read(*until));
+            }
+            if got.stop != expected.stop || expected.stop != Stop::Whole {
+                break;
+            }
+        }
+        let difference = compared(place, &expected, &got);
+        ensure!(difference.is_some() || expected.stop == Stop::Whole, "{place}: the server itself closed the connection");
+        Ok(difference)
+    }
+
+    fn cancel(&mut self, game: &mut Game, place: &str) -> anyhow::Result<Option<Difference>> {
+        if game.direct.status == b'E' {
+            return Ok(None);
+        }
+        let bytes = query("SELECT pg_sleep(5)");
+        game.direct.send(&bytes)?;
+        if game.routed.send(&bytes).is_err() {
+            return Ok(None);
+        }
+        let sleeps = "SELECT count(*) FROM pg_stat_activity WHERE datname IN (current_database(), \
+            replace(current_database(), 'diff_r', 'diff_d')) AND state = 'active' AND query = 'SELECT pg_sleep(5)'";
+        self.eventually(|player| {
+            let on_leader: usize = player.judges[1].value(sleeps)?.parse()?;
+            let on_replica: usize = player.judges[2].value(sleeps)?.parse()?;
+            Ok(on_leader + on_replica >= 2)
+        })?;
+        game.direct.cancel()?;
+        game.routed.cancel()?;
+        let until = Until::Counted { readies: 1, completed: 0 };
+        let (expected, got) = (game.direct.read(until), game.routed.read(until));
+        Ok(compared(place, &expected, &got))
+    }
+
+    /// Another client's transaction takes the connection that the session has used, so that it gets another one.
+    fn hold(&mut self, game: &mut Game, user: &str) -> anyhow::Result<()> {
+        let (mut holder, _) = Wire::log_in(self.ports.routed, &[("user", user), ("database", &self.databases.routed)])?;
+        holder.ask("BEGIN; SELECT count(*) FROM t")?;
+        game.holders.push(holder);
+        Ok(())
+    }
+
+    /// What a second client sees, against what a fresh direct session sees.
+    fn look(&mut self, user: &str, place: &str) -> anyhow::Result<Option<Difference>> {
+        let bytes = self.look_bytes();
+        let until = Until::Counted { readies: self.looks() * LOOK_QUERIES, completed: 0 };
+        if !self.fresh.contains_key(user) {
+            let (mut wire, _) = Wire::log_in(self.ports.direct, &[("user", user), ("database", &self.databases.direct)])?;
+            wire.send(&bytes)?;
+            let answer = wire.read(until);
+            ensure!(answer.stop == Stop::Whole, "a fresh direct session doesn't answer");
+            self.fresh.insert(user.to_owned(), lines(&answer));
+        }
+        let (mut wire, looks) = match self.second.take() {
+            Some((wire, of, looks)) if of == user && looks < LOOKS_MAX => (wire, looks),
+            _ => (Wire::log_in(self.ports.routed, &[("user", user), ("database", &self.databases.routed)])?.0, 0),
+        };
+        let answer = if wire.send(&bytes).is_ok() { wire.read(until) } else { Answer { told: Vec::new(), stop: Stop::Closed } };
+        let (expected, got) = (&self.fresh[user], lines(&answer));
+        if *expected == got {
+            self.second = Some((wire, user.to_owned(), looks + 1));
+            return Ok(None);
+        }
+        let kind = if answer.stop == Stop::Whole { Kind::Leak } else { Kind::Hang };
+        let (direct, routed) = apart(expected, &got);
+        Ok(Some(Difference { kind, place: format!("a second client, {place}"), direct, routed }))
+    }
+
+    /// On the read/write port, a look goes to the leader and to the replica.
+    fn looks(&self) -> usize {
+        if self.ports.side == Port::ReadWrite { 2 } else { 1 }
+    }
+
+    fn look_bytes(&self) -> Vec<u8> {
+        let hints: &[&str] =
+            if self.ports.side == Port::ReadWrite { &["/* switchyard: leader */ ", "/* switchyard: replica */ "] } else { &[""] };
+        let asked = |hint: &&str| {
+            let mut bytes = query(&format!("{hint}{SEEN}"));
+            bytes.extend(query(&format!("{hint}{HELD}")));
+            for statement in ["a", "w"] {
+                bytes.extend(query(&format!("{hint}EXECUTE {statement}")));
+            }
+            bytes
+        };
+        hints.iter().flat_map(asked).collect()
+    }
+
+    fn state(&mut self, game: &mut Game) -> anyhow::Result<Option<Difference>> {
+        let mut asked = Vec::new();
+        if game.direct.status == b'E' {
+            asked.push("ROLLBACK");
+        }
+        asked.extend([SEEN, HELD]);
+        asked.extend(OWN);
+        let bytes: Vec<u8> = asked.iter().flat_map(|sql| query(sql)).collect();
+        let until = Until::Counted { readies: asked.len(), completed: 0 };
+        let write = Write { bytes, until };
+        let difference = self.write(game, &[write], false, "the session's own state")?;
+        Ok(difference.map(|difference| Difference { kind: if difference.kind == Kind::Answer { Kind::State } else { difference.kind }, ..difference }))
+    }
+
+    fn end(&mut self, game: Game, end: &End) -> anyhow::Result<Option<Difference>> {
+        let Game { mut direct, mut routed, .. } = game;
+        let (messages, terminate): (&[Message], bool) = match end {
+            End::Terminate => (&[], true),
+            End::Behind(messages) => (messages, true),
+            End::HalfClose(messages) => (messages, false),
+            End::Reset => {
+                routed.reset();
+                direct.reset();
+                return Ok(None);
+            }
+        };
+        let mut bytes = encode::all(messages);
+        if terminate {
+            bytes.extend(super::wire::message(b'X', b""));
+        }
+        for wire in [&mut direct, &mut routed] {
+            let _ = wire.send(&bytes);
+            if !terminate {
+                wire.end_input();
+            }
+        }
+        let (expected, got) = (direct.read(Until::Closed), routed.read(Until::Closed));
+        ensure!(expected.stop == Stop::Whole, "the server itself doesn't end");
+        Ok(compared("the end", &expected, &got))
+    }
+
+    /// The tables of both databases, and the advisory locks that are held in the router's.
+    fn effects(&mut self) -> anyhow::Result<Option<Difference>> {
+        let asked = "SELECT judge_contents() || ' / ' || (SELECT count(*) FROM pg_locks l JOIN pg_database d ON d.oid = l.database \
+            WHERE d.datname = current_database() AND l.locktype = 'advisory') || ' locks'";
+        let locks = "SELECT (SELECT count(*) FROM pg_locks l JOIN pg_database d ON d.oid = l.database \
+            WHERE d.datname = current_database() AND l.locktype = 'advisory') || ' locks'";
+        let deadline = Instant::now() + MOMENT;
+        loop {
+            let writes = self.ports.side == Port::ReadWrite;
+            let expected = if writes { self.judges[0].value(asked)? } else { "0 locks".to_owned() };
+            let got = if writes { self.judges[1].value(asked)? } else { self.judges[2].value(locks)? };
+            if expected == got {
+                return Ok(None);
+            }
+            if Instant::now() > deadline {
+                let (direct, routed) = (vec![expected], vec![got]);
+                return Ok(Some(Difference { kind: Kind::Effects, place: "what is left in the database".to_owned(), direct, routed }));
+            }
+            std::thread::sleep(LOOK_AGAIN);
+        }
+    }
+
+    /// Ends every server connection that a script may have left something on, and brings the tables back.
+    fn clean(&mut self) -> anyhow::Result<()> {
+        self.second = None;
+        let end = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname IN (current_database(), \
+            replace(current_database(), 'diff_r', 'diff_d')) AND usename LIKE 'diff\\_app%'";
+        self.eventually(|player| {
+            let ended = [player.judges[1].value(end)?, player.judges[2].value(end)?];
+            Ok(ended.iter().all(|count| count == "0"))
+        })?;
+        self.reset(true)?;
+        // The router has noticed when a new session gets a new connection, on each node.
+        let user = super::objects::USERS[0];
+        let database = self.databases.routed.clone();
+        let side = if self.ports.side == Port::ReadWrite { "/* switchyard: leader */ SELECT 1" } else { "SELECT 1" };
+        let port = self.ports.routed;
+        self.eventually(|_| {
+            let (mut wire, _) = Wire::log_in(port, &[("user", user), ("database", &database)])?;
+            let answers = [wire.value(side), wire.value("/* switchyard: replica */ SELECT 1")];
+            Ok(answers.iter().all(Result::is_ok))
+        })
+    }
+
+    fn reset(&mut self, always: bool) -> anyhow::Result<()> {
+        let mut changed = false;
+        for judge in &mut self.judges[..2] {
+            if always || judge.value("SELECT judge_contents()")? != self.base {
+                judge.ask("SELECT judge_reset()")?;
+                changed = true;
+            }
+        }
+        if !changed {
+            return Ok(());
+        }
+        // The router doesn't know of this write: without a wait, the next script could read a replica that is yet to replay it.
+        let written = self.judges[1].value("SELECT pg_current_wal_lsn()")?;
+        self.eventually(|player| Ok(player.judges[2].value(&format!("SELECT pg_last_wal_replay_lsn() >= '{written}'"))? == "t"))
+    }
+
+    fn eventually(&mut self, mut look: impl FnMut(&mut Player) -> anyhow::Result<bool>) -> anyhow::Result<()> {
+        let deadline = Instant::now() + 5 * MOMENT;
+        loop {
+            let looked = look(self);
+            if matches!(looked, Ok(true)) {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                looked?;
+                anyhow::bail!("what was waited for didn't come");
+            }
+            std::thread::sleep(LOOK_AGAIN);
+        }
+    }
+}
+
+/// Queries of a look in each place.
+const LOOK_QUERIES: usize = 4;
+
+fn empty() -> Answer {
+    Answer { told: Vec::new(), stop: Stop::Whole }
+}
+
+fn append(to: &mut Answer, more: Answer) {
+    to.told.extend(more.told);
+    to.stop = more.stop;
+}
+
+/// Each piece in a packet of its own, as far as the kernel lets it.
+fn send_in_pieces(wire: &mut Wire, bytes: &[u8]) -> std::io::Result<()> {
+    let mut dice = crate::unruly::Dice(bytes.len() as u64);
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        let (piece, behind) = rest.split_at((1 + dice.below(9)).min(rest.len()));
+        wire.send(piece)?;
+        rest = behind;
+    }
+    Ok(())
+}
+
+fn compared(place: &str, expected: &Answer, got: &Answer) -> Option<Difference> {
+    let (direct, routed) = (lines(expected), lines(got));
+    let kind = if got.stop == expected.stop { Kind::Answer } else { Kind::Hang };
+    if direct == routed {
+        return None;
+    }
+    let (direct, routed) = apart(&direct, &routed);
+    Some(Difference { kind, place: place.to_owned(), direct, routed })
+}
+
+/// The lines that one side has and the other hasn't, behind the last that both have before the first of these.
+fn apart(direct: &[String], routed: &[String]) -> (Vec<String>, Vec<String>) {
+    let same = direct.iter().zip(routed).take_while(|(one, other)| one == other).count();
+    let begin = same.saturating_sub(1);
+    let tail = direct[same..].iter().rev().zip(routed[same..].iter().rev()).take_while(|(one, other)| one == other).count();
+    let (mut direct, mut routed) = (direct[begin..direct.len() - tail].to_vec(), routed[begin..routed.len() - tail].to_vec());
+    if direct.len() == routed.len() {
+        let differ: Vec<bool> = direct.iter().zip(&routed).map(|(one, other)| one != other).collect();
+        for lines in [&mut direct, &mut routed] {
+            let mut differ = differ.iter();
+            lines.retain(|_| differ.next().is_some_and(|differs| *differs));
+        }
+    }
+    (direct, routed)
+}
