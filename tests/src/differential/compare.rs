@@ -56,7 +56,7 @@ fn line(told: &Told) -> String {
                 match body.int32() {
                     u32::MAX => out.push_str(" NULL"),
                     length => {
-                        let _ = write!(out, " {:?}", body.bytes(length as usize).escape_ascii().to_string());
+                        let _ = write!(out, " \"{}\"", body.bytes(length as usize).escape_ascii());
                     }
                 }
             }

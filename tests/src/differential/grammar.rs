@@ -320,7 +320,8 @@ impl Grammar {
             8 => messages.push(Message::DescribeStatement(statement)),
             9 => messages.push(Message::CloseStatement(statement)),
             10 => messages.push(if self.one_in(2) { Message::ClosePortal(portal) } else { Message::DescribePortal(portal) }),
-            _ => messages.push(Message::Execute { portal, rows }),
+            // A lone Execute of the unnamed portal can crash PostgreSQL 15 (see `Script::is_harmless`).
+            _ => messages.push(Message::Execute { portal: if portal.is_empty() { "p".to_owned() } else { portal }, rows }),
         }
     }
 

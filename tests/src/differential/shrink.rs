@@ -61,7 +61,7 @@ fn candidates(script: &Script) -> Vec<Script> {
     let mut with = |change: &dyn Fn(&mut Script)| {
         let mut candidate = script.clone();
         change(&mut candidate);
-        if candidate != *script {
+        if candidate != *script && candidate.is_harmless() {
             all.push(candidate);
         }
     };
