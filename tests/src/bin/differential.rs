@@ -86,8 +86,7 @@ async fn run(arguments: &Arguments) -> anyhow::Result<bool> {
         let router = stage.router(arguments.pool.into(), &settings).await?;
         if let Some(file) = &arguments.replay {
             let text = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
-            for text in text.split("\n\n").filter(|text| !text.trim().is_empty()) {
-                let script = Script::parse(text)?;
+            for script in Script::parse_all(&text)? {
                 let told = match stage.replay(&router, port, &script).await {
                     Ok(None) => "the same\n".to_owned(),
                     Ok(Some(difference)) => difference.to_string(),

@@ -220,10 +220,12 @@ impl Run<'_> {
                     faults = 0;
                 }
                 Err(error) => {
-                    self.with(|report| *report.unplayed.entry(format!("{error:#}")).or_insert_with(|| {
-                        println!("seed {seed} couldn't be played: {error:#}\n{script}");
-                        0
-                    }) += 1);
+                    self.with(|report| {
+                        *report.unplayed.entry(format!("{error:#}")).or_insert_with(|| {
+                            println!("seed {seed} couldn't be played: {error:#}\n{script}");
+                            0
+                        }) += 1
+                    });
                     faults += 1;
                     ensure!(faults < FAULTS_MAX, "{FAULTS_MAX} scripts in a row couldn't be played: {error:#}");
                 }
@@ -273,27 +275,39 @@ impl Run<'_> {
 impl Report {
     /// Whether a script with that outline holds a finding that is known, which then counts it.
     fn know(&mut self, outline: &[String], kind: Kind) -> bool {
-        let known = self.findings.iter_mut().find(|known| known.again && known.difference.kind == kind && shrink::within(&known.outline, outline));
+        let known =
+            self.findings.iter_mut().find(|known| known.again && known.difference.kind == kind && shrink::within(&known.outline, outline));
         known.map(|known| known.times += 1).is_some()
     }
 
     /// Whether a finding as small as this one came apart in the same place by the same words.
     fn same(&mut self, outline: &[String], difference: &Difference) -> bool {
-        let known = self.findings.iter_mut().find(|known| known.again && known.outline.len() == outline.len() && known.difference == *difference);
+        let known =
+            self.findings.iter_mut().find(|known| known.again && known.outline.len() == outline.len() && known.difference == *difference);
         known.map(|known| known.times += 1).is_some()
     }
 
     fn progress(&self, elapsed: Duration) -> String {
         let rate = self.played as f64 / elapsed.as_secs_f64();
         let unplayed: u64 = self.unplayed.values().sum();
-        format!("{} scripts in {:.0} s, {rate:.0} a second, {} findings, {unplayed} not played", self.played, elapsed.as_secs_f64(), self.findings.len())
+        format!(
+            "{} scripts in {:.0} s, {rate:.0} a second, {} findings, {unplayed} not played",
+            self.played,
+            elapsed.as_secs_f64(),
+            self.findings.len()
+        )
     }
 
     fn summary(&self, elapsed: Duration) -> String {
         let mut text = self.progress(elapsed);
         for (index, finding) in self.findings.iter().enumerate() {
             let kind = finding.difference.kind;
-            text += &format!("\n  finding {}: {kind:?}, {} scripts, first after {:.0} s", index + 1, finding.times, finding.after.as_secs_f64());
+            text += &format!(
+                "\n  finding {}: {kind:?}, {} scripts, first after {:.0} s",
+                index + 1,
+                finding.times,
+                finding.after.as_secs_f64()
+            );
         }
         text
     }

@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 
-use super::{Blind, Port};
 use super::compare::lines;
 use super::encode::{self, Write};
 use super::objects::Databases;
 use super::script::{End, Message, Script, Step};
 use super::wire::{Answer, Stop, Until, Wire, query};
+use super::{Blind, Port};
 
 /// For what ends a moment behind its answer: a server process whose session has gone, a row that a replica is yet to show.
 const MOMENT: Duration = Duration::from_secs(2);
@@ -290,7 +290,9 @@ impl Player {
             wire.send(&bytes)?;
             let answer = wire.read(until);
             ensure!(answer.stop == Stop::Whole, "a fresh direct session doesn't answer");
-            self.fresh.insert(user.to_owned(), lines(&answer));
+            let mut seen = lines(&answer);
+            self.look_away(&mut seen);
+            self.fresh.insert(user.to_owned(), seen);
         }
         let (mut wire, looks) = match self.second.take() {
             Some((wire, of, looks)) if of == user && looks < LOOKS_MAX => (wire, looks),
@@ -337,7 +339,10 @@ impl Player {
         }
         messages.extend(asked(if self.blind.numbers { &LAST[..1] } else { &LAST }));
         let difference = self.write(game, &encode::writes(&messages, false), false, "the session's own state")?;
-        Ok(difference.map(|difference| Difference { kind: if difference.kind == Kind::Answer { Kind::State } else { difference.kind }, ..difference }))
+        Ok(difference.map(|difference| Difference {
+            kind: if difference.kind == Kind::Answer { Kind::State } else { difference.kind },
+            ..difference
+        }))
     }
 
     fn end(&mut self, game: Game, end: &End) -> anyhow::Result<Option<Difference>> {

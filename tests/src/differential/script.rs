@@ -59,17 +59,30 @@ pub enum End {
 pub enum Message {
     /// Statements, sent with `; ` between them: the judge takes single ones away.
     Query(Vec<String>),
-    Parse { name: String, text: String },
-    Bind { portal: String, statement: String, values: Vec<String> },
+    Parse {
+        name: String,
+        text: String,
+    },
+    Bind {
+        portal: String,
+        statement: String,
+        values: Vec<String>,
+    },
     DescribeStatement(String),
     DescribePortal(String),
-    Execute { portal: String, rows: u32 },
+    Execute {
+        portal: String,
+        rows: u32,
+    },
     CloseStatement(String),
     ClosePortal(String),
     Flush,
     Sync,
     /// FunctionCall of a built-in function by its OID, with arguments in binary form.
-    Call { function: u32, arguments: Vec<String> },
+    Call {
+        function: u32,
+        arguments: Vec<String>,
+    },
     CopyData(String),
     CopyDone,
     CopyFail,
@@ -91,6 +104,15 @@ impl Script {
             Message::Parse { text, .. } => vec![text.as_str()],
             _ => vec![],
         })
+    }
+
+    /// Scripts with an empty line between them.
+    ///
+    /// # Errors
+    /// If a line says nothing that is known.
+    pub fn parse_all(text: &str) -> anyhow::Result<Vec<Script>> {
+        let says = |text: &&str| text.lines().any(|line| !line.trim().is_empty() && !line.starts_with('#'));
+        text.split("\n\n").filter(says).map(Script::parse).collect()
     }
 
     /// Whether it is none of those that PostgreSQL 15 itself crashes over: Execute of the unnamed portal that a simple query in a failed

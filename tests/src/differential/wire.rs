@@ -206,6 +206,8 @@ impl Progress {
                 self.completed += 1;
             }
             b'1' | b'2' | b'C' | b's' | b'I' | b'T' | b'n' => self.completed += 1,
+            // Reports come where they come.
+            b'S' | b'A' | b'N' => self.closes = closes,
             // What follows is skipped up to Sync, or waits for the client's data.
             b'E' | b'G' => self.completed = usize::MAX / 2,
             _ => {}
