@@ -1,511 +1,64 @@
-//! Random scripts. A script draws a few themes, and most of its statements from those, so that the same few things meet often; transaction
-//! control, errors and reads come everywhere. Names come from tiny sets, so that they collide.
+//! Random scripts. `grammar.txt` says what statements there are; here is how they come together.
+//!
+//! A script draws a few themes, and most of its statements from those, so that the same few things meet often; transaction control, errors and
+//! reads come everywhere. Names come from tiny sets, so that they collide.
 //!
 //! Left out, because the two sides differ there by nature: process ids and what tells them, LSNs, clocks, OIDs of what is made on the way,
-//! `pg_my_temp_schema()`, plans, and random numbers.
+//! `pg_my_temp_schema()`, plans (and what depends on them), and random numbers.
+
+use std::collections::HashMap;
+use std::sync::LazyLock;
 
 use super::Port;
 use super::objects::USERS;
-use super::script::{End, Message, Script, Step};
+use super::script::{End, Message, Script, Step, unescaped};
 use crate::unruly::Dice;
 
-/// Alternatives by name; `{name}` in a text is replaced by one of them. What stands more often is drawn more often.
-type Rules = &'static [(&'static str, &'static [&'static str])];
+/// The sections of `grammar.txt`.
+static BOOK: LazyLock<Book> = LazyLock::new(|| Book::read(include_str!("grammar.txt")));
+/// The theme whose scripts begin with other settings for lexers more often.
+const STRINGS: &str = "strings";
 
-/// In every script.
-const CONTROL: &[&str] = &[
-    "BEGIN",
-    "BEGIN",
-    "BEGIN",
-    "BEGIN",
-    "BEGIN",
-    "START TRANSACTION",
-    "BEGIN {mode}",
-    "START TRANSACTION {mode}",
-    "COMMIT",
-    "COMMIT",
-    "COMMIT",
-    "COMMIT",
-    "COMMIT",
-    "END",
-    "ROLLBACK",
-    "ROLLBACK",
-    "ROLLBACK",
-    "ABORT",
-    "COMMIT AND CHAIN",
-    "ROLLBACK AND CHAIN",
-    "SAVEPOINT {sp}",
-    "SAVEPOINT {sp}",
-    "SAVEPOINT {sp}",
-    "RELEASE {sp}",
-    "ROLLBACK TO {sp}",
-    "ROLLBACK TO {sp}",
-    "ROLLBACK TO SAVEPOINT {sp}",
-    "SET TRANSACTION {mode}",
-    "commit work",
-    "/* a */ BEGIN -- b\n",
-    "PREPARE TRANSACTION 'p'",
-    "SET CONSTRAINTS ALL IMMEDIATE",
-];
-const ERRORS: &[&str] = &[
-    "SELECT 1/0",
-    "SELECT 1/0",
-    "SELECT 1/0",
-    "SELEC 1",
-    "SELECT * FROM nowhere",
-    "SELECT nothing FROM t",
-    "INSERT INTO t VALUES (1, 'twice')",
-    "SELECT raises()",
-    "SELECT 'x'::int",
-    "INSERT INTO late VALUES (1), (1)",
-    "SELECT i/(i-2) FROM t ORDER BY i",
-    "SET work_mem = 'nonsense'",
-    "SET nosuch = 1",
-    "SET ROLE nosuch",
-    "INSERT INTO judge_base VALUES ('no')",
-    "",
-];
-const READS: &[&str] = &[
-    "SELECT v FROM t ORDER BY i",
-    "SELECT v FROM t ORDER BY i",
-    "SELECT i, v FROM plain ORDER BY i",
-    "SELECT reads()",
-    "SELECT 1",
-    "SELECT current_user, session_user",
-    "SELECT {current}",
-    "SELECT {current}",
-    "SHOW {setting}",
-    "SELECT '2020-02-01'::date, 'a\\b'",
-    "SELECT v FROM tenants ORDER BY v",
-    "SELECT notices()",
-    "TABLE plain",
-    "VALUES (1), (2)",
-    "SELECT count(*) FROM ser",
-    "SELECT keeps_own()",
-    "SELECT i FROM t WHERE i = 1 FOR UPDATE",
-    "WITH x AS (SELECT 1) SELECT * FROM x",
-    "SELECT U&'d\\0061ta'",
-    "COPY (SELECT i FROM plain ORDER BY i) TO STDOUT",
-];
-const WRITES: &[&str] = &[
-    "INSERT INTO t VALUES ({n}, 'new')",
-    "INSERT INTO t VALUES ({n}, 'new') RETURNING i",
-    "UPDATE t SET v = v || '+' WHERE i = {n}",
-    "DELETE FROM t WHERE i = {n}",
-    "INSERT INTO late VALUES ({n})",
-    "INSERT INTO ser (v) VALUES ('s')",
-    "INSERT INTO t VALUES ({n}, 'new') ON CONFLICT DO NOTHING",
-];
+type Alternatives = Vec<String>;
 
-/// Of values whose text a lexer reads in different ways.
-const STRINGS: &[&str] = &[
-    "SET my.x = {string}",
-    "SET my.x = {string}",
-    "SET LOCAL app.tenant = {string}",
-    "SELECT set_config('my.x', {string}, false)",
-    "SELECT {string}",
-    "SET standard_conforming_strings = {onoff}",
-    "SET standard_conforming_strings = {onoff}",
-    "SET backslash_quote = {bsq}",
-    "SET client_encoding = {enc}",
-    "SELECT current_setting('my.x', true)",
-    "SET search_path = {string}",
-    "SET application_name = {string}",
-    "SELECT v FROM t WHERE v = {string}",
-    "SET escape_string_warning = {onoff}",
-    "PREPARE {st} AS SELECT {string}",
-];
+#[derive(Default)]
+struct Book {
+    control: Alternatives,
+    errors: Alternatives,
+    reads: Alternatives,
+    writes: Alternatives,
+    themes: Vec<(&'static str, Alternatives)>,
+    parts: HashMap<&'static str, Alternatives>,
+}
 
-/// What a script may be about.
-const THEMES: Rules = &[
-    (
-        "set",
-        &[
-            "SET {assignment}",
-            "SET {assignment}",
-            "SET {assignment}",
-            "SET LOCAL {assignment}",
-            "SET LOCAL {assignment}",
-            "SET SESSION {assignment}",
-            "RESET {setting}",
-            "SET {setting} TO DEFAULT",
-            "SET LOCAL {setting} TO DEFAULT",
-            "RESET ALL",
-            "SET TIME ZONE 'Asia/Tokyo'",
-            "SET LOCAL TIME ZONE 'UTC'",
-            "SELECT set_config('{setting}', '{plain}', {bool})",
-            "SELECT set_config({pair}, {bool})",
-            "SELECT set_config({pair}, {bool})",
-            "SELECT set_config(n, 'of a row', false) FROM (VALUES ('my.x'), ('app.tenant')) AS v (n)",
-            "SELECT {current}",
-            "SHOW {setting}",
-            "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL REPEATABLE READ",
-            "SELECT '02/01/2020'::date, '01.02.2020'::date",
-        ],
-    ),
-    (
-        "custom",
-        &[
-            "SET app.tenant = '{n}'",
-            "SET LOCAL app.tenant = '{n}'",
-            "SELECT set_config('app.tenant', '{n}', {bool})",
-            "SET my.x = '{n}'",
-            "SET LOCAL my.x = '{n}'",
-            "RESET app.tenant",
-            "SELECT current_setting('app.tenant', true), current_setting('my.x', true)",
-            "SELECT current_setting('app.tenant')",
-            "SELECT v FROM tenants ORDER BY v",
-            "RESET ALL",
-            "DISCARD ALL",
-            "SHOW my.x",
-            "SET app.tenant TO DEFAULT",
-            "SELECT current_setting('app.tenant', true) IS NULL",
-        ],
-    ),
-    ("strings", STRINGS),
-    (
-        "role",
-        &[
-            "SET ROLE grp",
-            "SET ROLE own_r",
-            "SET ROLE NONE",
-            "SET ROLE NONE",
-            "RESET ROLE",
-            "SET LOCAL ROLE grp",
-            "SET role = 'grp'",
-            "SET role TO DEFAULT",
-            "SET SESSION AUTHORIZATION {user}",
-            "SET SESSION AUTHORIZATION DEFAULT",
-            "RESET SESSION AUTHORIZATION",
-            "SELECT set_config('role', 'grp', {bool})",
-            "SELECT set_config('role', 'none', {bool})",
-            "SELECT current_user, session_user, current_setting('role')",
-            "SET SESSION AUTHORIZATION postgres",
-            "DISCARD ALL",
-            "RESET ALL",
-        ],
-    ),
-    (
-        "temp",
-        &[
-            "CREATE TEMP TABLE {tt} (w text)",
-            "CREATE TEMP TABLE {tt} (w text)",
-            "CREATE TEMP TABLE {tt} (w text) ON COMMIT DROP",
-            "CREATE TEMP TABLE {tt} (w text) ON COMMIT DELETE ROWS",
-            "CREATE TEMP TABLE {tt} AS SELECT 'x'::text AS w",
-            "SELECT 'into'::text AS w INTO TEMP {tt}",
-            "INSERT INTO {tt} VALUES ('secret')",
-            "INSERT INTO pg_temp.{tt} VALUES ('secret')",
-            "SELECT * FROM {tt}",
-            "DROP TABLE {tt}",
-            "DROP TABLE IF EXISTS pg_temp.{tt}",
-            "ALTER TABLE {tt} RENAME TO t2",
-            "CREATE TEMP VIEW tv AS SELECT 'temp'::text AS w",
-            "DROP VIEW tv",
-            "CREATE TEMP SEQUENCE ts",
-            "SELECT nextval('ts')",
-            "CREATE FUNCTION pg_temp.f() RETURNS int LANGUAGE sql AS 'SELECT 42'",
-            "SELECT pg_temp.f()",
-            "DISCARD TEMP",
-            "DISCARD ALL",
-            "CREATE TEMP TABLE t (i int, v text)",
-            "CREATE TABLE pg_temp.t1 (w text)",
-            "DECLARE {cu} CURSOR WITH HOLD FOR SELECT * FROM {tt}",
-            "TRUNCATE {tt}",
-            "CREATE TYPE pg_temp.ty AS (a int)",
-            "SELECT makes_temp()",
-            "LOCK TABLE {tt}",
-        ],
-    ),
-    (
-        "channel",
-        &[
-            "LISTEN {ch}",
-            "LISTEN {ch}",
-            "UNLISTEN {ch}",
-            "UNLISTEN *",
-            "NOTIFY {ch}",
-            "NOTIFY {ch}, 'said'",
-            "SELECT pg_notify('{ch}', 'called')",
-            "DISCARD ALL",
-            "SELECT count(*) FROM pg_listening_channels()",
-        ],
-    ),
-    (
-        "advisory",
-        &[
-            "SELECT pg_advisory_lock({n})",
-            "SELECT pg_advisory_lock({n})",
-            "SELECT pg_try_advisory_lock({n})",
-            "SELECT pg_advisory_xact_lock({n})",
-            "SELECT pg_advisory_lock_shared({n})",
-            "SELECT pg_advisory_lock({n}, 1)",
-            "SELECT pg_advisory_unlock({n})",
-            "SELECT pg_advisory_unlock_shared({n})",
-            "SELECT pg_advisory_unlock_all()",
-            "SELECT pg_try_advisory_xact_lock({n}), i FROM t ORDER BY i",
-            "DISCARD ALL",
-        ],
-    ),
-    (
-        "cursor",
-        &[
-            "DECLARE {cu} CURSOR FOR SELECT i FROM t ORDER BY i",
-            "DECLARE {cu} CURSOR WITH HOLD FOR SELECT i FROM t ORDER BY i",
-            "DECLARE {cu} CURSOR WITH HOLD FOR SELECT i FROM t ORDER BY i",
-            "DECLARE {cu} SCROLL CURSOR WITHOUT HOLD FOR SELECT v FROM t ORDER BY i",
-            "FETCH {cu}",
-            "FETCH 2 FROM {cu}",
-            "FETCH ALL IN {cu}",
-            "MOVE {cu}",
-            "CLOSE {cu}",
-            "CLOSE ALL",
-            "DISCARD ALL",
-            "UPDATE t SET v = 'current' WHERE CURRENT OF {cu}",
-        ],
-    ),
-    (
-        "prepare",
-        &[
-            "PREPARE {st} AS SELECT {n}",
-            "PREPARE {st} AS INSERT INTO t VALUES ({n}, 'prepared')",
-            "PREPARE {st} (int) AS SELECT $1",
-            "EXECUTE {st}",
-            "EXECUTE {st}",
-            "EXECUTE {st} ({n})",
-            "DEALLOCATE {st}",
-            "DEALLOCATE {st}",
-            "DEALLOCATE PREPARE {st}",
-            "DEALLOCATE ALL",
-            "DEALLOCATE ALL",
-            "DISCARD ALL",
-            "DISCARD PLANS",
-            "SELECT name, from_sql FROM pg_prepared_statements ORDER BY 1",
-            "SELECT 'DEALLOCATE ALL'",
-            "CREATE TEMP TABLE t1 AS EXECUTE {st}",
-        ],
-    ),
-    (
-        "sequence",
-        &[
-            "INSERT INTO ser (v) VALUES ('s')",
-            "INSERT INTO ser (v) VALUES ('s') RETURNING id",
-            "SELECT nextval('seq')",
-            "SELECT currval('seq')",
-            "SELECT lastval()",
-            "SELECT currval('ser_id_seq')",
-            "SELECT setval('seq', 1{n})",
-            "DISCARD SEQUENCES",
-            "DISCARD ALL",
-            "INSERT INTO on_sequence VALUES (1)",
-        ],
-    ),
-    (
-        "unseen",
-        &[
-            "INSERT INTO on_{what} VALUES ({n})",
-            "INSERT INTO on_{what} VALUES ({n})",
-            "INSERT INTO on_{what} VALUES ({n})",
-            "INSERT INTO on_{what} VALUES ({n})",
-            "INSERT INTO on_commit VALUES (1)",
-            "SELECT * FROM sees",
-            "SELECT * FROM sees_mem",
-            "SELECT * FROM sees_role",
-            "SELECT * FROM sees_lock",
-            "INSERT INTO defaults (i) VALUES (1)",
-            "INSERT INTO checks VALUES (1)",
-            "SELECT * FROM guarded",
-            "INSERT INTO ruled VALUES (1)",
-            "INSERT INTO indexed VALUES (1)",
-            "INSERT INTO generated (i) VALUES (1)",
-            "SELECT 1::dom",
-            "SELECT 1 ### 2",
-            "SELECT (ROW(1)::pair)::text",
-            "UPDATE pg_settings SET setting = '8MB' WHERE name = 'work_mem'",
-            "SELECT U&\"set\\005fconfig\"('work_mem', '6MB', false)",
-            "SELECT query_to_xml('select set_config(''app.tenant'', ''xml'', false)', true, false, '')",
-            "SELECT table_to_xml('sees', true, false, '')",
-            "SELECT * FROM ts_stat('select set_config(''app.tenant'', ''stat'', false)::tsvector')",
-            "SELECT sets()",
-            "SELECT sets_mem()",
-            "SELECT sets_immutably(1)",
-            "SELECT query_to_xml('select nextval(''seq'')', true, false, '')",
-            "SELECT query_to_xml('select pg_advisory_lock(9)::text', true, false, '')",
-            "DO $$ BEGIN PERFORM set_config('app.tenant', 'do', false); END $$",
-            "DO 'BEGIN LISTEN c2; END'",
-            "CALL commits()",
-            "SELECT makes_temp()",
-            "EXPLAIN (ANALYZE, COSTS off, TIMING off, SUMMARY off) SELECT sets()",
-            "WITH x AS (INSERT INTO on_{what} VALUES (1) RETURNING i) SELECT * FROM x",
-            "SELECT i FROM t WHERE sets() = 'x'",
-            "COPY on_{what} FROM STDIN",
-            "TABLE sees",
-            "SELECT ('{' || 1 || '}')::int[]",
-        ],
-    ),
-    (
-        "discard",
-        &[
-            "DISCARD ALL",
-            "DISCARD ALL",
-            "DISCARD PLANS",
-            "DISCARD TEMP",
-            "DISCARD SEQUENCES",
-            "DEALLOCATE ALL",
-            "RESET ALL",
-            "UNLISTEN *",
-            "CLOSE ALL",
-            "SET app.tenant = '{n}'",
-            "LISTEN {ch}",
-            "CREATE TEMP TABLE {tt} (w text)",
-            "PREPARE {st} AS SELECT {n}",
-            "SET work_mem = '{mem}'",
-            "SET ROLE grp",
-        ],
-    ),
-    (
-        "modes",
-        &[
-            "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL REPEATABLE READ",
-            "SET default_transaction_isolation = 'repeatable read'",
-            "SET SESSION CHARACTERISTICS AS TRANSACTION {mode}",
-            "SHOW transaction_isolation",
-            "SHOW default_transaction_isolation",
-            "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ",
-            "RESET default_transaction_isolation",
-            "SELECT set_config('transaction_read_only', 'on', true)",
-            "SET LOCAL transaction_read_only = on",
-            "SHOW transaction_read_only",
-            "DO 'BEGIN PERFORM 1; END'",
-        ],
-    ),
-];
-
-const PARTS: Rules = &[
-    (
-        "mode",
-        &[
-            "READ ONLY",
-            "READ ONLY",
-            "READ WRITE",
-            "ISOLATION LEVEL REPEATABLE READ",
-            "ISOLATION LEVEL REPEATABLE READ READ ONLY",
-            "DEFERRABLE",
-        ],
-    ),
-    ("sp", &["s1", "s1", "s2"]),
-    ("n", &["1", "2", "5", "5", "7"]),
-    ("bool", &["true", "false", "false"]),
-    ("onoff", &["on", "off"]),
-    ("bsq", &["on", "off", "safe_encoding"]),
-    ("enc", &["'SJIS'", "'UTF8'", "'LATIN1'", "'SQL_ASCII'"]),
-    ("user", &["diff_app", "diff_app2", "grp"]),
-    ("mem", &["8MB", "64kB", "9MB"]),
-    ("tt", &["t1", "t1", "t2"]),
-    ("ch", &["c1", "c1", "c2"]),
-    ("cu", &["k1", "k1", "k2"]),
-    ("st", &["a", "w"]),
-    (
-        "what",
-        &["role", "tenant", "local", "mem", "temp", "lock", "listen", "prepare", "deallocate", "cursor", "sequence", "path", "commit"],
-    ),
-    (
-        "setting",
-        &[
-            "DateStyle",
-            "TimeZone",
-            "application_name",
-            "work_mem",
-            "search_path",
-            "default_text_search_config",
-            "statement_timeout",
-            "app.tenant",
-            "my.x",
-            "extra_float_digits",
-            "client_min_messages",
-            "bytea_output",
-            "standard_conforming_strings",
-            "role",
-            "lock_timeout",
-            "IntervalStyle",
-        ],
-    ),
-    ("plain", &["8MB", "German", "public", "UTC", "5", "on", ""]),
-    (
-        "assignment",
-        &[
-            "DateStyle = 'German'",
-            "DateStyle = 'SQL, DMY'",
-            "TimeZone = 'Asia/Tokyo'",
-            "TimeZone = 'UTC'",
-            "application_name = 'named'",
-            "work_mem = '{mem}'",
-            "work_mem TO {mem_bare}",
-            "search_path = pg_catalog, public",
-            "search_path = nowhere",
-            "search_path TO 'public', \"Odd\"",
-            "default_text_search_config = 'pg_catalog.german'",
-            "statement_timeout = '77s'",
-            "app.tenant = '{n}'",
-            "app.tenant = '{n}'",
-            "my.x = '{n}'",
-            "my.x = 'a b'",
-            "extra_float_digits = 1",
-            "client_min_messages = error",
-            "bytea_output = escape",
-            "IntervalStyle = 'iso_8601'",
-            "lock_timeout = 5000",
-            "enable_seqscan = off",
-        ],
-    ),
-    ("mem_bare", &["8192", "'1GB'"]),
-    (
-        "pair",
-        &[
-            "'work_mem', '{mem}'",
-            "'DateStyle', 'German'",
-            "'app.tenant', '{n}'",
-            "'TimeZone', 'Asia/Tokyo'",
-            "'search_path', 'pg_catalog,public'",
-            "'my.x', NULL",
-        ],
-    ),
-    (
-        "current",
-        &[
-            "current_setting('app.tenant', true)",
-            "current_setting('my.x', true)",
-            "current_setting('work_mem')",
-            "current_setting('DateStyle')",
-            "current_setting('search_path')",
-            "current_setting('app.tenant', true) IS NULL",
-        ],
-    ),
-    (
-        "string",
-        &[
-            "'O''Brien'",
-            "'O\\'Brien'",
-            "'a\\'; set role grp; --'",
-            "'a\\\\'",
-            "E'a\\'b'",
-            "E'a\\\\b'",
-            "U&'d\\0061t'",
-            "U&'d!0061t' UESCAPE '!'",
-            "$$q'q$$",
-            "$x$a$$b$x$",
-            "'\u{83}\\'",
-            "'\u{83}\\'' ; SET ROLE grp; --'",
-            "'plain'",
-            "'a' \n 'b'",
-            "''",
-            "'semi;colon'",
-            "'\\'; SET work_mem = ''9MB'' --'",
-            "'\u{e4}'",
-            "'BEGIN; COMMIT'",
-        ],
-    ),
-];
+impl Book {
+    fn read(text: &'static str) -> Book {
+        let mut book = Book::default();
+        let mut section: &mut Alternatives = &mut Vec::new();
+        for line in text.lines().filter(|line| !line.is_empty() && !line.starts_with("# ")) {
+            if let Some(title) = line.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
+                section = match title.split_once(' ') {
+                    Some(("theme", name)) => {
+                        book.themes.push((name, Vec::new()));
+                        &mut book.themes.last_mut().expect("it was just pushed").1
+                    }
+                    Some((_, name)) => book.parts.entry(name).or_default(),
+                    None => match title {
+                        "control" => &mut book.control,
+                        "errors" => &mut book.errors,
+                        "reads" => &mut book.reads,
+                        _ => &mut book.writes,
+                    },
+                };
+                continue;
+            }
+            let (times, text) = line.split_once("* ").and_then(|(times, text)| Some((times.parse().ok()?, text))).unwrap_or((1, line));
+            let text = if text == "<nothing>" { String::new() } else { unescaped(text) };
+            section.extend(std::iter::repeat_n(text, times));
+        }
+        book
+    }
+}
 
 /// Built-in functions that FunctionCall calls by OID: set_config(text, text, boolean), pg_advisory_lock(bigint), current_setting(text),
 /// pg_advisory_unlock_all().
@@ -555,7 +108,7 @@ pub(super) struct Grammar {
     port: Port,
     /// Whether the pool has room for somebody else's transaction.
     holds: bool,
-    themes: Vec<&'static [&'static str]>,
+    themes: Vec<&'static (&'static str, Alternatives)>,
 }
 
 impl Grammar {
@@ -563,7 +116,7 @@ impl Grammar {
     pub(super) fn script(seed: u64, port: Port, pool: usize) -> Script {
         let mut grammar = Grammar { dice: Dice(seed.wrapping_mul(0x2545_f491_4f6c_dd1d)), port, holds: pool > 1, themes: Vec::new() };
         let count = 1 + grammar.dice.below(3);
-        grammar.themes = (0..count).map(|_| THEMES[grammar.dice.below(THEMES.len())].1).collect();
+        grammar.themes = (0..count).map(|_| &BOOK.themes[grammar.dice.below(BOOK.themes.len())]).collect();
         grammar.whole()
     }
 
@@ -576,7 +129,7 @@ impl Grammar {
             let (name, value) = OPTIONS[self.dice.below(OPTIONS.len())];
             script.options.push((name.to_owned(), value.to_owned()));
         }
-        if self.themes.contains(&STRINGS) && self.one_in(2) {
+        if self.themes.iter().any(|theme| theme.0 == STRINGS) && self.one_in(2) {
             let (name, value) = LEXERS[self.dice.below(LEXERS.len())];
             script.options = vec![(name.to_owned(), value.to_owned())];
         }
@@ -608,12 +161,12 @@ impl Grammar {
             _ => {}
         }
         let split = self.one_in(12);
-        let mut messages = match self.dice.below(20) {
-            0..9 => vec![Message::Query(vec![self.statement()])],
-            9..13 => vec![self.batch()],
-            13..17 => self.segment(),
-            17 => self.pipeline(),
-            18 if self.one_in(2) => self.copy(),
+        let mut messages = match self.dice.below(40) {
+            0..18 => vec![Message::Query(vec![self.statement()])],
+            18..26 => vec![self.batch()],
+            26..34 => self.segment(),
+            34..37 => self.pipeline(),
+            37 | 38 => self.copy(),
             _ => {
                 let (function, arguments) = CALLS[self.dice.below(CALLS.len())];
                 vec![Message::Call { function, arguments: arguments.iter().map(|argument| (*argument).to_owned()).collect() }]
@@ -627,7 +180,8 @@ impl Grammar {
                 messages.push(if self.one_in(6) { Message::CopyFail } else { Message::CopyDone });
             }
         }
-        Step::Write { messages, split }
+        // Of a pipeline, only COPY may have been there.
+        if messages.is_empty() { Step::Look } else { Step::Write { messages, split } }
     }
 
     /// What a transaction makes final or undoes, and what comes behind that.
@@ -640,21 +194,19 @@ impl Grammar {
             texts.push("SAVEPOINT s1".to_owned());
         }
         for _ in 0..1 + self.dice.below(2) {
-            let themed = self.themes[self.dice.below(self.themes.len())];
-            texts.push(self.pick(themed));
+            texts.push(self.themed());
         }
         if self.one_in(4) {
             texts.push(self.pick(&["ROLLBACK TO s1", "RELEASE s1", "SELECT 1/0", "INSERT INTO t VALUES ({n}, 'new')"]));
         }
         texts.push(self.pick(&["COMMIT", "COMMIT", "COMMIT", "COMMIT AND CHAIN", "END", "ROLLBACK", "ROLLBACK AND CHAIN"]));
-        let behind: &[&str] = match self.dice.below(5) {
-            0 => ERRORS,
-            1 => &["BEGIN", "ROLLBACK", "COMMIT", "SELECT 1/0"],
-            2 => &["BEGIN"],
-            3 => self.themes[0],
+        texts.push(match self.dice.below(5) {
+            0 => self.pick(&BOOK.errors),
+            1 => self.pick(&["BEGIN", "ROLLBACK", "COMMIT", "SELECT 1/0"]),
+            2 => "BEGIN".to_owned(),
+            3 => self.themed(),
             _ => return texts,
-        };
-        texts.push(self.pick(behind));
+        });
         if self.one_in(3) {
             texts.push(self.pick(&["ROLLBACK", "COMMIT", "SELECT 1/0", "SELECT 1"]));
         }
@@ -674,7 +226,7 @@ impl Grammar {
         match self.dice.below(4) {
             0 => vec![Message::Query(vec!["COMMIT".to_owned()])],
             1 => self.segment(),
-            2 => vec![Message::Query(vec![self.pick(WRITES)])],
+            2 => vec![Message::Query(vec![self.pick(&BOOK.writes)])],
             _ => vec![self.batch()].into_iter().filter(|message| !copies(message)).collect(),
         }
     }
@@ -789,22 +341,26 @@ impl Grammar {
     }
 
     fn statement(&mut self) -> String {
-        let drawn = match self.dice.below(10) {
-            0..THEMED => self.themes[self.dice.below(self.themes.len())],
-            4..7 => CONTROL,
-            7 => ERRORS,
-            8 => READS,
-            _ => WRITES,
-        };
-        let text = self.pick(drawn);
-        // On a replica's connection READ ONLY is the default from the beginning (docs: invariant 7): changes of it are told otherwise.
-        let told_otherwise = self.port == Port::ReadOnly && (text.contains("CHARACTERISTICS AS TRANSACTION READ"));
-        if told_otherwise { "SELECT 1".to_owned() } else { text }
+        match self.dice.below(10) {
+            0..THEMED => self.themed(),
+            4..7 => self.pick(&BOOK.control),
+            7 => self.pick(&BOOK.errors),
+            8 => self.pick(&BOOK.reads),
+            _ => self.pick(&BOOK.writes),
+        }
     }
 
-    fn pick(&mut self, from: &[&str]) -> String {
-        let drawn = from[self.dice.below(from.len())];
-        self.expand(drawn)
+    fn themed(&mut self) -> String {
+        let theme = self.themes[self.dice.below(self.themes.len())];
+        self.pick(&theme.1)
+    }
+
+    fn pick<T: AsRef<str>>(&mut self, from: &[T]) -> String {
+        let drawn = from[self.dice.below(from.len())].as_ref();
+        let text = self.expand(drawn);
+        // On a replica's connection READ ONLY is the default from the beginning (ARCHITECTURE.md, invariant 7): what changes it is told otherwise.
+        let told_otherwise = self.port == Port::ReadOnly && text.contains("CHARACTERISTICS AS TRANSACTION READ");
+        if told_otherwise { "SELECT 1".to_owned() } else { text }
     }
 
     fn expand(&mut self, text: &str) -> String {
@@ -812,7 +368,7 @@ impl Grammar {
         let mut rest = text;
         while let Some((before, behind)) = rest.split_once('{') {
             out.push_str(before);
-            let part = behind.split_once('}').and_then(|(name, after)| Some((PARTS.iter().find(|(part, _)| *part == name)?.1, after)));
+            let part = behind.split_once('}').and_then(|(name, after)| Some((BOOK.parts.get(name)?, after)));
             match part {
                 Some((alternatives, after)) => {
                     out.push_str(&self.pick(alternatives));
@@ -852,7 +408,7 @@ mod tests {
             // All but an empty statement at a line's end.
             let lines = |text: &str| text.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>();
             assert_eq!(lines(&Script::parse(&text).unwrap().to_string()), lines(&text));
-            for (rule, _) in PARTS {
+            for rule in BOOK.parts.keys() {
                 assert!(!text.contains(&format!("{{{rule}}}")), "{rule} in {text}");
             }
         }

@@ -282,8 +282,9 @@ impl Report {
 
     /// Whether a finding as small as this one came apart in the same place by the same words.
     fn same(&mut self, outline: &[String], difference: &Difference) -> bool {
-        let known =
-            self.findings.iter_mut().find(|known| known.again && known.outline.len() == outline.len() && known.difference == *difference);
+        let known = self.findings.iter_mut().find(|known| {
+            known.again && known.outline.len() == outline.len() && shrink::signature(&known.difference) == shrink::signature(difference)
+        });
         known.map(|known| known.times += 1).is_some()
     }
 

@@ -164,7 +164,7 @@ impl Script {
 }
 
 fn messages(line: &str) -> anyhow::Result<Vec<Message>> {
-    line.split(" | ").map(|part| message(part.trim()).with_context(|| part.to_owned())).collect()
+    line.split(" | ").filter(|part| !part.is_empty()).map(|part| message(part.trim()).with_context(|| part.to_owned())).collect()
 }
 
 fn message(text: &str) -> anyhow::Result<Message> {
@@ -260,7 +260,7 @@ fn escaped(text: &str) -> String {
     text.chars().map(|letter| if plain(letter) { letter.to_string() } else { format!("<x{:02x}>", u32::from(letter)) }).collect()
 }
 
-fn unescaped(text: &str) -> String {
+pub(super) fn unescaped(text: &str) -> String {
     let mut parts = text.split("<x");
     let mut out = parts.next().unwrap_or_default().to_owned();
     for part in parts {

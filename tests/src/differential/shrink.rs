@@ -175,6 +175,18 @@ pub(super) fn outline(script: &Script) -> Vec<String> {
     parts
 }
 
+/// What a difference says, without the router's own names of statements: they are others in each process and for each text.
+pub(super) fn signature(difference: &Difference) -> String {
+    let said = difference.to_string();
+    let mut parts = said.split("sy_");
+    let mut out = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        out.push_str("sy_");
+        out.push_str(part.trim_start_matches(|letter: char| letter.is_ascii_hexdigit()));
+    }
+    out
+}
+
 /// Whether all of `smaller` comes in `larger`, in that order.
 pub(super) fn within(smaller: &[String], larger: &[String]) -> bool {
     let mut rest = larger.iter();
