@@ -31,7 +31,7 @@ async fn sessions_are_as_direct_ones() -> Result {
     for port in [Port::ReadWrite, Port::ReadOnly] {
         println!("SEED={seed} SEQUENCES={SCRIPTS} PORT={port:?} POOL=1");
         let (time, blind) = (Some(TIME), Blind::default());
-        let plan = Plan { port, pool: 1, seed, scripts: SCRIPTS, time, workers: WORKERS, findings: 5, blind };
+        let plan = Plan { port, pool: 1, seed, scripts: SCRIPTS, time, workers: WORKERS, findings: 5, blind, twice_direct: false };
         let report = stage.play(&router, &plan).await?;
         ensure!(report.played > 50, "only {} sequences were played", report.played);
         failed.extend(report.findings.iter().map(|finding| format!("{port:?}\n{finding}")));

@@ -36,6 +36,9 @@ struct Arguments {
     /// Look away from a kind of difference that is known.
     #[arg(long, value_enum, value_name = "KIND")]
     blind: Vec<Away>,
+    /// Judge the judge: both sides are direct connections.
+    #[arg(long)]
+    twice_direct: bool,
     /// Play this file's sequences, which are in the form that findings are printed in, with an empty line between them.
     #[arg(long, value_name = "FILE")]
     replay: Option<std::path::PathBuf>,
@@ -106,6 +109,7 @@ async fn run(arguments: &Arguments) -> anyhow::Result<bool> {
             time: arguments.seconds.map(Duration::from_secs),
             workers: arguments.workers.into(),
             findings: arguments.findings,
+            twice_direct: arguments.twice_direct,
             blind: Blind {
                 placeholders: arguments.blind.contains(&Away::Placeholders),
                 ends: arguments.blind.contains(&Away::Ends),

@@ -143,6 +143,9 @@ impl Grammar {
                 script.steps.push(step);
             }
         }
+        if self.one_in(3) {
+            script.steps.push(Step::Look);
+        }
         script.state = self.one_in(2);
         script.end = match self.dice.below(12) {
             0 | 1 => End::Behind(self.last()),

@@ -70,6 +70,8 @@ pub struct Plan {
     /// Different findings after which it ends.
     pub findings: usize,
     pub blind: Blind,
+    /// Plays on two direct connections: what differs then is the judge's own fault.
+    pub twice_direct: bool,
 }
 
 /// What was found, the smallest script of each.
@@ -141,7 +143,10 @@ impl Stage {
     /// # Errors
     /// If the servers don't answer.
     pub async fn play(&self, router: &Router, plan: &Plan) -> anyhow::Result<Report> {
-        let ports = self.ports(router, plan.port).await?;
+        let mut ports = self.ports(router, plan.port).await?;
+        if plan.twice_direct {
+            ports.routed = ports.direct;
+        }
         let begin = Instant::now();
         let run = Run { plan, begin, next: AtomicU64::new(0), ended: AtomicBool::new(false), report: Mutex::default() };
         let players: anyhow::Result<Vec<Player>> =

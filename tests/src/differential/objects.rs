@@ -99,8 +99,9 @@ GRANT ALL ON ALL TABLES IN SCHEMA public TO PUBLIC;
 GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO PUBLIC;
 
 -- What the tables hold, and all that was changed made undone. The names begin with what no script says.
-CREATE FUNCTION judge_contents() RETURNS text LANGUAGE sql AS $$
-    SELECT concat_ws(' / ',
+-- In PL/pgSQL, which keeps the plan.
+CREATE FUNCTION judge_contents() RETURNS text LANGUAGE plpgsql AS $$ BEGIN
+    RETURN concat_ws(' / ',
         (SELECT string_agg(i || v, ',' ORDER BY i, v) FROM t), (SELECT string_agg(v, ',' ORDER BY v) FROM ser),
         (SELECT string_agg(i::text, ',' ORDER BY i) FROM late), (SELECT last_value || ' ' || is_called FROM seq),
         (SELECT last_value || ' ' || is_called FROM ser_id_seq), (SELECT string_agg(v, ',' ORDER BY tenant, v) FROM tenants),
@@ -112,7 +113,7 @@ CREATE FUNCTION judge_contents() RETURNS text LANGUAGE sql AS $$
             UNION ALL SELECT 'sequence', i FROM on_sequence UNION ALL SELECT 'path', i FROM on_path
             UNION ALL SELECT 'commit', i FROM on_commit UNION ALL SELECT 'default', i FROM defaults UNION ALL SELECT 'check', i FROM checks
             UNION ALL SELECT 'guarded', i FROM guarded UNION ALL SELECT 'ruled', i FROM ruled UNION ALL SELECT 'indexed', i FROM indexed
-            UNION ALL SELECT 'generated', i FROM generated) all_of_them)) $$;
+            UNION ALL SELECT 'generated', i FROM generated) all_of_them)); END $$;
 CREATE FUNCTION judge_reset() RETURNS void LANGUAGE plpgsql AS $$ DECLARE name text; BEGIN
     DELETE FROM t; INSERT INTO t VALUES (1, 'one'), (2, 'two'), (3, 'three');
     DELETE FROM tenants; INSERT INTO tenants VALUES (1, 'one'), (5, 'five');
