@@ -81,6 +81,8 @@ pub struct Report {
     /// Scripts that the direct side couldn't play, with the reasons of some.
     pub unplayed: BTreeMap<String, u64>,
     pub findings: Vec<Finding>,
+    /// When its progress was told last, since the beginning.
+    told: Duration,
 }
 
 #[derive(Debug)]
@@ -203,7 +205,6 @@ struct Run<'a> {
 impl Run<'_> {
     fn work(&self, mut player: Player) -> anyhow::Result<()> {
         let plan = self.plan;
-        let mut told = Instant::now();
         let mut faults = 0;
         loop {
             let number = self.next.fetch_add(1, Ordering::Relaxed);
@@ -235,10 +236,7 @@ impl Run<'_> {
                     ensure!(faults < FAULTS_MAX, "{FAULTS_MAX} scripts in a row couldn't be played: {error:#}");
                 }
             }
-            if number.is_multiple_of(plan.workers as u64) && told.elapsed() >= PROGRESS {
-                told = Instant::now();
-                self.with(|report| println!("{}", report.progress(self.begin.elapsed())));
-            }
+            self.with(|report| report.tell(self.begin.elapsed()));
         }
     }
 
@@ -291,6 +289,14 @@ impl Report {
             known.again && known.outline.len() == outline.len() && shrink::signature(&known.difference) == shrink::signature(difference)
         });
         known.map(|known| known.times += 1).is_some()
+    }
+
+    /// Its progress, now and then.
+    fn tell(&mut self, elapsed: Duration) {
+        if elapsed >= self.told + PROGRESS {
+            self.told = elapsed;
+            println!("{}", self.progress(elapsed));
+        }
     }
 
     fn progress(&self, elapsed: Duration) -> String {
