@@ -1,5 +1,5 @@
-//! Sessions that share server connections, beside direct ones: what came apart once, and new random sequences in each run.
-//! The short form of `make differential`.
+//! Sessions that share server connections, beside direct ones: what came apart once, and new random sequences in each
+//! run. The short form of `make differential`.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 

@@ -7,8 +7,9 @@ use anyhow::Context;
 use clap::{Parser, ValueEnum};
 use switchyard_tests::differential::{Blind, Plan, Port, Script, Stage};
 
-/// Plays random sequences of messages on the router and on a direct connection, and compares answers, the session's state, what is written, and
-/// what a second client sees. Exit status 1 if something differs; what does is printed as small as it gets.
+/// Plays random sequences of messages on the router and on a direct connection, and compares answers, the session's
+/// state, what is written, and what a second client sees. Exit status 1 if something differs; what does is printed as
+/// small as it gets.
 #[derive(Debug, Parser)]
 #[command(name = "differential", version)]
 struct Arguments {
@@ -39,7 +40,8 @@ struct Arguments {
     /// Judge the judge: both sides are direct connections.
     #[arg(long)]
     twice_direct: bool,
-    /// Play this file's sequences, which are in the form that findings are printed in, with an empty line between them.
+    /// Play this file's sequences, which are in the form that findings are printed in, with an empty line between
+    /// them.
     #[arg(long, value_name = "FILE")]
     replay: Option<std::path::PathBuf>,
 }

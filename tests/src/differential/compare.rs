@@ -12,7 +12,8 @@ const FIRST_NORMAL_OBJECT: u32 = 16_384;
 /// An answer in lines, for comparison and for people.
 pub(super) fn lines(answer: &Answer) -> Vec<String> {
     let mut lines = Vec::new();
-    // Reports and notifications are asynchronous: they count by what comes before which ReadyForQuery, not by their place before it.
+    // Reports and notifications are asynchronous: they count by what comes before which ReadyForQuery, not by their
+    // place before it.
     let mut reports = Vec::new();
     for told in &answer.told {
         match told.tag {

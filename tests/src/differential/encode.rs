@@ -10,7 +10,8 @@ pub(super) struct Write {
     pub(super) until: Until,
 }
 
-/// The writes of a step: one for each Flush that isn't its last message's, so that what comes at a Flush is waited for.
+/// The writes of a step: one for each Flush that isn't its last message's, so that what comes at a Flush is waited
+/// for.
 pub(super) fn writes(messages: &[Message], copies_by_parse: bool) -> Vec<Write> {
     let mut writes = Vec::new();
     let (mut out, mut readies, mut completed, mut flushed) = (Vec::new(), 0, 0, 0);

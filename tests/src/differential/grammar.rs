@@ -1,10 +1,10 @@
 //! Random scripts. `grammar.txt` says what statements there are; here is how they come together.
 //!
-//! A script draws a few themes, and most of its statements from those, so that the same few things meet often; transaction control, errors and
-//! reads come everywhere. Names come from tiny sets, so that they collide.
+//! A script draws a few themes, and most of its statements from those, so that the same few things meet often;
+//! transaction control, errors and reads come everywhere. Names come from tiny sets, so that they collide.
 //!
-//! Left out, because the two sides differ there by nature: process ids and what tells them, LSNs, clocks, OIDs of what is made on the way,
-//! `pg_my_temp_schema()`, plans (and what depends on them), and random numbers.
+//! Left out, because the two sides differ there by nature: process ids and what tells them, LSNs, clocks, OIDs of
+//! what is made on the way, `pg_my_temp_schema()`, plans (and what depends on them), and random numbers.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
@@ -60,8 +60,8 @@ impl Book {
     }
 }
 
-/// Built-in functions that FunctionCall calls by OID: set_config(text, text, boolean), pg_advisory_lock(bigint), current_setting(text),
-/// pg_advisory_unlock_all().
+/// Built-in functions that FunctionCall calls by OID: set_config(text, text, boolean), pg_advisory_lock(bigint),
+/// current_setting(text), pg_advisory_unlock_all().
 const CALLS: &[(u32, &[&str])] = &[
     (2078, &["app.tenant", "called", "\0"]),
     (2078, &["work_mem", "7MB", "\0"]),
@@ -361,7 +361,8 @@ impl Grammar {
     fn pick<T: AsRef<str>>(&mut self, from: &[T]) -> String {
         let drawn = from[self.dice.below(from.len())].as_ref();
         let text = self.expand(drawn);
-        // On a replica's connection READ ONLY is the default from the beginning (ARCHITECTURE.md, invariant 7): what changes it is told otherwise.
+        // On a replica's connection READ ONLY is the default from the beginning (ARCHITECTURE.md, invariant 7): what
+        // changes it is told otherwise.
         let told_otherwise = self.port == Port::ReadOnly && text.contains("CHARACTERISTICS AS TRANSACTION READ");
         if told_otherwise { "SELECT 1".to_owned() } else { text }
     }

@@ -1,11 +1,12 @@
-//! The judge of sessions that share server connections: random scripts, played by the router's client and by a direct one in step.
+//! The judge of sessions that share server connections: random scripts, played by the router's client and by a direct
+//! one in step.
 //!
-//! Each answer must be the same, and so must what the session says of itself, what is in the tables at the end, and what a *second* client
-//! sees, before the first has gone and after it: nothing. What differs is shrunk to the smallest script that does, and told as one that can
-//! be played again.
+//! Each answer must be the same, and so must what the session says of itself, what is in the tables at the end, and
+//! what a *second* client sees, before the first has gone and after it: nothing. What differs is shrunk to the
+//! smallest script that does, and told as one that can be played again.
 //!
-//! [`script`] says what a script is, [`grammar`] draws one, [`objects`] makes what it meets in the database, [`player`] plays it over
-//! [`wire`], [`compare`] says what is the same, and [`shrink`] makes it small.
+//! [`script`] says what a script is, [`grammar`] draws one, [`objects`] makes what it meets in the database,
+//! [`player`] plays it over [`wire`], [`compare`] says what is the same, and [`shrink`] makes it small.
 
 mod compare;
 mod encode;
@@ -32,6 +33,8 @@ use grammar::Grammar;
 use player::{Player, Ports};
 
 const AGAIN: Duration = Duration::from_secs(30);
+/// A line that is longer isn't shown whole.
+const LONG: usize = 200;
 const PROGRESS: Duration = Duration::from_secs(10);
 /// A worker whose servers don't answer so often gives up.
 const FAULTS_MAX: usize = 20;
@@ -335,11 +338,22 @@ impl std::fmt::Display for Finding {
 impl std::fmt::Display for Difference {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         writeln!(f, "{:?}, at {}", self.kind, self.place)?;
-        for (side, lines) in [("direct", &self.direct), ("routed", &self.routed)] {
-            for line in lines {
-                writeln!(f, "    {side}: {line}")?;
+        for (side, lines, others) in [("direct", &self.direct, &self.routed), ("routed", &self.routed, &self.direct)] {
+            for (index, line) in lines.iter().enumerate() {
+                writeln!(f, "    {side}: {}", others.get(index).map_or_else(|| line.clone(), |other| told_apart(line, other)))?;
             }
         }
         Ok(())
     }
+}
+
+/// Of a long line, the words that its counterpart hasn't got.
+fn told_apart(line: &str, other: &str) -> String {
+    let (words, others): (Vec<&str>, Vec<&str>) = (line.split(' ').collect(), other.split(' ').collect());
+    if line.len() < LONG || words.len() != others.len() {
+        return line.to_owned();
+    }
+    let differ = words.iter().zip(&others).filter(|(word, other)| word != other);
+    let differ: Vec<&str> = differ.map(|(word, _)| *word).collect();
+    if differ.is_empty() { line.to_owned() } else { format!("... {} ...", differ.join(" ... ")) }
 }

@@ -1,7 +1,7 @@
 //! What is in the databases that the judge plays in, and how they come back to it after a script.
 //!
-//! A template is filled once; each worker gets two databases made from it, one for the direct side and one for the router, so that what the
-//! sides write never meets, and all OIDs are the same.
+//! A template is filled once; each worker gets two databases made from it, one for the direct side and one for the
+//! router, so that what the sides write never meets, and all OIDs are the same.
 
 use anyhow::Context;
 use tokio_postgres::Client;
@@ -21,7 +21,8 @@ ALTER ROLE diff_app3 SET work_mem = '5MB';
 ALTER ROLE diff_app3 SET app.tenant = 'of the role';
 ";
 
-/// Each object named for the way by which it leaves something. A custom setting's name is a literal wherever code sets it.
+/// Each object named for the way by which it leaves something. A custom setting's name is a literal wherever code
+/// sets it.
 const OBJECTS: &str = r#"
 CREATE TABLE t (i int PRIMARY KEY, v text DEFAULT 'd');
 CREATE TABLE ser (id serial PRIMARY KEY, v text);

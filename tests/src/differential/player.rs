@@ -1,8 +1,8 @@
-//! Plays a script on both sides in step, and says what differs. One for each worker: it owns a database on each side, a second client on
-//! the router's, and superusers that look at what was written.
+//! Plays a script on both sides in step, and says what differs. One for each worker: it owns a database on each side,
+//! a second client on the router's, and superusers that look at what was written.
 //!
-//! A player begins each script with a pool in which nobody has left anything: after a difference, [`Player::clean`] has its server
-//! connections ended.
+//! A player begins each script with a pool in which nobody has left anything: after a difference, [`Player::clean`]
+//! has its server connections ended.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -16,7 +16,8 @@ use super::script::{End, Message, Script, Step};
 use super::wire::{Answer, Stop, Until, Wire, query};
 use super::{Blind, Port};
 
-/// For what ends a moment behind its answer: a server process whose session has gone, a row that a replica is yet to show.
+/// For what ends a moment behind its answer: a server process whose session has gone, a row that a replica is yet to
+/// show.
 const MOMENT: Duration = Duration::from_secs(2);
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
 /// Scripts that one second client sees before another takes its place.
@@ -36,8 +37,8 @@ const SEEN: &str = "SELECT concat_ws(' ', current_user, session_user, 'tenant=' 
     'bytea=' || current_setting('bytea_output'), 'seqscan=' || current_setting('enable_seqscan'), \
     'warning=' || current_setting('escape_string_warning'), 'isolation=' || current_setting('default_transaction_isolation'), \
     'now=' || current_setting('transaction_isolation')) AS seen";
-/// What lives in the session: temporary objects, channels, cursors. (Functions and types by their names in the grammar: looking for all takes
-/// longer than a script.)
+/// What lives in the session: temporary objects, channels, cursors. (Functions and types by their names in the
+/// grammar: looking for all takes longer than a script.)
 const HELD: &str = "SELECT (SELECT string_agg(relname, ' ' ORDER BY relname) FROM pg_class \
         WHERE relnamespace = pg_my_temp_schema() AND relkind <> 'i') AS temporary, \
     to_regprocedure('pg_temp.f()')::text AS function, to_regtype('pg_temp.ty')::text AS type, \
@@ -237,7 +238,8 @@ impl Player {
     fn write(&mut self, game: &mut Game, writes: &[Write], split: bool, place: &str) -> anyhow::Result<Option<Difference>> {
         let (mut expected, mut got) = (empty(), empty());
         for Write { bytes, until } in writes {
-            // Behind an error, a server skips what comes up to the Sync: no answer will tell that it has come to a Flush.
+            // Behind an error, a server skips what comes up to the Sync: no answer will tell that it has come to a
+            // Flush.
             let skips = expected.told.iter().rev().take_while(|told| told.tag != b'Z').any(|told| told.tag == b'E');
             let until = match until {
                 Until::Counted { readies: 0, .. } if skips => &Until::Counted { readies: 0, completed: 0 },
@@ -247,7 +249,8 @@ impl Player {
             game.direct.send(bytes).context("the direct connection is gone")?;
             append(&mut expected, game.direct.read(*until));
             ensure!(expected.stop != Stop::Hung, "{place}: the server itself doesn't answer");
-            // PostgreSQL 15 ends a session that runs some transaction control by EXECUTE of a statement of the protocol's.
+            // PostgreSQL 15 ends a session that runs some transaction control by EXECUTE of a statement of the
+            // protocol's.
             ensure!(expected.stop != Stop::Closed, "{place}: the server itself closed the connection");
             // What a router says before it goes away is read, too.
             let read = game.routed.read(*until);
@@ -430,7 +433,8 @@ impl Player {
         for judge in &mut self.judges[..2] {
             judge.ask("SELECT judge_reset()")?;
         }
-        // The router doesn't know of this write: without a wait, the next script could read a replica that is yet to replay it.
+        // The router doesn't know of this write: without a wait, the next script could read a replica that is yet to
+        // replay it.
         let written = self.judges[1].value("SELECT pg_current_wal_lsn()")?;
         self.eventually(|player| Ok(player.judges[2].value(&format!("SELECT pg_last_wal_replay_lsn() >= '{written}'"))? == "t"))
     }

@@ -1,6 +1,8 @@
-//! What the judge plays: a client's startup, the messages that it writes, and how it goes; and the same as text, one line for each write.
+//! What the judge plays: a client's startup, the messages that it writes, and how it goes; and the same as text, one
+//! line for each write.
 //!
-//! The text form is what a finding is printed in and what is played again (`--replay`), so it says everything that counts:
+//! The text form is what a finding is printed in and what is played again (`--replay`), so it says everything that
+//! counts:
 //!
 //! ```text
 //! user diff_app
@@ -115,8 +117,8 @@ impl Script {
         text.split("\n\n").filter(says).map(Script::parse).collect()
     }
 
-    /// Whether it is none of those that PostgreSQL 15 itself crashes over: Execute of the unnamed portal that a simple query in a failed
-    /// transaction has left.
+    /// Whether it is none of those that PostgreSQL 15 itself crashes over: Execute of the unnamed portal that a
+    /// simple query in a failed transaction has left.
     pub(super) fn is_harmless(&self) -> bool {
         self.steps.iter().all(|step| {
             let Step::Write { messages, .. } = step else { return true };

@@ -175,7 +175,8 @@ pub(super) fn outline(script: &Script) -> Vec<String> {
     parts
 }
 
-/// What a difference says, without the router's own names of statements: they are others in each process and for each text.
+/// What a difference says, without the router's own names of statements: they are others in each process and for each
+/// text.
 pub(super) fn signature(difference: &Difference) -> String {
     let said = difference.to_string();
     let mut parts = said.split("sy_");

@@ -1,4 +1,5 @@
-//! A connection of the judge's: bytes out, messages in, and an end to waiting. Blocking, as each worker does one thing at a time.
+//! A connection of the judge's: bytes out, messages in, and an end to waiting. Blocking, as each worker does one
+//! thing at a time.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -21,7 +22,8 @@ pub(super) struct Told {
 /// Until what an answer is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Until {
-    /// So many ReadyForQuerys, and behind the last so many messages that complete one of the client's. An error there ends it.
+    /// So many ReadyForQuerys, and behind the last so many messages that complete one of the client's. An error there
+    /// ends it.
     Counted { readies: usize, completed: usize },
     /// The answer to [`mark`].
     Mark,
@@ -222,8 +224,8 @@ impl Progress {
     }
 }
 
-/// Messages that end whatever a step has left open, and whose answer can't be taken for another's: CopyFail, which is ignored outside of
-/// COPY, Sync, Closes of a statement that isn't there, and Sync.
+/// Messages that end whatever a step has left open, and whose answer can't be taken for another's: CopyFail, which is
+/// ignored outside of COPY, Sync, Closes of a statement that isn't there, and Sync.
 pub(super) fn mark() -> Vec<u8> {
     let mut bytes = message(b'f', b"\0");
     bytes.extend(message(b'S', b""));
