@@ -287,6 +287,11 @@ impl Session {
     fn take_value(&mut self, name: &str, value: &[u8], look: Look, server: &mut ServerState) {
         let set_here = server.settings.value(name).is_some();
         let own = name.contains('.');
+        let shared: Arc<str> = Arc::from(name);
+        if value.is_empty() && !set_here && server.custom.contains(&shared) && !self.touched.contains(&shared) {
+            // Another session's, of which nothing is left but that.
+            return;
+        }
         if set_here || (own && look != Look::Values) || (own && value.is_empty()) {
             let name: Arc<str> = Arc::from(name);
             if own {
