@@ -762,13 +762,16 @@ impl Lease {
         self.unlease();
         let pool = self.pool.clone();
         let promoted = server.state.role == ServerRole::Replica && server.in_hot_standby() == Some(false) && !pool.serves_fallback();
-        if server.state.tainted || server.handle.is_killed() {
+        if server.handle.is_killed() {
             return pool.discard(server);
         }
         if !server.state.ready {
             // A client left in the middle of a statement: what runs is canceled, or the server would work on for nobody.
             pool.cancel_and_discard(server);
             return;
+        }
+        if server.state.tainted {
+            return pool.discard(server);
         }
         if promoted {
             return pool.retire(server);

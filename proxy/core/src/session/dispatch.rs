@@ -6,6 +6,7 @@ use std::sync::Arc;
 use rustc_hash::FxHashMap;
 
 use super::batch::{End, Item, Statement, must_be_answered_first};
+use super::effects::bounds_transaction;
 use super::replies::{Owed, Prepares, Sync};
 use super::server::{StatementId, is_server_name, server_name};
 use super::settings::Value;
@@ -13,7 +14,7 @@ use super::{Attempt, Env, Lost, Phase, Segment, ServerState, Session, Work};
 use crate::marks::Touched;
 use crate::refusal::Refusal;
 use crate::route::ServerRole;
-use crate::sql::{Class, Effect, PinReason, Verdict};
+use crate::sql::{Class, Effect, Kind, PinReason, Verdict};
 use crate::wire::reply::{self, TxStatus};
 use crate::wire::{frame, view};
 
@@ -70,7 +71,10 @@ impl Session {
             self.deliver(env, work);
         }
         let class = work.batch.class();
-        let begins = work.segment == Segment::Closed && work.owed.iter().all(|owed| matches!(owed, Owed::Bring));
+        if work.segment == Segment::Closed {
+            self.own_sequences(work, server);
+        }
+        let begins = work.segment == Segment::Closed && work.owed.iter().all(|owed| matches!(owed, Owed::Bring | Owed::Discard));
         let lone_write = begins && self.begin_segment(work, server, class);
         if env.policy.session_mode {
             self.pins.add(PinReason::SessionMode);
@@ -130,6 +134,35 @@ impl Session {
         if work.attempt.is_none() {
             work.batch.clear();
         }
+    }
+
+    /// A batch that may advance a sequence, or see what it has come to, begins where no other session's `currval` and `lastval` are.
+    fn own_sequences(&mut self, work: &mut Work, server: &mut ServerState) {
+        let uses = |verdict: &Verdict| {
+            let inserts = matches!(verdict.kind, Kind::Insert | Kind::Merge | Kind::Copy) && verdict.class == Class::Write;
+            let sees = |effect: &Effect| matches!(effect, Effect::Pin(PinReason::Sequence | PinReason::UserCode));
+            inserts || verdict.statements > 1 || verdict.unseen.leaves || verdict.effects.iter().any(sees)
+        };
+        let unknown = |(item, _): &(Item, _)| matches!(item, Item::FunctionCall | Item::Execute(None));
+        // What a transaction will do isn't known when it begins.
+        let begins = self.begin.is_some() || work.batch.executed().flat_map(|verdict| &verdict.effects).any(bounds_transaction);
+        if server.role == ServerRole::Replica
+            || server.sequences == Some(self.id)
+            || !(begins || work.batch.executed().any(|verdict| uses(verdict)) || work.batch.items.iter().any(unknown))
+        {
+            return;
+        }
+        let before = server.sequences.replace(self.id);
+        if before.is_none() || server.tx != TxStatus::Idle {
+            return;
+        }
+        reply::parse(&mut work.to_server, b"", b"DISCARD SEQUENCES\0\0\0");
+        reply::message(&mut work.to_server, b'B', &[&[0; 8]]);
+        reply::message(&mut work.to_server, b'E', &[&[0; 5]]);
+        reply::sync(&mut work.to_server);
+        work.owed.push_back(Owed::Discard);
+        server.unnamed = None;
+        server.ready = false;
     }
 
     /// What the batch may write, once it is committed.

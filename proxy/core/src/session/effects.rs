@@ -39,6 +39,9 @@ impl Session {
                 Effect::Set { name, local, to } => self.note_set(completion, name, *local, to, work, server),
                 Effect::Reset { name } if is_role(name) || is_transactions(name) => {}
                 Effect::Reset { name } => {
+                    if name.contains('.') {
+                        self.touched.add(name);
+                    }
                     if own::is_own(name) {
                         self.set_own(name, None, false, server);
                     }
@@ -164,7 +167,7 @@ impl Session {
         self.statements.clear();
         self.sql_prepared.clear();
         self.held.clear();
-        self.unnamed = None;
+        // The unnamed statement stays (`DropAllPreparedStatements`).
         self.portals.clear();
         self.pins.discard();
         self.sequence_advanced = false;
@@ -248,8 +251,8 @@ fn is_role(name: &str) -> bool {
 }
 
 /// The transaction's own, which end with it.
-fn is_transactions(name: &str) -> bool {
-    name.starts_with("transaction_")
+pub(super) fn is_transactions(name: &str) -> bool {
+    matches!(name, "transaction_isolation" | "transaction_read_only" | "transaction_deferrable")
 }
 
 /// Whether the statement may change the state of its session, so that what comes next depends on where it ran.

@@ -6,9 +6,10 @@
 
 use std::sync::Arc;
 
+use super::effects::is_transactions;
 use super::replies::Owed;
 use super::server::server_name;
-use super::settings::{Value, hex};
+use super::settings::{Value, carried, hex};
 use super::{Env, ServerState, Session, Work};
 use crate::sql::PinReason;
 use crate::wire::reply;
@@ -212,18 +213,22 @@ impl Session {
     /// Makes what was seen the session's own. What the server connection itself was wrong about, in words.
     fn take_over(&mut self, seen: &Seen, look: Look, server: &mut ServerState) -> Vec<String> {
         let mut differences = Vec::new();
-        let mut set_there: Vec<&[u8]> = Vec::new();
+        let mut set_there: Vec<String> = Vec::new();
         let mut prepared = Vec::new();
         for (kind, name, value) in &seen.rows {
             let text = std::str::from_utf8(name).ok();
+            // Parameters' names mean the same in any case.
+            let parameter = text.filter(|_| matches!(kind, b's' | b'v')).map(str::to_ascii_lowercase).unwrap_or_default();
             match (kind, text, value) {
-                (b's', Some(name), Some(value)) => {
-                    set_there.push(name.as_bytes());
-                    self.take_setting(name, value, server);
+                // The transaction's own, and a replica connection's protection.
+                (b's', Some(_), _) if is_transactions(&parameter) || !carried(&parameter, server.role) => {}
+                (b's', Some(_), Some(value)) => {
+                    self.take_setting(&parameter, value, server);
+                    set_there.push(parameter);
                 }
-                (b'v', Some(name), Some(value)) => self.take_value(name, value, look, server),
+                (b'v', Some(_), Some(value)) => self.take_value(&parameter, value, look, server),
                 // It was never set.
-                (b'v', Some(name), None) => self.forget_setting(name, server),
+                (b'v', Some(_), None) => self.forget_setting(&parameter, server),
                 // The role with which it began, and the one that it has.
                 (b'r', _, Some(role)) => {
                     let began = match self.settings.value("role") {
@@ -263,7 +268,8 @@ impl Session {
             .settings
             .iter()
             .map(|(name, _)| name)
-            .filter(|name| !name.contains('.') && !is_hidden(name) && !set_there.contains(&name.as_bytes()))
+            .filter(|name| !name.contains('.') && !is_hidden(name) && carried(name, server.role))
+            .filter(|name| !set_there.iter().any(|known| **known == ***name))
             .cloned()
             .collect();
         for name in gone {

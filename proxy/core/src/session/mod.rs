@@ -37,6 +37,7 @@ use journal::Journal;
 use look::Seen;
 use own::Own;
 use replies::Owed;
+use server::SessionId;
 
 pub use explain::describe;
 pub use look::LookResult;
@@ -471,6 +472,7 @@ pub struct Session {
     settings_proven: bool,
     /// What goes back if the transaction, or the segment outside one, fails.
     journal: Journal,
+    id: SessionId,
     /// The custom settings (`prefix.name`) that the session has ever set.
     touched: CustomNames,
     /// Of these, the ones that are no placeholders: a library's, or of the servers' configuration.
@@ -541,6 +543,7 @@ impl Session {
             startup,
             settings_proven: false,
             journal: Journal::default(),
+            id: SessionId::next(),
             touched: CustomNames::default(),
             plain: CustomNames::default(),
             unproven: false,

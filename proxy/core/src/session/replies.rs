@@ -24,6 +24,8 @@ pub(super) enum Owed {
     Bring,
     /// Of a held BEGIN (or a SET TRANSACTION behind it), sent as Parse, Bind and Execute: swallowed up to CommandComplete.
     Begin,
+    /// Of our DISCARD SEQUENCES: swallowed up to ReadyForQuery.
+    Discard,
     /// Of another query of ours.
     Prelude,
     /// Of our look at what is left on the server: rows, up to ReadyForQuery.
@@ -86,7 +88,7 @@ pub(super) enum Sync {
 
 impl Owed {
     fn ends_segment(&self) -> bool {
-        matches!(self, Owed::Bring | Owed::Prelude | Owed::Look(_) | Owed::Query(..) | Owed::FunctionCall | Owed::Sync(_))
+        matches!(self, Owed::Bring | Owed::Discard | Owed::Prelude | Owed::Look(_) | Owed::Query(..) | Owed::FunctionCall | Owed::Sync(_))
     }
 
     /// Whether the client waits for it.
@@ -95,6 +97,7 @@ impl Owed {
             self,
             Owed::Bring
                 | Owed::Begin
+                | Owed::Discard
                 | Owed::Prelude
                 | Owed::Look(_)
                 | Owed::Parse { swallow: true, .. }
@@ -239,7 +242,7 @@ impl Session {
             (b'A', owed) => owed.is_some() || !self.pins.is_empty(),
             (_, None) => false,
             // Swallowed as a whole, whatever they are made of.
-            (tag, Some(Owed::Bring | Owed::Prelude | Owed::Look(_))) => {
+            (tag, Some(Owed::Bring | Owed::Discard | Owed::Prelude | Owed::Look(_))) => {
                 matches!(tag, b'1' | b'2' | b'3' | b't' | b'n' | b'T' | b'D' | b'C' | b'I' | b's' | b'Z')
             }
             (tag, Some(Owed::Begin)) => matches!(tag, b'1' | b'2' | b'C'),
@@ -508,6 +511,11 @@ impl Session {
                 work.prelude_failed = Some(message.to_vec());
                 return Fate::Swallow;
             }
+            Some(Owed::Discard) => {
+                // What is in it is another session's.
+                server.tainted = true;
+                return Fate::Swallow;
+            }
             Some(Owed::Prelude) => return Fate::Swallow,
             Some(Owed::Look(_)) => {
                 if let Some(seen) = &mut work.seen {
@@ -615,6 +623,7 @@ impl Session {
                 Owed::Close { closed: Some((name, statement)), .. } if !runs_again => self.reinstate(name, Some(statement)),
                 Owed::Bring
                 | Owed::Begin
+                | Owed::Discard
                 | Owed::Prelude
                 | Owed::Look(_)
                 | Owed::Query(..)
@@ -715,7 +724,7 @@ impl Session {
                 }
             }
             // An error there is what it was for.
-            Some(Owed::Prelude) => work.segment_failed = false,
+            Some(Owed::Prelude | Owed::Discard) => work.segment_failed = false,
             Some(
                 Owed::Begin
                 | Owed::Refused { .. }

@@ -1,6 +1,7 @@
 //! What a session must know of a server connection that it holds. Plain data, owned by the connection.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 
 use rustc_hash::FxHashMap;
@@ -31,6 +32,8 @@ pub struct ServerState {
     pub fresh: bool,
     /// Something has run that isn't proven to leave nothing: it must be looked at before anybody else gets it.
     pub unsure: bool,
+    /// Whose `currval` and `lastval` are in it, perhaps.
+    pub(super) sequences: Option<SessionId>,
     /// The custom settings (`prefix.name`) that were ever set on it: to whoever asks for one, '' is something else than none.
     pub custom: CustomNames,
     prepared: Prepared,
@@ -47,6 +50,17 @@ const SESSION_AUTHORIZATION: &str = "session_authorization";
 
 /// Names of parameters that are kept for one connection.
 const ACCEPTED_MAX: usize = 64;
+
+/// A session, among all of this process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct SessionId(u64);
+
+impl SessionId {
+    pub(super) fn next() -> SessionId {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        SessionId(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+}
 
 /// A statement's content: text, parameter types and the settings that analysis reads.
 pub type StatementId = u128;
@@ -65,6 +79,7 @@ impl ServerState {
             tainted: false,
             fresh: true,
             unsure: false,
+            sequences: None,
             custom: CustomNames::default(),
             prepared: Prepared { uses: FxHashMap::default(), clock: 0, max: max_prepared.max(1) },
             accepted: Vec::new(),
@@ -89,15 +104,15 @@ impl ServerState {
         self.unnamed = None;
     }
 
-    /// After DISCARD ALL: defaults, and no prepared statement.
+    /// After DISCARD ALL: defaults, no prepared statement but the unnamed one, no sequence's state.
     pub fn discarded(&mut self) {
         self.settings = Arc::default();
+        self.sequences = None;
         self.forget_prepared();
     }
 
     pub(super) fn forget_prepared(&mut self) {
         self.prepared.uses.clear();
-        self.unnamed = None;
     }
 
     pub(super) fn prepared(&mut self) -> &mut Prepared {

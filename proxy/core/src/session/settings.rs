@@ -252,7 +252,7 @@ pub(super) fn hex(bytes: &[u8]) -> Vec<u8> {
 }
 
 /// A replica connection is read-only by its own startup, whatever its session asks for: it may be promoted under us.
-fn carried(name: &str, role: ServerRole) -> bool {
+pub(super) fn carried(name: &str, role: ServerRole) -> bool {
     role == ServerRole::Leader || name != "default_transaction_read_only"
 }
 
