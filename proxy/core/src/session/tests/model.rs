@@ -443,10 +443,11 @@ impl Server {
                     return Err("25001");
                 }
                 self.values = self.startup.clone();
-                self.prepared.clear();
+                self.prepared.retain(|name, _| name.is_empty());
                 self.portals.clear();
                 "DISCARD ALL"
             }
+            ["discard", "sequences"] => "DISCARD SEQUENCES",
             ["deallocate", "all"] => {
                 self.prepared.retain(|name, _| name.is_empty());
                 "DEALLOCATE ALL"
