@@ -444,10 +444,10 @@ async fn leaves(cluster: &Cluster) -> Result {
             }
         }
     }
-    ensure!(known.leaving_value().is_some());
+    ensure!(known.value_suspicion().leaves.is_some());
     client.batch_execute("DROP SCHEMA leaves CASCADE").await?;
     ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
-    ensure!(facts(cluster).await?.leaving_value().is_none());
+    ensure!(facts(cluster).await?.value_suspicion().leaves.is_none());
     Ok(())
 }
 

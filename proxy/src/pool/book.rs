@@ -59,9 +59,10 @@ impl Book {
     pub(super) fn take(&mut self, wanted: &Wanted, may_steal: bool, dead: &mut Vec<Box<Server>>) -> Option<Box<Server>> {
         let Wanted { client, epoch, .. } = wanted;
         loop {
-            let own = self.idle.iter().rposition(|server| {
-                server.owner.as_ref().is_some_and(|owner| owner.ptr_eq(client)) && wanted.may_see(&server.state)
-            });
+            let own = self
+                .idle
+                .iter()
+                .rposition(|server| server.owner.as_ref().is_some_and(|owner| owner.ptr_eq(client)) && wanted.may_see(&server.state));
             let nobodys = |owner: &Option<Weak<Slot>>| owner.as_ref().is_none_or(|owner| owner.strong_count() == 0);
             let free = || self.idle.iter().rposition(|server| nobodys(&server.owner) && wanted.may_see(&server.state));
             let any = || if may_steal { self.idle.iter().position(|server| wanted.may_see(&server.state)) } else { None };

@@ -81,7 +81,9 @@ impl World {
     /// `known`: the custom settings that the session may find to have been set.
     fn take(&mut self, node: &str, role: ServerRole, known: Option<&CustomNames>) -> Server {
         self.leased += 1;
-        let fits = |server: &Server| &*server.state.node == node && server.state.role == role && known.is_none_or(|known| server.state.custom.are_among(known));
+        let fits = |server: &Server| {
+            &*server.state.node == node && server.state.role == role && known.is_none_or(|known| server.state.custom.are_among(known))
+        };
         if let Some(at) = self.pool.iter().position(fits) {
             return self.pool.swap_remove(at);
         }
