@@ -298,7 +298,7 @@ CREATE TABLE cascading_t (i int PRIMARY KEY); CREATE TABLE cascaded_t (i int REF
 CREATE TRIGGER t AFTER TRUNCATE ON cascaded_t EXECUTE FUNCTION argument('app.argument');
 "#;
 
-/// Statements that leave something: `unknown` where that may be a custom setting of which the facts don't tell the name.
+/// Statements that leave something: `unknown` where that may be a custom setting whose name the facts don't tell.
 const SETTERS: &str = "\
 known INSERT INTO row_t VALUES (1)
 known INSERT INTO by_set_t VALUES ('x')

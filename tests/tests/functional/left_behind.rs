@@ -1,12 +1,12 @@
-//! State that code out of a statement's sight leaves in its session: its own session keeps it, and nobody else has it. Each conversation is had
-//! directly and by a router whose sessions share one connection.
+//! State that code out of a statement's sight leaves in its session: its own session keeps it, and nobody else has it.
+//! Each conversation is had directly and by a router whose sessions share one connection.
 
 use anyhow::{Context, ensure};
 use switchyard_tests::{Batch, Raw, Result, Router, RouterOptions, eventually};
 
 use crate::yard::{SOON, Yard, metric, tell};
 
-/// One object of each kind that sets a custom setting. Each has a setting of its own, so that no case stands on another one's.
+/// One object of each kind that sets a custom setting, each one of its own, so that no case stands on another one's.
 const OBJECTS: &str = r#"
 CREATE SCHEMA hidden; GRANT USAGE ON SCHEMA hidden TO app; SET search_path = hidden, public;
 CREATE FUNCTION by_call() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM set_config('app.by_call', 'x', false); RETURN NEW; END $$;
@@ -106,8 +106,8 @@ async fn one_connection(yard: &Yard) -> Result<Router> {
     Ok(router)
 }
 
-/// Something leaves a setting: its session finds it as a direct one does, statement after statement, and another one between them, and the next
-/// one, find what one does that is new.
+/// Something leaves a setting: its session finds it as a direct one does, statement after statement. Another session
+/// between them, and the next ones, find what a new one does.
 async fn is_its_own(yard: &Yard, router: &Router, setting: &str, act: &Batch) -> Result {
     let mut direct = Raw::connect(&yard.leader.dsn_for("app")).await?;
     let before = answers(&mut direct, setting).await?;
@@ -184,7 +184,7 @@ async fn locks_taken_out_of_sight_are_their_sessions_own() -> Result {
     .await
 }
 
-/// What libpq calls for large objects leaves nothing: neither is it looked at, nor does its session keep its connection.
+/// What libpq calls for large objects leaves nothing: it isn't looked at, and its session doesn't keep its connection.
 #[tokio::test]
 async fn large_objects_keep_no_connection() -> Result {
     tell(async |yard| {

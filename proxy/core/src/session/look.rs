@@ -119,8 +119,8 @@ const ALL: &str = concat!(
 );
 
 impl Session {
-    /// Sends the look that the connection needs before it is given back, or keeps it where no look could tell what is left. False where it needs
-    /// neither.
+    /// Sends the look that the connection needs before it is given back, or keeps it where no look could tell what is
+    /// left. False where it needs neither.
     pub(super) fn look(&mut self, env: &Env<'_>, work: &mut Work, server: &mut ServerState) -> bool {
         if server.sets_unknown {
             self.pins.add(PinReason::UserCode);

@@ -1167,7 +1167,7 @@ fn leads(topology: &Topology, node: &Arc<str>) -> bool {
 #[cfg(test)]
 mod tests;
 
-/// Whether a FunctionCall is of one of the functions for which libpq has it (`fe-lobj.c`): their OIDs have been the same since there are such.
+/// Whether a FunctionCall is of one of the functions for which libpq has it (`fe-lobj.c`). Their OIDs never change.
 fn is_for_large_objects(body: &[u8]) -> bool {
     let Some(oid) = body.first_chunk::<4>() else { return false };
     matches!(

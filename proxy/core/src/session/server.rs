@@ -31,7 +31,8 @@ pub struct ServerState {
     pub fresh: bool,
     /// Something has run that isn't proven to leave nothing: it must be looked at before anybody else gets it.
     pub unsure: bool,
-    /// Custom settings may have been set on it of which nobody knows the names, so that no look can tell: its session keeps it.
+    /// Custom settings may have been set on it of which nobody knows the names, so that no look can tell: its session
+    /// keeps it.
     pub sets_unknown: bool,
     /// The custom settings (`prefix.name`) that were ever set on it: to whoever asks for one, '' is something else than none.
     pub custom: CustomNames,

@@ -247,8 +247,8 @@ impl Facts {
         self.known.changes_set_unknown
     }
 
-    /// The custom settings (`prefix.name`) that code of the database's own names, in lower case. What may set others is told by
-    /// [`Suspicion::sets_unknown`].
+    /// The custom settings (`prefix.name`) that code of the database's own names, in lower case. What may set others is
+    /// told by [`Suspicion::sets_unknown`].
     pub fn custom_settings(&self) -> Arc<[Arc<str>]> {
         Arc::clone(&self.known.custom_settings)
     }

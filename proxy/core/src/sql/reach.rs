@@ -140,7 +140,8 @@ pub struct Function<'a> {
     pub one_argument: bool,
     /// Its own `search_path` looks elsewhere before `pg_catalog`, so that built-in names may mean something else in it.
     pub hides_builtins: bool,
-    /// The parameters with a prefix that it sets for its own time (`proconfig`), of which the connection knows for ever after.
+    /// The parameters with a prefix that it sets for its own time (`proconfig`), of which the connection knows for ever
+    /// after.
     pub sets_custom: &'a [&'a str],
 }
 
@@ -448,7 +449,8 @@ impl Catalog {
         self.nodes[node as usize].reads = Touched::relation(name);
         let change = self.node(Object::Change(oid));
         if relation.kind == b'f' {
-            // A foreign-data wrapper keeps connections, and runs what the other side likes. Of those that nobody knows `untold` tells more.
+            // A foreign-data wrapper keeps connections, and runs what the other side likes. Of those that nobody knows
+            // `untold` tells more.
             self.suspect(node, Suspicion::anything_but_settings("foreign"));
         }
         let changed = Catalog::name_node(&mut self.nodes, &mut self.changed, name);
