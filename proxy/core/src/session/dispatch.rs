@@ -14,7 +14,7 @@ use super::{Attempt, Env, Lost, Phase, Segment, ServerState, Session, Work};
 use crate::marks::Touched;
 use crate::refusal::Refusal;
 use crate::route::ServerRole;
-use crate::sql::{Class, Effect, Kind, PinReason, Verdict};
+use crate::sql::{Class, Effect, Kind, PinReason, Unseen, Verdict};
 use crate::wire::reply::{self, TxStatus};
 use crate::wire::{frame, view};
 
@@ -143,7 +143,7 @@ impl Session {
             let sees = |effect: &Effect| matches!(effect, Effect::Pin(PinReason::Sequence | PinReason::UserCode));
             inserts || verdict.statements > 1 || verdict.unseen.leaves || verdict.effects.iter().any(sees)
         };
-        let unknown = |(item, _): &(Item, _)| matches!(item, Item::FunctionCall | Item::Execute(None));
+        let unknown = |(item, _): &(Item, _)| matches!(item, Item::FunctionCall { large_object: false } | Item::Execute(None));
         // What a transaction will do isn't known when it begins.
         let begins = self.begin.is_some() || work.batch.executed().flat_map(|verdict| &verdict.effects).any(bounds_transaction);
         if server.role == ServerRole::Replica
@@ -173,7 +173,7 @@ impl Session {
                 Item::Query(verdict) => verdict,
                 Item::Execute(Some(statement)) => &statement.verdict,
                 // Nobody knows what it is.
-                Item::Execute(None) | Item::FunctionCall => {
+                Item::Execute(None) | Item::FunctionCall { .. } => {
                     self.written.merge(&Touched::Everything);
                     continue;
                 }
@@ -275,6 +275,10 @@ impl Session {
             }
             Item::Parse { name, statement, previous } => self.send_parse(name, statement, previous.as_ref(), message, work, server),
             Item::Bind { statement, unnamed } => {
+                if let Some(statement) = statement {
+                    // Its plan is made there, by which functions may be called that are said to be immutable.
+                    self.may_leave(statement.verdict.unseen, server);
+                }
                 let Some(name) = self.ensure_prepared(statement.as_ref(), *unnamed, work, server) else {
                     work.to_server.extend_from_slice(message);
                     return work.owed.push_back(Owed::Bind(None));
@@ -325,10 +329,12 @@ impl Session {
                 work.to_server.extend_from_slice(message);
                 work.owed.push_back(Owed::Close { swallow: false, evicted: None, closed: None });
             }
-            Item::FunctionCall => {
+            Item::FunctionCall { large_object } => {
                 work.tally.queries += 1;
-                server.unsure = true;
-                self.unproven = true;
+                if !large_object {
+                    // Nobody knows what it calls.
+                    self.may_leave(Unseen { leaves: true, sets_unknown: true, ..Unseen::default() }, server);
+                }
                 work.to_server.extend_from_slice(message);
                 work.owed.push_back(Owed::FunctionCall);
             }
@@ -345,12 +351,15 @@ impl Session {
         }
     }
 
+    fn may_leave(&mut self, unseen: Unseen, server: &mut ServerState) {
+        server.unsure |= unseen.leaves;
+        server.sets_unknown |= unseen.sets_unknown;
+        self.unproven |= unseen.leaves;
+    }
+
     /// Something is about to run there: what may be left behind, whatever becomes of it.
     fn is_about_to_run(&mut self, verdict: &Verdict, server: &mut ServerState) {
-        if verdict.unseen.leaves {
-            server.unsure = true;
-            self.unproven = true;
-        }
+        self.may_leave(verdict.unseen, server);
         for effect in &verdict.effects {
             if let Effect::Set { name, .. } | Effect::Reset { name } = effect {
                 server.sets(name);
@@ -646,10 +655,10 @@ const REFUSED: &[u8] = b"refused by switchyard\0";
 
 fn send_refused(item: &Item, refusal: Refusal, work: &mut Work, server: &mut ServerState) {
     work.tally.queries += 1;
-    let query = matches!(item, Item::Query(_) | Item::FunctionCall);
+    let query = matches!(item, Item::Query(_) | Item::FunctionCall { .. });
     work.owed.push_back(Owed::Refused { refusal: Box::new(refusal), query });
     match item {
-        Item::Query(_) | Item::FunctionCall => {
+        Item::Query(_) | Item::FunctionCall { .. } => {
             server.unnamed = None;
             reply::message(&mut work.to_server, b'Q', &[REFUSED]);
             // What follows its error is a ReadyForQuery, as it is for a function call.

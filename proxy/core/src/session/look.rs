@@ -130,8 +130,13 @@ const ALL: &str = concat!(
 );
 
 impl Session {
-    /// Sends the look that the connection needs before it is given back. False where it needs none.
+    /// Sends the look that the connection needs before it is given back, or keeps it where no look could tell what is
+    /// left. False where it needs neither.
     pub(super) fn look(&mut self, env: &Env<'_>, work: &mut Work, server: &mut ServerState) -> bool {
+        if server.sets_unknown {
+            self.pins.add(PinReason::UserCode);
+            return true;
+        }
         let look = if server.unsure {
             Look::All
         } else if self.settings.unread().next().is_some() || self.unresolved().next().is_some() {

@@ -49,6 +49,7 @@ use crate::causal::{Level, Watermark};
 use crate::marks::{Marks, Touched};
 use crate::refusal::{Refusal, Severity};
 use crate::route::{Excluded, Loads, Need, ServerRole, Why};
+use crate::sql::catalog::Suspicion;
 use crate::sql::{Dialect, Effect, PinReason, TransactionModes, Verdict};
 use crate::topology::{ClusterState, Epoch, Member, Topology};
 use crate::wire::reply::TxStatus;
@@ -114,9 +115,9 @@ pub trait Judge {
         None
     }
 
-    /// See [`Facts::leaving_value`](crate::sql::Facts::leaving_value).
-    fn leaving_value(&self) -> Option<&'static str> {
-        None
+    /// See [`Facts::value_suspicion`](crate::sql::Facts::value_suspicion).
+    fn value_suspicion(&self) -> Suspicion {
+        Suspicion::NONE
     }
 
     /// What its verdicts rest on, in lines for EXPLAIN (ROUTE).
@@ -422,7 +423,8 @@ impl Work {
     /// known.
     fn sees_custom_settings(&self) -> bool {
         let own = |verdict: &Arc<Verdict>| verdict.unseen.sees_settings || verdict.effects.iter().any(effects::bounds_transaction);
-        self.batch.executed().any(own) || self.batch.items.iter().any(|(item, _)| matches!(item, Item::FunctionCall | Item::Execute(None)))
+        self.batch.executed().any(own)
+            || self.batch.items.iter().any(|(item, _)| matches!(item, Item::FunctionCall { large_object: false } | Item::Execute(None)))
     }
 
     /// The custom settings that the first statement of what waits sets.
@@ -918,7 +920,7 @@ impl Session {
                     Item::ClosePortal
                 }
             },
-            b'F' => Item::FunctionCall,
+            b'F' => Item::FunctionCall { large_object: is_for_large_objects(body) },
             b'H' => Item::Flush,
             b'S' => Item::Sync,
             // Left over from a COPY that failed: ignored, as PostgreSQL does.
@@ -929,7 +931,7 @@ impl Session {
             }
         };
         let end = match &item {
-            Item::Query(_) | Item::FunctionCall | Item::Sync => End::Ready,
+            Item::Query(_) | Item::FunctionCall { .. } | Item::Sync => End::Ready,
             Item::Flush => End::Flush,
             _ if work.batch.bytes.len() + message.len() > env.policy.look_ahead_bytes => End::Overflow,
             _ => End::Open,
@@ -1072,7 +1074,7 @@ impl Session {
                 | Item::DescribePortal(_)
                 | Item::Execute(_)
                 | Item::ClosePortal
-                | Item::FunctionCall
+                | Item::FunctionCall { .. }
                 | Item::Refused(_)
                 | Item::Flush
                 | Item::Sync => {}
@@ -1159,6 +1161,18 @@ fn leads(topology: &Topology, node: &Arc<str>) -> bool {
 
 #[cfg(test)]
 mod tests;
+
+/// Whether a FunctionCall is of one of the functions for which libpq has it (`fe-lobj.c`). Their OIDs never change.
+fn is_for_large_objects(body: &[u8]) -> bool {
+    let Some(oid) = body.first_chunk::<4>() else { return false };
+    matches!(
+        u32::from_be_bytes(*oid),
+        // lo_create, lo_import, lo_export, lo_open, lo_close, loread, lowrite, lo_lseek, lo_creat, lo_tell, lo_unlink
+        715 | 764 | 765 | 952 | 953 | 954 | 955 | 956 | 957 | 958 | 964
+        // lo_truncate, lo_lseek64, lo_tell64, lo_truncate64
+        | 1004 | 3170 | 3171 | 3172
+    )
+}
 
 /// Whether there is a Terminate among the messages.
 fn has_terminate(mut messages: &[u8]) -> bool {

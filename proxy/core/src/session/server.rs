@@ -34,6 +34,9 @@ pub struct ServerState {
     pub unsure: bool,
     /// Whose `currval` and `lastval` are in it, perhaps.
     pub(super) sequences: Option<SessionId>,
+    /// Custom settings may have been set on it of which nobody knows the names, so that no look can tell: its session
+    /// keeps it.
+    pub sets_unknown: bool,
     /// The custom settings (`prefix.name`) that were ever set on it: to whoever asks for one, '' is something else than none.
     pub custom: CustomNames,
     prepared: Prepared,
@@ -80,6 +83,7 @@ impl ServerState {
             fresh: true,
             unsure: false,
             sequences: None,
+            sets_unknown: false,
             custom: CustomNames::default(),
             prepared: Prepared { uses: FxHashMap::default(), clock: 0, max: max_prepared.max(1) },
             accepted: Vec::new(),

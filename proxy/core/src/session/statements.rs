@@ -32,12 +32,14 @@ impl Session {
             verdict.class = Class::Write;
             verdict.reasons.push(because(rule));
         }
-        if !verdict.unseen.leaves
-            && let Some(rule) = env.judge.leaving_value()
+        let suspicion = env.judge.value_suspicion();
+        if let Some(rule) = suspicion.leaves
+            && (!verdict.unseen.leaves || (suspicion.sets_unknown && !verdict.unseen.sets_unknown))
         {
             let verdict = Arc::make_mut(&mut verdict);
             verdict.unseen.leaves = true;
-            verdict.unproven = Some(because(rule));
+            verdict.unseen.sets_unknown |= suspicion.sets_unknown;
+            verdict.unproven.get_or_insert_with(|| because(rule));
         }
         verdict
     }

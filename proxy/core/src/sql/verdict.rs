@@ -281,6 +281,8 @@ pub struct Unseen {
     pub sees_settings: bool,
     /// It may see which statements are prepared on its connection (`pg_prepared_statements`).
     pub sees_statements: bool,
+    /// It may set custom settings of which nobody knows the names, so that no look can ask for them. Only with `leaves`.
+    pub sets_unknown: bool,
 }
 
 impl Verdict {

@@ -1876,6 +1876,81 @@ mod settings {
     }
 }
 
+mod out_of_sight {
+    use super::*;
+    use crate::sql::catalog::{NameSuspicion, RelationFact, Suspicion};
+    use crate::sql::{Class, Facts, PinReason};
+
+    /// A session whose database has a table of which a change may leave this.
+    fn watched(suspicion: Suspicion) -> Story {
+        let nothing = crate::marks::Touched::Nothing;
+        let fact = RelationFact { schema: "public".into(), class: Class::Read, rule: "table", reads: nothing.clone(), writes: nothing };
+        let changed = NameSuspicion { changed: suspicion, ..NameSuspicion::default() };
+        let mut story = Story::on(Access::ReadWrite);
+        story.rig.know(Facts::builder(1).relation("watched", fact).suspicion("watched", changed).complete().build());
+        story.rig.judge.looks = true;
+        story
+    }
+
+    #[test]
+    fn a_connection_on_which_nobody_knows_what_was_set_stays_with_its_session() {
+        for ends in ["C INSERT 0 1", "E 23505 no"] {
+            let told = ends.trim_end_matches(" no");
+            let mut story = watched(Suspicion::sets_unknown("set_config"));
+            story.tell(&format!(
+                "C> Q insert into watched values (1)
+                 lease l leader
+                 S> Q insert into watched values (1)
+                 S< {ends} / Z I
+                 C< {told} / Z I
+                 C> Q discard all
+                 S> Q discard all
+                 S< C DISCARD ALL / Z I
+                 C< C DISCARD ALL / Z I"
+            ));
+            assert!(story.session.pins().has(PinReason::UserCode), "{ends}");
+            // One that may run as it is planned.
+            let mut story = watched(Suspicion::sets_unknown("set_config"));
+            story.tell(
+                "C> P - insert into watched values (1) / B - - / S
+                 lease l leader
+                 S> P - insert into watched values (1) / B - - / S
+                 S< 1 / 2 / Z I
+                 C< 1 / 2 / Z I",
+            );
+            assert!(story.session.pins().has(PinReason::UserCode));
+        }
+    }
+
+    #[test]
+    fn a_connection_on_which_names_are_known_is_looked_at_and_given_back() {
+        let mut story = watched(Suspicion::leaves("set_config"));
+        story.tell(
+            "C> Q insert into watched values (1)
+             lease l leader
+             S> Q insert into watched values (1)
+             S< C INSERT 0 1 / Z I
+             C< C INSERT 0 1 / Z I
+             S> look at all / S
+             S< 1 / 2 / L r - none / C SELECT 1 / Z I
+             return",
+        );
+        assert!(story.session.pins().is_empty());
+    }
+
+    #[test]
+    fn nobody_knows_what_a_function_call_calls_but_for_large_objects() {
+        for (oid, pinned) in [(2078, true), (2880, true), (0, true), (952, false), (957, false), (3172, false)] {
+            let mut story = Story::on(Access::ReadWrite);
+            story.tell(&format!(
+                "C> F {oid}\n lease l leader\n S> F\n S< V x / Z I\n C< V x / Z I{}",
+                if pinned { "" } else { "\n return" }
+            ));
+            assert_eq!(story.session.pins().has(PinReason::UserCode), pinned, "{oid}");
+        }
+    }
+}
+
 mod limits {
     use super::*;
 
