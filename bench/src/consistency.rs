@@ -51,7 +51,8 @@ pub(crate) async fn measure(settings: &[Setting], time: Duration) -> anyhow::Res
     cluster.settled().await?;
     let mut routers = Vec::new();
     for level in LEVELS {
-        let options = RouterOptions::new().set("log.filter", "info").set("routing.consistency_read_write", level);
+        let options =
+            RouterOptions::new().set("pool.verify_returns", 0.0).set("log.filter", "info").set("routing.consistency_read_write", level);
         let options = settings.iter().fold(options, |options, (key, value)| options.set(key, value.clone()));
         routers.push((level, Router::start(&cluster, options).await?));
     }

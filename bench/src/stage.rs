@@ -75,7 +75,7 @@ impl Stage {
         load::initialize(&leader.dsn_for(USER)).await.context("pgbench --initialize")?;
         leader.connect().await?.batch_execute("CHECKPOINT").await?;
         cluster.settled().await?;
-        let options = RouterOptions::new().set("log.filter", "info").set("pool.max_size", POOL as i64);
+        let options = RouterOptions::new().set("pool.verify_returns", 0.0).set("log.filter", "info").set("pool.max_size", POOL as i64);
         let options = settings.iter().fold(options, |options, (key, value)| options.set(key, value.clone()));
         let stage = Stage {
             router: Router::start(&cluster, options).await?,

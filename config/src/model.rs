@@ -156,7 +156,7 @@ pub enum SslMode {
     VerifyFull,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Pool {
     pub mode: PoolMode,
     /// Server connections for each (node, database, user).
@@ -170,6 +170,9 @@ pub struct Pool {
     pub max_lifetime: Duration,
     /// Statements kept prepared on each server connection; the least recently used are closed.
     pub max_prepared: usize,
+    /// The share of returns of server connections, from 0 to 1, after which the router asks the server what session state is left and compares it
+    /// with its books.
+    pub verify_returns: f64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

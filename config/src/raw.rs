@@ -14,7 +14,7 @@ use toml::de::{DeTable, DeValue};
 
 use crate::model::{AddressMatch, AuthMethod, Consistency, LogFormat, Pattern, PoolMode, RuleRoute, Secret, ServerAuthMethod, SslMode};
 use crate::problem::{Place, Problem, nearest};
-use crate::value::{Address, Endpoint, FingerprintText, Given, Kind, ReadonlyTransactions, Size, Text, TimeOrNone};
+use crate::value::{Address, Endpoint, FingerprintText, Given, Kind, ReadonlyTransactions, Share, Size, Text, TimeOrNone};
 
 /// A value, and where it was written.
 #[derive(Clone, Debug)]
@@ -255,6 +255,7 @@ section! {
         idle_timeout: At<Duration>,
         max_lifetime: At<Duration>,
         max_prepared: At<usize>,
+        verify_returns: At<Share>,
     }
 }
 
@@ -429,8 +430,9 @@ impl Reader<'_> {
                     return None;
                 }
             },
+            DeValue::Float(number) => Given::Float(number.as_str().parse().unwrap_or(f64::NAN)),
             DeValue::Boolean(value) => Given::Boolean(*value),
-            other @ (DeValue::Float(_) | DeValue::Datetime(_) | DeValue::Array(_) | DeValue::Table(_)) => {
+            other @ (DeValue::Datetime(_) | DeValue::Array(_) | DeValue::Table(_)) => {
                 let found = other.type_str();
                 let text = format!("expected {}, found {} {found}", T::EXPECTED, article(found));
                 self.problems.push(Problem { place, key: key.to_owned(), text });
@@ -455,7 +457,7 @@ pub(crate) fn read<T: Kind>(key: &str, given: Given<'_>, place: Place) -> Result
             let found = match (T::SHOWN, given) {
                 (true, given) => given.describe(),
                 (false, Given::Text(_)) => "a string that can't be used".to_owned(),
-                (false, Given::Integer(_)) => "a number".to_owned(),
+                (false, Given::Integer(_) | Given::Float(_)) => "a number".to_owned(),
                 (false, Given::Boolean(_)) => "a boolean".to_owned(),
             };
             let hint = refused.hint.map(|hint| format!(" ({hint})")).unwrap_or_default();

@@ -55,6 +55,13 @@ fn each_mistake_is_told_with_its_place() {
         // Kinds
         ("[pool]\nmax_size = \"5\"", "c.toml:4:12: pool.max_size: expected a whole number, found \"5\" (without quotes)"),
         ("[pool]\nmax_size = 5.5", "c.toml:4:12: pool.max_size: expected a whole number, found a float"),
+        ("[pool]\nverify_returns = 1.5", "c.toml:4:18: pool.verify_returns: must be from 0.0 to 1.0, not 1.5"),
+        ("[pool]\nverify_returns = nan", "c.toml:4:18: pool.verify_returns: must be from 0.0 to 1.0, not NaN"),
+        ("[pool]\nverify_returns = 2", "c.toml:4:18: pool.verify_returns: expected a number such as 0.5, found the number 2"),
+        (
+            "[pool]\nverify_returns = '0.5'",
+            "c.toml:4:18: pool.verify_returns: expected a number such as 0.5, found \"0.5\" (without quotes)",
+        ),
         ("[pool]\nmax_size = -1", "c.toml:4:12: pool.max_size: expected a whole number, found the number -1"),
         ("pool = 5", "c.toml:3:8: pool: expected a table, found an integer"),
         ("auth = 5", "c.toml:3:1: auth: expected tables, each under [[auth]], found an integer"),
@@ -269,6 +276,7 @@ fn every_default() {
             idle_timeout: Duration::from_secs(600),
             max_lifetime: Duration::from_secs(3600),
             max_prepared: 500,
+            verify_returns: if cfg!(debug_assertions) { 1.0 } else { 0.0 },
         },
         routing: Routing {
             max_lag_bytes: 16 << 20,
@@ -577,6 +585,7 @@ fn the_document_says_rightly_what_a_reload_changes() {
             "listen.proxy_protocol" => "true",
             "server_tls.mode" => "'require'",
             "pool.mode" => "'session'",
+            "pool.verify_returns" => "0.5",
             "pool.max_size" | "pool.min_size" => "7",
             "workers" | "pool.max_per_node" | "pool.max_prepared" | "routing.verdict_cache_size" => "77",
             "failover.hold_max" | "limits.max_clients" | "limits.max_prepared_per_client" => "77",

@@ -15,6 +15,7 @@ use crate::problem::nearest;
 pub(crate) enum Given<'a> {
     Text(&'a str),
     Integer(i128),
+    Float(f64),
     Boolean(bool),
 }
 
@@ -26,6 +27,7 @@ impl Given<'_> {
             Given::Text(text) if text.chars().count() > SHOWN => format!("{:?}...", text.chars().take(SHOWN).collect::<String>()),
             Given::Text(text) => format!("{text:?}"),
             Given::Integer(number) => format!("the number {number}"),
+            Given::Float(_) => "a float".to_owned(),
             Given::Boolean(value) => format!("{value}"),
         }
     }
@@ -148,6 +150,23 @@ impl Kind for usize {
     }
 }
 
+/// A part of a whole. Its limits are the key's.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Share(pub(crate) f64);
+
+impl Kind for Share {
+    const EXPECTED: &'static str = "a number such as 0.5";
+
+    fn read(given: Given<'_>) -> Result<Share, Refused> {
+        match given {
+            Given::Float(number) => Ok(Share(number)),
+            Given::Integer(number @ 0..=1) => Ok(Share(if number == 1 { 1.0 } else { 0.0 })),
+            Given::Text(text) if text.parse::<f64>().is_ok() => Err(Refused::because("without quotes")),
+            Given::Text(_) | Given::Integer(_) | Given::Boolean(_) => Err(Refused::default()),
+        }
+    }
+}
+
 impl Kind for u16 {
     const EXPECTED: &'static str = "a port from 1 to 65535";
 
@@ -181,7 +200,7 @@ impl Kind for Duration {
                 };
                 Duration::try_from_secs_f64(number * seconds).map_err(|_| Refused::because("it is too long"))
             }
-            Given::Boolean(_) => Err(Refused::default()),
+            Given::Float(_) | Given::Boolean(_) => Err(Refused::default()),
         }
     }
 }
@@ -229,7 +248,7 @@ impl Kind for Size {
                 }
                 Ok(Size(product as u64))
             }
-            Given::Boolean(_) => Err(Refused::default()),
+            Given::Float(_) | Given::Boolean(_) => Err(Refused::default()),
         }
     }
 }
@@ -257,7 +276,7 @@ impl Kind for Address {
                 return Ok(Address(SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port)));
             }
             Given::Text(text) => text.trim(),
-            Given::Boolean(_) => return Err(Refused::default()),
+            Given::Float(_) | Given::Boolean(_) => return Err(Refused::default()),
         };
         let (host, port) = text.rsplit_once(':').ok_or_else(|| Refused::because("its port is missing"))?;
         let port: u16 = port.parse().map_err(|_| Refused::because("its port isn't a number from 0 to 65535"))?;
@@ -341,7 +360,7 @@ impl Kind for AddressMatch {
             Given::Text("all") => return Ok(AddressMatch::All),
             Given::Text("local") => return Ok(AddressMatch::Local),
             Given::Text(text) => text,
-            Given::Integer(_) | Given::Boolean(_) => return Err(Refused::default()),
+            Given::Integer(_) | Given::Float(_) | Given::Boolean(_) => return Err(Refused::default()),
         };
         let (address, bits) = match text.split_once('/') {
             Some((address, bits)) => (address, Some(bits)),

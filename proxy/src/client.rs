@@ -46,8 +46,12 @@ const HOLD_LOOK: Duration = Duration::from_millis(100);
 
 /// Pools that a session remembers: members in both roles, and some that have gone.
 const POOLS_KNOWN_MAX: usize = 64;
+/// Databases that statements not written yet want for themselves; beyond, the server says itself who is still there.
+const ALONE_IN_MAX: usize = 16;
 /// What the log shows of a slow statement, in bytes.
 const SLOW_TEXT_MAX: usize = 1024;
+/// Of answers to a client that has said goodbye and reads no more, in bytes: what it has sent is run all the same, but not without an end.
+const UNHEARD_MAX: usize = 1024 * 1024;
 
 thread_local! {
     static SPARES: RefCell<Vec<Box<Work>>> = const { RefCell::new(Vec::new()) };
@@ -86,6 +90,8 @@ pub(crate) struct Client {
     /// Bytes of `to_client` and of `to_server` that are written already.
     client_written: usize,
     server_written: usize,
+    /// Bytes of answers that a client which has left could not be told any more.
+    unheard: usize,
     running: Option<Running>,
     refused: Option<Refused>,
     /// The pools that it has used, so that the way of a query takes no lock that all sessions share.
@@ -100,7 +106,16 @@ pub(crate) struct Client {
     pins_shown: Pins,
     /// While a VACUUM of the client's runs.
     quiet: Option<Quiet>,
+    /// While a statement waits to be written that wants databases for itself.
+    leaving: Option<Box<Leaving>>,
     closing: bool,
+}
+
+/// What is idle in databases is closed, if the client may ask for that.
+struct Leaving {
+    done: Pin<Box<dyn Future<Output = ()> + Send>>,
+    /// Others that came up meanwhile.
+    next: Vec<Arc<str>>,
 }
 
 /// What a lease is being used for.
@@ -170,6 +185,7 @@ impl Client {
             lease: None,
             client_written: 0,
             server_written: 0,
+            unheard: 0,
             running: None,
             refused: None,
             pools: Vec::new(),
@@ -180,6 +196,7 @@ impl Client {
             sample_since: None,
             pins_shown: Pins::default(),
             quiet: None,
+            leaving: None,
             closing: false,
         }
     }
@@ -209,12 +226,13 @@ impl Client {
         self.seen = topology.generation;
         self.rules.refresh(&self.context.verdicts.rules, &self.identity.user, &self.identity.database);
         let application = if self.rules.ask_for_application() { self.session.told("application_name").map(Box::from) } else { None };
+        let alone_in = RefCell::default();
         let env = Env {
             now: Instant::now(),
             topology: &topology,
             loads: &self.context.loads,
             marks: self.database.marks(),
-            judge: &self.context.verdicts.of(&self.database, &self.rules, application),
+            judge: &self.context.verdicts.of(&self.database, &self.rules, application, &alone_in),
             policy: &self.policy,
             voices: &self.context.pools.processes,
             random: next_random(&mut self.random),
@@ -224,6 +242,42 @@ impl Client {
         if !work.tally.is_empty() {
             self.count();
         }
+        drop(topology);
+        self.leave(alone_in.into_inner());
+    }
+
+    /// Has the router leave databases, if this client's role may have them for itself. Nothing is written to its
+    /// server until that is done.
+    fn leave(&mut self, mut databases: Vec<Arc<str>>) {
+        if databases.is_empty() {
+            return;
+        }
+        databases.truncate(ALONE_IN_MAX);
+        let Some(leaving) = &mut self.leaving else {
+            let (context, identity) = (self.context.clone(), self.identity.clone());
+            let done = Box::pin(async move {
+                let all = &context.verdicts.databases;
+                all.leave_for(&identity.user, identity.standing.role, &databases).await;
+            });
+            self.leaving = Some(Box::new(Leaving { done, next: Vec::new() }));
+            return;
+        };
+        for database in databases {
+            if leaving.next.len() < ALONE_IN_MAX && !leaving.next.contains(&database) {
+                leaving.next.push(database);
+            }
+        }
+    }
+
+    /// Ready once what is to be written may be.
+    fn poll_left(&mut self, cx: &mut TaskContext<'_>) -> Poll<()> {
+        while let Some(leaving) = &mut self.leaving {
+            ready!(leaving.done.as_mut().poll(cx));
+            let next = std::mem::take(&mut leaving.next);
+            self.leaving = None;
+            self.leave(next);
+        }
+        Poll::Ready(())
     }
 
     /// Gets the session what it wants, as far as that can be had at once.
@@ -249,6 +303,11 @@ impl Client {
                     self.lease = None;
                     self.waiting = None;
                 }
+                Want::Leave => {
+                    self.closing = true;
+                    self.let_go();
+                    break;
+                }
             }
         }
         if self.pins_shown != self.session.pins() {
@@ -271,8 +330,9 @@ impl Client {
             }
         }
         let fresh = need.role == ServerRole::Leader && self.work.as_deref().is_some_and(Work::needs_fresh);
+        let known = self.work.as_deref().and_then(|work| self.session.known_custom_settings(work));
         let pool = self.pool(&need.node, need.role);
-        match pool.acquire(&self.slot.weak(), need.epoch, fresh) {
+        match pool.acquire(&self.slot.weak(), need.epoch, fresh, known) {
             Acquired::Now(lease) => self.leased(&need, lease),
             Acquired::Later(waiting) => {
                 let health = self.context.health.clone();
@@ -295,8 +355,10 @@ impl Client {
         if self.pools.len() == POOLS_KNOWN_MAX {
             self.pools.clear();
         }
-        let (database, user) = (self.identity.database.clone(), self.identity.user.clone());
-        let pool = self.context.pools.pool(Key { node: node.clone(), role, database, user }, &self.identity.credential);
+        let Identity { database, user, standing, edition, .. } = &*self.identity;
+        let (database, user, standing, edition) = (database.clone(), user.clone(), *standing, *edition);
+        let key = Key { node: node.clone(), role, database, user, standing, edition };
+        let pool = self.context.pools.pool(key, &self.identity.credential);
         self.pools.push((node.clone(), role, pool.clone()));
         pool
     }
@@ -349,6 +411,10 @@ impl Client {
         match error {
             LeaseError::Timeout(waited) => {
                 let refusal = Refusal::PoolTimeout { waited: *waited, node };
+                self.with_session(|session, _, work, _| session.denied(work, &refusal));
+            }
+            LeaseError::OfOthers => {
+                let refusal = Refusal::LoginOutdated { user: self.identity.user.to_string(), database: self.identity.database.to_string() };
                 self.with_session(|session, _, work, _| session.denied(work, &refusal));
             }
             LeaseError::Connect(error) if need.role == ServerRole::Replica && refuses_login(error) => {
@@ -474,8 +540,19 @@ impl Client {
                 tracing::warn!(?took, user, database, node, why = running.why.as_str(), statement = running.text, "slow");
             }
         }
+        self.session.let_go(self.work.as_deref_mut(), lease.state());
         let its_own = self.session.has_affinity() || lease.server().handle.pid() == self.slot.told();
         lease.server().owner = its_own.then(|| self.slot.weak());
+        lease.give_back();
+    }
+
+    /// The session ends, and nothing of it can be told any more. Nobody may inherit what a pinned one left; a transaction is rolled back, a running
+    /// statement canceled.
+    fn let_go(&mut self) {
+        let Some(mut lease) = self.lease.take() else { return };
+        self.slot.release();
+        self.session.let_go(self.work.as_deref_mut(), lease.state());
+        lease.state().tainted |= !self.session.pins().is_empty();
         lease.give_back();
     }
 
@@ -525,6 +602,7 @@ impl Client {
     }
 
     fn poll_write_server(&mut self, cx: &mut TaskContext<'_>) -> Poll<Event> {
+        ready!(self.poll_left(cx));
         let (Some(work), Some(lease)) = (&mut self.work, &mut self.lease) else { return Poll::Pending };
         if work.to_server.is_empty() {
             return Poll::Pending;
@@ -570,20 +648,20 @@ impl Client {
             return Poll::Pending;
         }
         match ready!(poll_write_all(&mut self.stream, &work.to_client, &mut self.client_written, cx)) {
-            Ok(()) => {
-                let full = work.to_client.len() >= TO_CLIENT_MAX;
-                self.context.stats.port(self.port).bytes_out.add(work.to_client.len() as u64);
-                work.to_client.clear();
-                self.client_written = 0;
-                if full || self.closing { Poll::Ready(Event::Flushed) } else { Poll::Pending }
-            }
-            Err(_) => Poll::Ready(Event::ClientGone),
+            Ok(()) => self.context.stats.port(self.port).bytes_out.add(work.to_client.len() as u64),
+            // It has closed its connection with its goodbye. What it has asked for is done, as PostgreSQL would, though it hears nothing of it.
+            Err(_) if self.session.has_left(Some(work)) && self.unheard < UNHEARD_MAX => self.unheard += work.to_client.len(),
+            Err(_) => return Poll::Ready(Event::ClientGone),
         }
+        let full = work.to_client.len() >= TO_CLIENT_MAX;
+        work.to_client.clear();
+        self.client_written = 0;
+        if full || self.closing { Poll::Ready(Event::Flushed) } else { Poll::Pending }
     }
 
-    /// Reads the client also while its statement runs, so that its end is seen; up to a limit.
+    /// Reads the client also while its statement runs, so that its end is seen; up to a limit. Behind its goodbye there is nothing to read.
     fn poll_read_client(&mut self, cx: &mut TaskContext<'_>) -> Poll<Event> {
-        if self.closing {
+        if self.closing || self.session.has_left(None) {
             return Poll::Pending;
         }
         let mut work = match self.work.take() {
@@ -619,7 +697,12 @@ impl Client {
     /// False where the client is gone.
     fn handle(&mut self, event: Event) -> bool {
         match event {
-            Event::Client(Ok(0)) | Event::Client(Err(_)) | Event::ClientGone => return false,
+            Event::Client(Ok(0)) => self.client_ended(),
+            // TLS without its closing alert, or a connection that was closed behind a Terminate, with something unread.
+            Event::Client(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof || self.session.has_left(self.work.as_deref()) => {
+                self.client_ended();
+            }
+            Event::Client(Err(_)) | Event::ClientGone => return false,
             Event::Client(Ok(count)) => {
                 self.context.stats.port(self.port).bytes_in.add(count as u64);
                 self.take_client_bytes();
@@ -699,8 +782,18 @@ impl Client {
         true
     }
 
+    /// The client sends no more: what it has sent is run and answered, then the session ends.
+    fn client_ended(&mut self) {
+        self.session.client_ended();
+        self.take_client_bytes();
+    }
+
+    fn has_input(&self) -> bool {
+        self.session.is_ending() || self.work.as_ref().is_some_and(|work| !work.client_in.is_empty())
+    }
+
     fn take_client_bytes(&mut self) {
-        while !self.closing && self.waiting.is_none() && self.work.as_ref().is_some_and(|work| !work.client_in.is_empty()) {
+        while !self.closing && self.waiting.is_none() && self.has_input() {
             if self.leader_in_doubt() {
                 return self.wait_out_doubt();
             }
@@ -757,6 +850,7 @@ impl Client {
 
     fn server_lost(&mut self) {
         self.quiet = None;
+        self.leaving = None;
         let Some(mut lease) = self.lease.take() else { return };
         self.slot.release();
         // All that a session waits for with a lease in its hands is that its leader leads.
@@ -807,6 +901,14 @@ impl Client {
         }
         for sqlstate in tally.refusals {
             stats.refusal(sqlstate);
+        }
+        for result in tally.looks {
+            stats.look(result);
+        }
+        for difference in &tally.differences {
+            stats.return_differences.add(1);
+            let (user, database) = (&*self.identity.user, &*self.identity.database);
+            tracing::error!(user, database, difference, "a returned connection differs from what its session is known to have set");
         }
         if let (Some(lease), Some(running)) = (&self.lease, &self.running) {
             let node = lease.node_stats();
@@ -865,12 +967,7 @@ impl Drop for Client {
         if !self.pins_shown.is_empty() {
             self.context.stats.pinned.lock().remove(&self.slot.id);
         }
-        if let Some(mut lease) = self.lease.take() {
-            // Nobody may inherit what a pinned session left; a transaction is rolled back, a running statement canceled.
-            let server = lease.server();
-            server.state.tainted |= !self.session.pins().is_empty();
-            lease.give_back();
-        }
+        self.let_go();
         self.context.stats.port(self.port).clients.down();
     }
 }

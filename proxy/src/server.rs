@@ -26,6 +26,9 @@ const CANCEL_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a server may take to roll an abandoned transaction back, or to discard a session's state.
 const CLEAN_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// What an idle connection's server may have said without being asked, in bytes.
+const UNASKED_MAX: usize = 8 * 1024;
+
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
 /// An open server connection.
@@ -40,6 +43,9 @@ pub(crate) struct Server {
     /// Bytes that were sent since it last owed nothing.
     unanswered: usize,
     patient: bool,
+    /// It is closed when whoever opened it gives it back: its server may not know yet what makes its pool another one
+    /// than the pool before.
+    pub(crate) once: bool,
     /// The client whose sequences it advanced, or that was told its process id; it gets this one back where it can.
     pub(crate) owner: Option<Weak<Slot>>,
 }
@@ -223,6 +229,7 @@ impl Server {
             idle_since: now,
             unanswered: 0,
             patient: false,
+            once: false,
             owner: None,
         }
     }
@@ -232,12 +239,42 @@ impl Server {
         self.state.params.value("in_hot_standby").map(|value| value == b"on")
     }
 
-    /// A server has nothing to say to an idle connection but goodbye.
+    /// Whether an idle connection can be used. What its server reports meanwhile is noted, and its notices are nobody's; anything else would be
+    /// taken for the answer to the next session's first statement.
     pub(crate) fn is_alive(&mut self) -> bool {
-        let mut buffer = [0; 1];
-        let mut buffer = tokio::io::ReadBuf::new(&mut buffer);
+        if self.handle.is_killed() {
+            return false;
+        }
+        let mut said = Vec::new();
         let mut cx = Context::from_waker(std::task::Waker::noop());
-        !self.handle.is_killed() && tokio::io::AsyncRead::poll_read(std::pin::Pin::new(&mut self.stream), &mut cx, &mut buffer).is_pending()
+        loop {
+            let mut buffer = [0; 512];
+            let mut buffer = tokio::io::ReadBuf::new(&mut buffer);
+            match tokio::io::AsyncRead::poll_read(std::pin::Pin::new(&mut self.stream), &mut cx, &mut buffer) {
+                Poll::Pending => return said.is_empty() || self.hears(&said).is_some(),
+                Poll::Ready(Ok(())) if !buffer.filled().is_empty() && said.len() < UNASKED_MAX => said.extend_from_slice(buffer.filled()),
+                // The end, or more than reports and notices take.
+                Poll::Ready(_) => return false,
+            }
+        }
+    }
+
+    /// Notes what a server says without being asked; `None` where it isn't whole reports and notices.
+    fn hears(&mut self, mut said: &[u8]) -> Option<()> {
+        while !said.is_empty() {
+            let header = frame::header(said).ok()??;
+            let body = said.get(frame::HEADER..header.total)?;
+            match header.tag {
+                b'S' => {
+                    let (name, value) = view::parameter(body).ok()?;
+                    self.state.params.set(name, value);
+                }
+                b'N' => {}
+                _ => return None,
+            }
+            said = &said[header.total..];
+        }
+        Some(())
     }
 
     /// Rolls back what an abandoned transaction left. False where the connection can't be used again.
@@ -276,7 +313,9 @@ impl Server {
                     break;
                 }
                 if header.tag == b'Z' {
-                    return TxStatus::from_byte(*buffer.get(frame::HEADER)?);
+                    let status = TxStatus::from_byte(*buffer.get(frame::HEADER)?);
+                    buffer.drain(..header.total);
+                    return self.hears(&buffer).and(status);
                 }
                 if header.tag == b'S' {
                     let (name, value) = view::parameter(buffer.get(frame::HEADER..header.total)?).ok()?;

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::{Mutex, RwLock};
 use switchyard_core::balance;
+use switchyard_core::session::LookResult;
 
 use crate::decisions::Decisions;
 
@@ -205,6 +206,10 @@ pub struct Stats {
     pub refusals: RwLock<BTreeMap<&'static str, Arc<Counter>>>,
     pub decisions: Decisions,
     pub cancels: Counter,
+    /// Looks at what sessions have left on server connections, by what they came to: in the order of [`LookResult::ALL`].
+    looks: [Counter; LookResult::ALL.len()],
+    /// Returned server connections that weren't as the router's books said.
+    pub return_differences: Counter,
     pub verdict_hits: Counter,
     pub verdict_misses: Counter,
     /// Client-visible time of a statement batch, microseconds: a coarse log2 histogram, index = bit length.
@@ -269,6 +274,14 @@ impl Stats {
             return counter.add(1);
         }
         self.reruns.write().entry(sqlstate.to_owned()).or_default().add(1);
+    }
+
+    pub fn look(&self, result: LookResult) {
+        self.looks[result as usize].add(1);
+    }
+
+    pub fn looks(&self) -> impl Iterator<Item = (LookResult, u64)> {
+        LookResult::ALL.into_iter().map(|result| (result, self.looks[result as usize].value()))
     }
 
     pub fn latency(&self, took: Duration) {

@@ -23,6 +23,7 @@ pub mod etcd;
 pub mod haproxy;
 pub mod home;
 pub mod http;
+pub mod leaks;
 pub mod line;
 pub mod load;
 pub mod machine;

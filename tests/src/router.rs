@@ -11,6 +11,7 @@ use rustix::process::{Pid, Signal};
 
 use crate::cluster::{Cluster, Role, connect, dsn};
 use crate::http;
+use crate::leaks;
 use crate::machine;
 use crate::wait::eventually;
 
@@ -19,7 +20,7 @@ const READY: Duration = Duration::from_secs(20);
 const STOP: Duration = Duration::from_secs(60);
 
 /// The router to start. The defaults: the cluster's scope and etcd, role `switchyard`, free ports on 127.0.0.1, its own messages
-/// from debug on.
+/// from debug on, and a look at every server connection that a session gives back.
 #[derive(Clone, Debug, Default)]
 pub struct RouterOptions {
     settings: Vec<(String, toml::Value)>,
@@ -62,7 +63,7 @@ impl RouterOptions {
     }
 }
 
-/// A running router. Dropping it kills it.
+/// A running router. Dropping it kills it, and panics if it has told of a leak.
 #[derive(Debug)]
 pub struct Router {
     ports: [u16; 3],
@@ -214,11 +215,12 @@ impl Router {
         self.signal(Signal::CONT)
     }
 
-    /// SIGTERM, and its exit status.
+    /// SIGTERM, and its exit status. Fails if it has told of a leak.
     pub async fn stop(&self) -> anyhow::Result<ExitStatus> {
         self.signal(Signal::TERM)?;
         let status = eventually(STOP, "the router stops", || async { self.ended() }).await?;
         self.child().take();
+        leaks::none_in(&self.log)?;
         Ok(status)
     }
 
@@ -255,6 +257,7 @@ impl Router {
     fn launch(&self) -> anyhow::Result<()> {
         self.write_config()?;
         let log = std::fs::OpenOptions::new().create(true).append(true).open(&self.log).context("the router's log")?;
+        leaks::watch(&self.log);
         // Like the servers' programs in a session of its own; the guard of the cluster's home ends it with them.
         let child = std::process::Command::new("setsid")
             .arg(machine::router()?)
@@ -307,6 +310,7 @@ impl Drop for Router {
         if std::thread::panicking() {
             eprintln!("--- the router's log\n{}", self.log());
         }
+        leaks::assert(leaks::none_in(&self.log));
     }
 }
 
@@ -327,6 +331,7 @@ fn config(cluster: &Cluster, ports: [u16; 3], both_families: bool) -> anyhow::Re
     put(&mut config, "postgres.user", "switchyard".into())?;
     put(&mut config, "postgres.password", cluster.password("switchyard").unwrap_or_default().into())?;
     put(&mut config, "log.filter", "info,switchyard=debug".into())?;
+    put(&mut config, "pool.verify_returns", 1.0.into())?;
     Ok(config)
 }
 

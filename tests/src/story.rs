@@ -11,6 +11,8 @@ use std::time::Instant;
 use futures_util::FutureExt;
 use tokio::sync::{Mutex, MutexGuard};
 
+use crate::leaks;
+
 /// Set to a part of stories' names, it lets only those be told: for work on one of them.
 const ONLY: &str = "SWITCHYARD_STORY";
 
@@ -27,7 +29,7 @@ impl Stories {
         Stories::default()
     }
 
-    /// One story: an error or a panic in it is its failure, and is printed.
+    /// One story: an error or a panic in it is its failure, and is printed. So is what a router tells of a leak.
     pub async fn tell(&mut self, name: &str, story: impl Future<Output = anyhow::Result<()>>) {
         if std::env::var(ONLY).is_ok_and(|only| !name.contains(&only)) {
             return;
@@ -36,7 +38,7 @@ impl Stories {
         self.told += 1;
         // A story that panicked has nothing of its own that a later one could look at.
         let failure = match AssertUnwindSafe(story).catch_unwind().await {
-            Ok(Ok(())) => None,
+            Ok(Ok(())) => leaks::none().err().map(|error| error.to_string()),
             // In one line, and without a backtrace, which says nothing about a story and hides what does.
             Ok(Err(error)) => Some(format!("{error:#}")),
             Err(panic) => Some(panic_text(&*panic)),
@@ -57,7 +59,8 @@ impl Stories {
     /// # Errors
     ///
     /// If a story failed.
-    pub fn end(self, evidence: impl FnOnce() -> String) -> anyhow::Result<()> {
+    pub fn end(mut self, evidence: impl FnOnce() -> String) -> anyhow::Result<()> {
+        self.failed.extend(leaks::none().err().map(|error| error.to_string()));
         if self.failed.is_empty() {
             return Ok(());
         }
@@ -101,6 +104,7 @@ impl<T> Default for Shared<T> {
     }
 }
 
+/// At its end, no router of the program may have told of a leak.
 #[derive(Debug)]
 pub struct Turn<'a, T>(MutexGuard<'a, Option<T>>);
 
@@ -115,5 +119,11 @@ impl<T> Deref for Turn<'_, T> {
 impl<T> DerefMut for Turn<'_, T> {
     fn deref_mut(&mut self) -> &mut T {
         self.0.as_mut().expect("a turn begins with a value")
+    }
+}
+
+impl<T> Drop for Turn<'_, T> {
+    fn drop(&mut self) {
+        leaks::assert(leaks::none());
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{LONGEST, Resolver, or, place_of, show, text, text_or};
 use crate::model::{Consistency, Failover, Health, Limits, Log, LogFormat, Pool, PoolMode, Routing};
 use crate::raw::{At, RawFailover, RawHealth, RawLimits, RawLog, RawPool, RawRouting};
-use crate::value::ReadonlyTransactions;
+use crate::value::{ReadonlyTransactions, Share};
 
 /// More threads than any machine has cores; a typing error rather than a wish.
 const WORKERS_MAX: usize = 1024;
@@ -25,6 +25,8 @@ const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(600);
 const POOL_MAX_LIFETIME: Duration = Duration::from_secs(3600);
 /// What an application with an ORM uses, with room; each costs the server some ten kilobytes.
 const POOL_MAX_PREPARED: usize = 500;
+/// A look costs a round trip, and the books are to be right without it. Builds for tests look after every return.
+pub(crate) const POOL_VERIFY_RETURNS: f64 = if cfg!(debug_assertions) { 1.0 } else { 0.0 };
 /// PostgreSQL's own limit for `max_connections` (MAX_BACKENDS, 2^18 - 1).
 const CONNECTIONS_MAX: usize = (1 << 18) - 1;
 
@@ -90,6 +92,7 @@ impl Resolver {
             idle_timeout: self.time("pool.idle_timeout", &raw.idle_timeout, POOL_IDLE_TIMEOUT, Duration::from_secs(1)..=LONGEST),
             max_lifetime: self.time("pool.max_lifetime", &raw.max_lifetime, POOL_MAX_LIFETIME, Duration::from_secs(1)..=LONGEST),
             max_prepared: self.number("pool.max_prepared", &raw.max_prepared, POOL_MAX_PREPARED, 0..=100_000),
+            verify_returns: self.share("pool.verify_returns", &raw.verify_returns, POOL_VERIFY_RETURNS),
         };
         if pool.min_size > pool.max_size {
             let place = self.first([place_of(&raw.min_size), place_of(&raw.max_size)]);
@@ -102,6 +105,19 @@ impl Resolver {
             self.problem(place, "pool.max_size", text);
         }
         pool
+    }
+
+    /// A part of all, from none to the whole.
+    fn share(&mut self, key: &str, given: &Option<At<Share>>, default: f64) -> f64 {
+        let Some(At { value: Share(share), place }) = given else {
+            return default;
+        };
+        // Not a number is in no range.
+        if !(0.0..=1.0).contains(share) {
+            self.problem(place.clone(), key, format!("must be from 0.0 to 1.0, not {share}"));
+            return default;
+        }
+        *share
     }
 
     pub(super) fn routing(&mut self, raw: RawRouting) -> Routing {

@@ -174,6 +174,9 @@ fn statements(out: &mut Writer<'_>, snapshot: &Snapshot) -> fmt::Result {
     out.counters("reruns", "Batches run again elsewhere, by what the replica said", None, by("sqlstate", &snapshot.reruns))?;
     out.counters("refusals", "Errors that the router itself authored", None, by("sqlstate", &snapshot.refusals))?;
     out.counter("cancels", "Cancel requests", snapshot.cancels)?;
+    out.counters("looks", "Looks at what sessions have left on server connections", None, by("result", &snapshot.looks))?;
+    let help = "Returned server connections that weren't as the router's books said";
+    out.counter("return_differences", help, snapshot.return_differences)?;
     out.counter("verdict_cache_hits", "Statements whose verdict was cached", snapshot.verdicts.hits)?;
     out.counter("verdict_cache_misses", "Statements that had to be parsed", snapshot.verdicts.misses)?;
     out.counter("unforeseen", "Statements that a replica refused and the leader ran", snapshot.unforeseen_total)?;

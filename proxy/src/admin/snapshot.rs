@@ -69,6 +69,10 @@ pub struct Snapshot {
     pub unforeseen: Vec<Unforeseen>,
     pub unforeseen_total: u64,
     pub cancels: u64,
+    /// Looks at what sessions have left on server connections, by what they came to.
+    pub looks: BTreeMap<String, u64>,
+    /// Returned server connections that weren't as the router's books said.
+    pub return_differences: u64,
     /// Newest first.
     pub changes: Vec<Change>,
     /// Newest first.
@@ -320,6 +324,8 @@ pub(super) fn take(from: &Sources<'_>) -> Snapshot {
         unforeseen: stats.decisions.unforeseen_now().into_iter().take(UNFORESEEN_MAX).collect(),
         unforeseen_total: stats.decisions.unforeseen_total.value(),
         cancels: stats.cancels.value(),
+        looks: stats.looks().map(|(result, count)| (result.as_str().to_owned(), count)).collect(),
+        return_differences: stats.return_differences.value(),
         changes: changes(topology),
         events: events(stats),
         latency_log2_us: stats.latency_log2_us.iter().map(Counter::value).collect(),

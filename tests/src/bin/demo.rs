@@ -76,7 +76,11 @@ async fn demo(arguments: Arguments) -> anyhow::Result<()> {
         None
     } else {
         let [read_write, read_only, http] = ROUTER_PORTS;
-        let options = RouterOptions::new().ports(read_write, read_only, http).both_families().set("log.filter", "info");
+        let options = RouterOptions::new()
+            .ports(read_write, read_only, http)
+            .both_families()
+            .set("pool.verify_returns", 0.0)
+            .set("log.filter", "info");
         Some(Router::start(&cluster, options).await.context("start the router")?)
     };
     println!("Ready after {:.0} s.\n", begin.elapsed().as_secs_f64());

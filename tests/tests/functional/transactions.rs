@@ -201,13 +201,14 @@ async fn a_vanished_clients_transaction_is_rolled_back_at_once() -> Result {
         ensure!(inserted? == 1);
         ensure!(yard.leader.ask("SELECT string_agg(id::text, ',') FROM tx_vanished").await? == "2");
 
-        // One that vanishes while its statement runs: it is stopped, and rolled back.
+        // One whose connection breaks while its statement runs: it is stopped, and rolled back.
         let mut vanishing = Raw::connect(&yard.router.rw_dsn("app")).await?;
         vanishing.query("BEGIN").await?;
         vanishing.query("INSERT INTO tx_vanished VALUES (3)").await?;
         vanishing.send(&Batch::new().query("SELECT pg_sleep(100), 'vanished'").bytes).await?;
         let sleeping = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep(100)%' AND state = 'active'";
         eventually(SOON, "it sleeps", || async { Ok((yard.leader.ask(sleeping).await? == "1").then_some(())) }).await?;
+        vanishing.stream.set_zero_linger()?;
         drop(vanishing);
         eventually(Duration::from_secs(5), "it was stopped", || async { Ok((yard.leader.ask(sleeping).await? == "0").then_some(())) })
             .await?;

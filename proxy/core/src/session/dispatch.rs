@@ -5,14 +5,15 @@ use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
 
-use super::batch::{End, Item, Statement};
+use super::batch::{End, Item, Statement, must_be_answered_first};
 use super::replies::{Owed, Prepares, Sync};
-use super::server::{StatementId, server_name};
-use super::{Attempt, Env, Lost, Phase, Segment, ServerState, Session, Work, own};
+use super::server::{StatementId, is_server_name, server_name};
+use super::settings::Value;
+use super::{Attempt, Env, Lost, Phase, Segment, ServerState, Session, Work};
 use crate::marks::Touched;
 use crate::refusal::Refusal;
 use crate::route::ServerRole;
-use crate::sql::{Class, Effect, Kind, PinReason, Verdict};
+use crate::sql::{Class, Effect, PinReason, Verdict};
 use crate::wire::reply::{self, TxStatus};
 use crate::wire::{frame, view};
 
@@ -34,9 +35,11 @@ impl Session {
 
     /// Sends what brings the server to the session's settings.
     pub(super) fn bring(&mut self, work: &mut Work, server: &mut ServerState) {
-        server.settings.bring(&self.settings, server.role, &mut work.to_server);
+        for name in self.settings.dotted() {
+            server.sets(name);
+        }
+        server.settings.sync_messages(&self.settings, server.role, &mut work.to_server);
         server.ready = false;
-        // A simple query destroys it.
         server.unnamed = None;
         work.owed.push_back(Owed::Bring);
     }
@@ -95,7 +98,12 @@ impl Session {
             let refusal = self.refused(env, item, &batch.bytes[range.clone()]).or_else(|| self.outdated(env, item, server));
             match refusal {
                 Some(refusal) => send_refused(item, refusal, work, server),
-                None => self.send_item(item, &batch.bytes[range.clone()], syncs_flush, lone, work, server),
+                None => {
+                    if let Some(verdict) = item.runs().filter(|_| server.role == ServerRole::Leader) {
+                        env.judge.about_to_run(verdict);
+                    }
+                    self.send_item(item, &batch.bytes[range.clone()], syncs_flush, lone, work, server);
+                }
             }
         }
         if batch.end == End::Ready {
@@ -160,7 +168,6 @@ impl Session {
         // A COMMIT shows nothing, and yet says that something is done.
         work.shows = self.status != TxStatus::Idle;
         work.writing = false;
-        work.rolled_back = false;
         work.undone = false;
         work.begin_failed = false;
         if self.lost == Some(Lost::Told) {
@@ -189,6 +196,12 @@ impl Session {
                 work.owed.push_back(Owed::Close { swallow: true, evicted: None, closed: None });
             }
             server.unnamed = None;
+            for (name, value, local) in &begin.own {
+                server.sets(name);
+                if !local && let Some(value) = value {
+                    self.set_parameter(server, name, &Value::Known(value.as_bytes().into()));
+                }
+            }
             work.alone = true;
             let on_replica = server.role == ServerRole::Replica;
             // Behind a held BEGIN a Flush stays one: what it asks for can't be kept back up to a ReadyForQuery.
@@ -219,13 +232,13 @@ impl Session {
             Item::Query(verdict) => {
                 work.tally.queries += 1;
                 server.unnamed = None;
+                self.is_about_to_run(verdict, server);
                 if self.stand_in(verdict, work, server) && lone {
                     reply::sync(&mut work.to_server);
                     work.owed.push_back(Owed::Sync(Sync::Ours));
                 }
                 work.to_server.extend_from_slice(message);
-                let text = sets(verdict).then(|| message[frame::HEADER..message.len() - 1].into());
-                work.owed.push_back(Owed::Query(verdict.clone(), text));
+                work.owed.push_back(Owed::Query(verdict.clone(), text_hash(verdict, message)));
             }
             Item::Parse { name, statement, previous } => self.send_parse(name, statement, previous.as_ref(), message, work, server),
             Item::Bind { statement, unnamed } => {
@@ -254,6 +267,7 @@ impl Session {
             Item::Execute(statement) => {
                 work.tally.queries += 1;
                 if let Some(statement) = statement {
+                    self.is_about_to_run(&statement.verdict, server);
                     self.stand_in(&statement.verdict, work, server);
                 }
                 work.to_server.extend_from_slice(message);
@@ -264,7 +278,13 @@ impl Session {
                 if name.is_empty() {
                     server.unnamed = None;
                 }
-                work.to_server.extend_from_slice(message);
+                if is_server_name(name) {
+                    // What the server knows by that name is another client's.
+                    server.unnamed = None;
+                    reply::close_statement(&mut work.to_server, b"");
+                } else {
+                    work.to_server.extend_from_slice(message);
+                }
                 let closed = closed.as_ref().map(|closed| (name.clone(), closed.clone()));
                 work.owed.push_back(Owed::Close { swallow: false, evicted: None, closed });
             }
@@ -274,6 +294,8 @@ impl Session {
             }
             Item::FunctionCall => {
                 work.tally.queries += 1;
+                server.unsure = true;
+                self.unproven = true;
                 work.to_server.extend_from_slice(message);
                 work.owed.push_back(Owed::FunctionCall);
             }
@@ -286,6 +308,19 @@ impl Session {
             Item::Sync => {
                 work.to_server.extend_from_slice(message);
                 work.owed.push_back(Owed::Sync(Sync::Clients));
+            }
+        }
+    }
+
+    /// Something is about to run there: what may be left behind, whatever becomes of it.
+    fn is_about_to_run(&mut self, verdict: &Verdict, server: &mut ServerState) {
+        if verdict.unseen.leaves {
+            server.unsure = true;
+            self.unproven = true;
+        }
+        for effect in &verdict.effects {
+            if let Effect::Set { name, .. } | Effect::Reset { name } = effect {
+                server.sets(name);
             }
         }
     }
@@ -454,7 +489,8 @@ impl Session {
             Effect::Prepare { name } | Effect::Execute { name } => self.statements.contains_key(name.as_bytes()),
             _ => false,
         };
-        !self.pins.has(PinReason::PreparedNames) && work.batch.executed().any(|verdict| verdict.effects.iter().any(tells))
+        !self.pins.has(PinReason::PreparedNames)
+            && work.batch.executed().any(|verdict| verdict.unseen.sees_statements || verdict.effects.iter().any(tells))
     }
 
     /// From here on the server knows the session's statements by the client's own names, and no others: it is the session's alone until they
@@ -590,26 +626,8 @@ fn send_refused(item: &Item, refusal: Refusal, work: &mut Work, server: &mut Ser
     }
 }
 
-/// Whether what follows depends on the outcome of what this verdict is about: a COPY takes the messages that follow it, and settings
-/// decide how what follows is read, and what it is shared with.
-fn must_be_answered_first(verdict: &Verdict) -> bool {
-    verdict.effects.iter().any(|effect| {
-        matches!(
-            effect,
-            Effect::CopyIn
-                | Effect::Set { .. }
-                | Effect::SetUnknown
-                | Effect::Reset { .. }
-                | Effect::ResetAll
-                | Effect::DiscardAll
-                | Effect::Deallocate { .. }
-                | Effect::DeallocateAll
-                | Effect::SetTransaction { session: true, .. }
-        )
-    }) || matches!(verdict.kind, Kind::Unknown)
-}
-
-/// Whether the statement's text is looked at once it has succeeded: it may have to be replayed on other servers, or sets what is ours.
-pub(super) fn sets(verdict: &Verdict) -> bool {
-    verdict.effects.iter().any(|effect| matches!(effect, Effect::Set { .. })) || own::concerns(verdict)
+/// A hash of a statement's text, where what it sets for its transaction must be told from what others set.
+pub(super) fn text_hash(verdict: &Verdict, text: &[u8]) -> u64 {
+    let local = |effect: &Effect| matches!(effect, Effect::Set { local: true, .. });
+    if verdict.effects.iter().any(local) { xxhash_rust::xxh3::xxh3_64(text) } else { 0 }
 }

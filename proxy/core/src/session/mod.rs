@@ -14,6 +14,8 @@ mod dispatch;
 mod effects;
 mod explain;
 mod held;
+mod journal;
+mod look;
 mod loss;
 mod own;
 mod pins;
@@ -31,13 +33,16 @@ use rustc_hash::FxHashMap;
 use batch::{Batch, End, Item, Statement};
 use explain::Answer;
 use held::{Held, Names};
+use journal::Journal;
+use look::Seen;
 use own::Own;
 use replies::Owed;
 
 pub use explain::describe;
+pub use look::LookResult;
 pub use pins::Pins;
-pub use server::{ServerState, StatementId};
-pub use settings::{How, Params, Settings};
+pub use server::{CustomNames, ServerState, StatementId};
+pub use settings::{Params, Settings, Value};
 
 use crate::causal::{Level, Watermark};
 use crate::marks::{Marks, Touched};
@@ -76,6 +81,8 @@ pub struct Policy {
     pub max_message_bytes: usize,
     /// Named prepared statements, at most.
     pub max_statements: usize,
+    /// The share of returns of server connections, from 0 to 1, after which the server is asked what is left of the session.
+    pub verify_returns: f64,
     pub zone: Option<Arc<str>>,
 }
 
@@ -83,6 +90,13 @@ pub struct Policy {
 pub trait Judge {
     /// `standard_conforming_strings`, and whether the client's encoding never has an ASCII byte within a character.
     fn verdict(&self, sql: &[u8], standard_conforming_strings: bool, ascii_safe: bool) -> Arc<Verdict>;
+
+    /// A leader is about to be sent what this verdict is about, to run it. What isn't run (Parse, Describe, EXPLAIN
+    /// (ROUTE)) never comes here; what runs twice comes twice.
+    fn about_to_run(&self, _: &Verdict) {}
+
+    /// A client's Execute asks for it. What stands behind that in the batch is judged before any of it is sent.
+    fn asked_to_run(&self, _: &Verdict) {}
 
     /// Of the facts that it judges by now: verdicts of another generation may be wrong about what they touch.
     fn generation(&self) -> u64 {
@@ -96,6 +110,11 @@ pub trait Judge {
 
     /// See [`Facts::bad_value`](crate::sql::Facts::bad_value).
     fn bad_value(&self) -> Option<&'static str> {
+        None
+    }
+
+    /// See [`Facts::leaving_value`](crate::sql::Facts::leaving_value).
+    fn leaving_value(&self) -> Option<&'static str> {
         None
     }
 
@@ -114,6 +133,11 @@ pub trait Judge {
 
     fn is_outdated(&self, _: StatementId) -> bool {
         false
+    }
+
+    /// The custom settings (`prefix.name`) that code of the database's own is known to name.
+    fn custom_settings(&self) -> Arc<[Arc<str>]> {
+        Arc::default()
     }
 }
 
@@ -151,8 +175,11 @@ pub enum Want {
     Departure(Arc<str>),
     /// Give the server connection back, then call [`Session::returned`].
     Return,
-    /// Send what is left, then hang up.
+    /// Send what is left, then hang up. A server connection that is held is closed.
     Close,
+    /// The client has said goodbye, and all that it has asked for is answered: as [`Want::Close`], but the server connection is given back. A
+    /// transaction that is open is rolled back.
+    Leave,
 }
 
 /// Who holds which server.
@@ -173,6 +200,8 @@ struct HeldBegin {
     /// The statements' texts, each with its terminator.
     texts: Vec<u8>,
     modes: TransactionModes,
+    /// The router's own parameters that the texts set: name, value, and whether for the transaction only.
+    own: Vec<(Arc<str>, Option<Arc<str>>, bool)>,
     /// The transaction has shown something already, on a server that it had to leave: the next one must show that, too.
     resumed: bool,
 }
@@ -186,6 +215,18 @@ enum Lost {
     Told,
     /// A failed transaction on another server stands in for it, and answers in PostgreSQL's words until the client ends it.
     StoodIn,
+}
+
+/// Whether a client goes on, or has said goodbye: with Terminate, or by closing its sending half. Either way PostgreSQL first runs and answers
+/// what came before.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Farewell {
+    #[default]
+    None,
+    /// The end of its input has been seen; what came before it is still to be taken.
+    Heard,
+    /// Nothing more is taken: the session ends with the last answer that is outstanding.
+    Taken,
 }
 
 /// Where the client's messages to the server stand, between one Sync (or simple query) and the next.
@@ -245,8 +286,10 @@ pub struct Work {
     misshapen: Vec<StatementId>,
     /// A settings replay or a held BEGIN failed.
     prelude_failed: Option<Vec<u8>>,
-    /// The simple query that is owed next has had a CommandComplete.
-    completed: bool,
+    /// What a look at the server has shown so far.
+    seen: Option<Box<Seen>>,
+    /// How many statements of the simple query that is owed next were completed.
+    completed: usize,
     /// An ErrorResponse came for the current segment.
     segment_failed: bool,
     /// What runs shows data, or changes it: the watermark must know.
@@ -260,8 +303,6 @@ pub struct Work {
     prepares: bool,
     /// The held BEGIN failed, and with it the transaction that the client believes in.
     begin_failed: bool,
-    /// Changes of settings that succeeded in the current segment. What the server reports of them comes right before ReadyForQuery.
-    changes: Vec<effects::Change>,
     /// A statement went back to settings of the server's where the session has its own: the client's ReadyForQuery waits for them.
     ready_after_bring: Option<TxStatus>,
     /// Stand-ins for the client's statements on the server, to be closed behind the segment.
@@ -270,9 +311,7 @@ pub struct Work {
     writing: bool,
     /// The FATAL that a server sent before it hung up: SQLSTATE, and the whole message.
     last_words: Option<([u8; 5], Box<[u8]>)>,
-    /// The last CommandComplete was ROLLBACK.
-    rolled_back: bool,
-    /// As `rolled_back`, for what was written.
+    /// The last CommandComplete was ROLLBACK: what was written is undone.
     undone: bool,
     excluded: Excluded,
     /// Servers that were lost under the batch that waits.
@@ -300,11 +339,20 @@ pub struct Tally {
     pub reruns: Vec<[u8; 5]>,
     /// SQLSTATEs of errors that the router authored.
     pub refusals: Vec<&'static str>,
+    /// What looks at server connections came to.
+    pub looks: Vec<LookResult>,
+    /// Of connections of which the ledger was wrong: what it said, and what is there.
+    pub differences: Vec<String>,
 }
 
 impl Tally {
     pub fn is_empty(&self) -> bool {
-        self.queries == 0 && self.errors == 0 && self.reruns.is_empty() && self.refusals.is_empty()
+        self.queries == 0
+            && self.errors == 0
+            && self.reruns.is_empty()
+            && self.refusals.is_empty()
+            && self.looks.is_empty()
+            && self.differences.is_empty()
     }
 }
 
@@ -339,7 +387,7 @@ impl Work {
             && self.segment == Segment::Closed
             && !self.copy_in
             && !self.begin_failed
-            && self.changes.is_empty()
+            && self.seen.is_none()
             && self.stand_ins.is_empty()
             && self.excluded.is_empty()
             && self.losses == 0
@@ -367,6 +415,22 @@ impl Work {
     pub fn needs_fresh(&self) -> bool {
         let watches = Effect::Pin(PinReason::Statistics);
         self.fresh || self.batch.executed().any(|verdict| verdict.effects.contains(&watches))
+    }
+
+    /// Whether what waits may see which custom settings were ever set on its connection. All of a transaction does, as its later statements aren't
+    /// known.
+    fn sees_custom_settings(&self) -> bool {
+        let own = |verdict: &Arc<Verdict>| verdict.unseen.sees_settings || verdict.effects.iter().any(effects::bounds_transaction);
+        self.batch.executed().any(own) || self.batch.items.iter().any(|(item, _)| matches!(item, Item::FunctionCall | Item::Execute(None)))
+    }
+
+    /// The custom settings that the first statement of what waits sets.
+    fn sets_custom_settings(&self) -> impl Iterator<Item = &Arc<str>> {
+        let effects = self.batch.executed().next().map_or(&[][..], |verdict| verdict.effects_of(0));
+        effects.iter().filter_map(|effect| match effect {
+            Effect::Set { name, .. } if name.contains('.') => Some(name),
+            _ => None,
+        })
     }
 
     /// Whether the batch that waits has a VACUUM: what that can do depends on who else reads.
@@ -405,8 +469,14 @@ pub struct Session {
     bad_startup: Option<Box<Refusal>>,
     /// The settings have been accepted by a server.
     settings_proven: bool,
-    /// The settings to go back to if the transaction, or the segment outside one, fails.
-    undo: Option<Arc<Settings>>,
+    /// What goes back if the transaction, or the segment outside one, fails.
+    journal: Journal,
+    /// The custom settings (`prefix.name`) that the session has ever set.
+    touched: CustomNames,
+    /// Of these, the ones that are no placeholders: a library's, or of the servers' configuration.
+    plain: CustomNames,
+    /// Something has run on the server that is held of which it isn't proven that it leaves settings alone.
+    unproven: bool,
     told: Params,
     /// What the server reported whose parameters the client was told last.
     heard: Params,
@@ -432,6 +502,7 @@ pub struct Session {
     skipping: bool,
     /// The server was lost within a segment whose statements had been answered: the client's next message is told.
     segment_lost: bool,
+    farewell: Farewell,
 }
 
 /// What a server sent isn't PostgreSQL's protocol: the connection can't be used any more. Answer with [`Session::server_lost`].
@@ -469,7 +540,10 @@ impl Session {
             settings: startup.clone(),
             startup,
             settings_proven: false,
-            undo: None,
+            journal: Journal::default(),
+            touched: CustomNames::default(),
+            plain: CustomNames::default(),
+            unproven: false,
             told: Params::default(),
             heard: Params::default(),
             local_hash: 0,
@@ -487,7 +561,22 @@ impl Session {
             unsynced: false,
             skipping: false,
             segment_lost: false,
+            farewell: Farewell::None,
         }
+    }
+
+    /// The custom settings (`prefix.name`) that may have been set on a connection on which what waits in `work` can run as it would on one of the
+    /// session's own: those that it has set itself, as it finds '' for them from then on, where there was none before, and those that it is about to set.
+    /// `None` where any connection will do.
+    pub fn known_custom_settings(&self, work: &Work) -> Option<CustomNames> {
+        if self.begin.is_none() && self.status == TxStatus::Idle && !work.sees_custom_settings() {
+            return None;
+        }
+        let mut known = self.touched.clone();
+        for name in work.sets_custom_settings() {
+            known.add(name);
+        }
+        Some(known)
     }
 
     /// What is wanted now. A server connection is wanted back only when all that is for it has been written.
@@ -495,12 +584,58 @@ impl Session {
         if self.want == Some(Want::Return) && work.is_some_and(|work| !work.to_server.is_empty()) {
             return None;
         }
+        if self.want.is_none() && self.farewell == Farewell::Taken && work.is_none_or(|work| !self.is_outstanding(work)) {
+            return Some(Want::Leave);
+        }
         self.want.take()
     }
 
     /// Whether something is wanted, if only after all has been written.
     pub fn wants(&self) -> bool {
-        self.want.is_some()
+        self.want.is_some() || self.farewell != Farewell::None
+    }
+
+    /// The client has closed its sending half: what it has sent is run and answered, then the session ends. [`Session::client_bytes`] goes on with
+    /// it, also where there is nothing left to take.
+    pub fn client_ended(&mut self) {
+        if self.farewell == Farewell::None {
+            self.farewell = Farewell::Heard;
+        }
+    }
+
+    /// The client has said goodbye, and its last messages are still to be taken.
+    pub fn is_ending(&self) -> bool {
+        self.farewell == Farewell::Heard
+    }
+
+    /// The client has said goodbye, if only with a Terminate that is still to be taken: whatever becomes of its connection, what came before is
+    /// run.
+    pub fn has_left(&self, work: Option<&Work>) -> bool {
+        self.farewell != Farewell::None || work.is_some_and(|work| work.client_passing == 0 && has_terminate(&work.client_in))
+    }
+
+    /// Whether the end of the session would take something from the client that it has asked for. A COPY whose data has ended in the middle never
+    /// comes to an end, unless something was sent behind it that is no data: an error then.
+    fn is_outstanding(&self, work: &Work) -> bool {
+        let copies = work.copy_in && work.owed.len() <= 1;
+        let waits = self.starting.is_some() || matches!(self.phase, Phase::Waiting);
+        let sent = !work.owed.is_empty() || !work.to_server.is_empty() || work.ready_after_bring.is_some();
+        waits || (!copies && (sent || work.after_bring || work.attempt.is_some() || !work.batch.is_empty()))
+    }
+
+    /// The server connection is about to be let go of. What the server has said beyond its last answer is nobody's, and neither is a message that was
+    /// sent to it in part, nor what nobody has looked at: such a connection is never given on.
+    pub fn let_go(&mut self, work: Option<&mut Work>, server: &mut ServerState) {
+        if let Some(work) = work {
+            server.tainted |= !work.server_in.is_empty() || work.server_passing > 0 || (work.client_passing > 0 && work.client_passing_on);
+            work.server_in.clear();
+            work.server_passing = 0;
+        }
+        if server.tx != TxStatus::Idle {
+            // Its owner rolls back what is open.
+            self.roll_back_changes(Some(server));
+        }
+        server.tainted |= server.unsure || self.settings.unread().next().is_some();
     }
 
     pub fn pins(&self) -> Pins {
@@ -551,6 +686,7 @@ impl Session {
     /// Whether more of the client's bytes can be taken now.
     pub fn accepts(&self, env: &Env<'_>, work: &Work) -> bool {
         if self.want == Some(Want::Close)
+            || self.farewell == Farewell::Taken
             || self.starting.is_some()
             || work.after_bring
             || work.ready_after_bring.is_some()
@@ -578,6 +714,8 @@ impl Session {
     pub fn client_bytes(&mut self, env: &Env<'_>, work: &mut Work, mut server: Option<&mut ServerState>) {
         let mut input = std::mem::take(&mut work.client_in);
         let mut at = 0;
+        // What is left is no whole message: only more bytes can make one of it.
+        let mut incomplete = false;
         while at < input.len() && self.want.is_none() && self.accepts(env, work) {
             let rest = &input[at..];
             if work.client_passing > 0 {
@@ -589,13 +727,18 @@ impl Session {
                 at += part;
                 if work.client_passing == 0 && work.client_passing_on && !work.copy_in && matches!(self.phase, Phase::Holding { .. }) {
                     // The COPY is over: the server connection was only kept for the rest of this message.
-                    self.return_if_done(env, work);
+                    if let Some(server) = server.as_deref_mut() {
+                        self.return_if_done(env, work, server);
+                    }
                 }
                 continue;
             }
             let header = match frame::header(rest) {
                 Ok(Some(header)) => header,
-                Ok(None) => break,
+                Ok(None) => {
+                    incomplete = true;
+                    break;
+                }
                 Err(_) => {
                     self.refuse_fatal(work, &Refusal::InvalidMessage { detail: "invalid message length".into() });
                     break;
@@ -615,19 +758,59 @@ impl Session {
                 break;
             }
             if rest.len() < header.total {
+                incomplete = true;
                 break;
             }
             let message = &rest[..header.total];
+            if !matches!(header.tag, b'S' | b'H' | b'X') && !self.skipping && work.batch.needs_answer() {
+                // What it means depends on what is about to change: names, settings, where strings end.
+                work.batch.end = End::Overflow;
+                self.submit(env, work, server.as_deref_mut());
+                break;
+            }
             if matches!(header.tag, b'B' | b'D') && !self.skipping && !work.copy_in && means_unnamed(message) && unnamed_is_open(work) {
                 break;
             }
             at += header.total;
+            if header.tag == b'X' {
+                // Nobody reads what comes behind it.
+                at = input.len();
+                self.client_ended();
+                break;
+            }
             if let Err(view::Malformed(what)) = self.client_message(env, work, server.as_deref_mut(), header.tag, message) {
                 self.refuse_fatal(work, &Refusal::InvalidMessage { detail: format!("invalid {what} message").into() });
             }
         }
+        incomplete |= at == input.len();
         input.drain(..at);
         work.client_in = input;
+        if self.farewell == Farewell::Heard && incomplete && self.want.is_none() {
+            self.part(env, work, server);
+        }
+    }
+
+    /// All that the client has sent before its goodbye has been taken, but for half a message, which PostgreSQL doesn't run either. What is left of
+    /// a segment without a Sync runs there, and its end isn't committed; something in it may commit by itself.
+    fn part(&mut self, env: &Env<'_>, work: &mut Work, server: Option<&mut ServerState>) {
+        if !self.accepts(env, work) && self.is_outstanding(work) {
+            // Its turn comes behind what is under way.
+            return;
+        }
+        let unsent = work.batch.end == End::Open && !work.batch.is_empty();
+        if unsent {
+            let mut flush = Vec::new();
+            reply::message(&mut flush, b'H', &[]);
+            work.batch.push(Item::Flush, &flush);
+            work.batch.end = End::Flush;
+        } else if work.segment == Segment::Open && !work.owed.is_empty() {
+            // The server would keep the last answers to itself.
+            reply::message(&mut work.to_server, b'H', &[]);
+        }
+        self.farewell = Farewell::Taken;
+        if unsent {
+            self.submit(env, work, server);
+        }
     }
 
     /// Whether COPY data has come before the server has said that it takes some: whoever is sure of that needn't wait (asyncpg doesn't).
@@ -654,10 +837,6 @@ impl Session {
         message: &[u8],
     ) -> Result<(), view::Malformed> {
         let body = &message[frame::HEADER..];
-        if tag == b'X' {
-            self.want = Some(Want::Close);
-            return Ok(());
-        }
         if std::mem::take(&mut self.segment_lost) {
             let refusal = Refusal::TransactionLost { node: "the server".into() };
             work.tally.refusals.push(refusal.wording().sqlstate);
@@ -722,7 +901,13 @@ impl Session {
                 (b'S', name) => Item::DescribeStatement { statement: self.statement(name), unnamed: name.is_empty() },
                 (_, name) => Item::DescribePortal(self.portals.get(name).cloned()),
             },
-            b'E' => Item::Execute(self.portals.get(view::execute(body)?).cloned()),
+            b'E' => {
+                let statement = self.portals.get(view::execute(body)?).cloned();
+                if let Some(statement) = &statement {
+                    env.judge.asked_to_run(&statement.verdict);
+                }
+                Item::Execute(statement)
+            }
             b'C' => match view::target(body)? {
                 (b'S', name) => Item::CloseStatement { name: name.into(), closed: self.forget_statement(name) },
                 (_, name) => {
@@ -921,9 +1106,9 @@ impl Session {
 
     fn default_isolation_is(&self, level: &str) -> bool {
         match self.settings.value("default_transaction_isolation") {
-            Some(How::Value(text) | How::Statement(text)) => {
-                text.to_ascii_lowercase().windows(level.len()).any(|part| part == level.as_bytes())
-            }
+            Some(Value::Known(text)) => text.to_ascii_lowercase().windows(level.len()).any(|part| part == level.as_bytes()),
+            // It may be any.
+            Some(Value::Unread(_)) => true,
             None => false,
         }
     }
@@ -971,6 +1156,17 @@ fn leads(topology: &Topology, node: &Arc<str>) -> bool {
 
 #[cfg(test)]
 mod tests;
+
+/// Whether there is a Terminate among the messages.
+fn has_terminate(mut messages: &[u8]) -> bool {
+    while let Ok(Some(header)) = frame::header(messages) {
+        if header.tag == b'X' {
+            return true;
+        }
+        messages = messages.get(header.total..).unwrap_or_default();
+    }
+    false
+}
 
 /// Whether a Bind or a Describe names the unnamed statement.
 fn means_unnamed(message: &[u8]) -> bool {

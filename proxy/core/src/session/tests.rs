@@ -1,10 +1,12 @@
 //! A session's tests: stories told message by message, and random scripts that must get what a direct connection gives.
 
 mod consistency;
+mod goodbye;
 mod model;
 mod random;
 mod rig;
 mod script;
 mod stories;
 mod table;
-mod text;
+pub(super) mod text;
+mod unasked;

@@ -8,10 +8,11 @@ use proptest::prelude::*;
 use proptest::sample::{Index, select};
 use proptest::test_runner::RngSeed;
 
-use super::super::{Access, CancelKey, How, Params, ServerState, Session, Settings, TxStatus, Want, Work};
+use super::super::{Access, CancelKey, CustomNames, Params, ServerState, Session, Settings, TxStatus, Want, Work};
 use super::rig::Rig;
 use super::{model, text};
 use crate::route::ServerRole;
+use crate::session::Value;
 use crate::session::server::server_name;
 
 /// A server connection, and what the router believes of it.
@@ -30,6 +31,8 @@ struct Client {
     held: Option<Server>,
     got: Vec<u8>,
     closed: bool,
+    /// It closes its sending half behind what it has sent.
+    hangs_up: bool,
     direct: model::Server,
     direct_got: Vec<u8>,
 }
@@ -64,6 +67,7 @@ impl World {
             held: None,
             got: Vec::new(),
             closed: false,
+            hangs_up: false,
             direct: model::Server::new(self.rig.policy.access == Access::ReadOnly, startup),
             direct_got: Vec::new(),
         };
@@ -74,9 +78,13 @@ impl World {
         client
     }
 
-    fn take(&mut self, node: &str, role: ServerRole) -> Server {
+    /// `known`: the custom settings that the session may find to have been set.
+    fn take(&mut self, node: &str, role: ServerRole, known: Option<&CustomNames>) -> Server {
         self.leased += 1;
-        if let Some(at) = self.pool.iter().position(|server| &*server.state.node == node && server.state.role == role) {
+        let fits = |server: &Server| {
+            &*server.state.node == node && server.state.role == role && known.is_none_or(|known| server.state.custom.are_among(known))
+        };
+        if let Some(at) = self.pool.iter().position(fits) {
             return self.pool.swap_remove(at);
         }
         let mut params = Params::default();
@@ -97,10 +105,16 @@ impl World {
         let there: Vec<String> = server.model.prepared.keys().filter(|name| !name.is_empty()).cloned().collect();
         assert_eq!(ids, there, "prepared statements");
         let mut expected = model::Server::new(false, &[]);
-        let mut bring = Vec::new();
-        Settings::default().bring(&server.state.settings, ServerRole::Leader, &mut bring);
-        expected.receive(&bring);
-        assert_eq!(expected.values, server.model.values, "settings");
+        let mut sync = Vec::new();
+        Settings::default().sync_messages(&server.state.settings, ServerRole::Leader, &mut sync);
+        expected.receive(&sync);
+        // A custom setting that has none any more is '' for ever, whether it was set to that or not.
+        let values = |model: &model::Server| {
+            let mut values = model.values.clone();
+            values.retain(|_, value| !value.is_empty());
+            values
+        };
+        assert_eq!(values(&expected), values(&server.model), "settings");
         self.pool.push(server);
     }
 
@@ -111,7 +125,8 @@ impl World {
             match want {
                 Want::Lease(need) => {
                     assert!(client.held.is_none(), "leases one at a time");
-                    let mut server = self.take(&need.node, need.role);
+                    let known = client.session.known_custom_settings(&client.work);
+                    let mut server = self.take(&need.node, need.role, known.as_ref());
                     let member = self.rig.topology.member(&need.node).expect("a member").clone();
                     client.session.granted(&self.rig.env(), &mut client.work, &mut server.state, member);
                     client.held = Some(server);
@@ -124,9 +139,10 @@ impl World {
                     }
                     client.session.returned(&self.rig.env(), &mut client.work);
                 }
-                Want::Close => {
+                Want::Close | Want::Leave => {
                     client.closed = true;
                     client.held = None;
+                    return moved;
                 }
             }
         }
@@ -159,6 +175,9 @@ impl World {
         }
         let part = client.unread.len().min(self.piece());
         client.work.client_in.extend(client.unread.drain(..part));
+        if client.hangs_up && client.unread.is_empty() {
+            client.session.client_ended();
+        }
         let before = client.work.client_in.len();
         let server = client.held.as_mut().map(|server| &mut server.state);
         client.session.client_bytes(&self.rig.env(), &mut client.work, server);
@@ -336,6 +355,33 @@ fn same(client: &Client) {
     assert_eq!(got, direct, "router and direct connection, as far as both have answered");
 }
 
+/// A client that sends all at once and says goodbye behind it: all of it is answered before the session ends. A COPY whose data hasn't ended
+/// comes to nothing.
+fn run_to_goodbye(access: Access, ops: &[String], pieces: Vec<usize>, terminates: bool) {
+    let mut world = World::new(access, pieces, 2);
+    let mut client = world.client(&[]);
+    for op in ops.iter().filter(|op| *op != DDL) {
+        client.unread.extend(encode(op));
+        let answers = client.direct.receive(&encode(op));
+        client.direct_got.extend(answers);
+    }
+    if terminates {
+        client.unread.extend(encode("X"));
+    } else {
+        client.hangs_up = true;
+    }
+    world.pump(&mut client);
+    assert!(client.closed, "the session never ends");
+    if client.direct.is_copying() {
+        return;
+    }
+    let (mut got, mut direct) = (text::to_client(&client.got), text::to_client(&client.direct_got));
+    for message in got.iter_mut().chain(&mut direct).filter(|message| *message == "E 26000") {
+        "E 25P02".clone_into(message);
+    }
+    assert_eq!(got, direct, "router and direct connection");
+}
+
 /// Where servers are lost: one ReadyForQuery for each Query and Sync, or the end of the session, and nothing that was never asked for.
 fn run_with_losses(access: Access, ops: &[(bool, Option<Index>, String)], pieces: Vec<usize>) {
     let mut world = World::new(access, pieces, 2);
@@ -410,6 +456,16 @@ proptest! {
     }
 
     #[test]
+    fn what_comes_before_a_goodbye_is_answered(
+        ops in prop::collection::vec(happens(), 1..12),
+        pieces in pieces(),
+        terminates in any::<bool>(),
+    ) {
+        run_to_goodbye(Access::ReadWrite, &ops, pieces.clone(), terminates);
+        run_to_goodbye(Access::ReadOnly, &ops, pieces, terminates);
+    }
+
+    #[test]
     fn where_servers_are_lost_all_is_answered_once(
         ops in prop::collection::vec((any::<bool>(), prop::option::weighted(0.3, any::<Index>()), answered()), 1..25),
         pieces in pieces(),
@@ -447,7 +503,7 @@ proptest! {
                         client.held = None;
                         client.session.returned(&world.rig.env(), &mut client.work);
                     }
-                    Want::Close => client.closed = true,
+                    Want::Close | Want::Leave => client.closed = true,
                 }
             }
             client.work.to_client.clear();
@@ -467,11 +523,11 @@ proptest! {
 }
 
 #[test]
-fn a_statement_is_replayed_as_a_value_or_as_its_text() {
+fn a_setting_is_brought_as_a_value() {
     let mut settings = Settings::default();
-    settings.set(&"work_mem".into(), How::Statement((*b"set work_mem = '1MB'").into()));
+    settings.set(&"work_mem".into(), Value::Known((*b"1MB").into()));
     let mut out = Vec::new();
-    Settings::default().bring(&settings, ServerRole::Leader, &mut out);
+    Settings::default().sync_messages(&settings, ServerRole::Leader, &mut out);
     let mut server = model::Server::new(false, &[]);
     server.receive(&out);
     assert_eq!(server.value("work_mem"), "1MB");

@@ -3,7 +3,8 @@
 //! - `C> Q select 1 / S`: the client sends these, in one piece; `C< ...`: this and nothing else has been sent to it.
 //! - `S> ...`: this and nothing else has been sent to the server that is held; `S< ...`: it answers.
 //! - `lease r1 replica`: the session wants this server connection, and gets it; `lease r1 replica unreachable`, `... canceled`.
-//! - `hold`, `return`, `close`: what the session wants, `hold for a leader` and `hold for anybody` also whom it waits for; `deny`: time in the hold line is up.
+//! - `ended`: the client has closed its sending half.
+//! - `hold`, `return`, `close`, `leave`: what the session wants, `hold for a leader` and `hold for anybody` also whom it waits for; `deny`: time in the hold line is up.
 //! - `departure l`: it wants to know whether that server goes away; `leaves`, `stays`: the answer.
 //! - `lost`: the server connection breaks; `half 7 S< ...`: only the first bytes of an answer come.
 //! - `cluster l 2: r1 r2`, `cluster none: r1`: the topology changes; `switching`: a switchover was announced; `caught up`: replicas have replayed all; `+3s`.
@@ -141,16 +142,16 @@ impl Story {
                 assert_eq!(self.session.take_want(Some(&self.work)), Some(Want::Close), "{line}");
                 return;
             }
+            "leave" => {
+                assert_eq!(self.session.take_want(Some(&self.work)), Some(Want::Leave), "{line}");
+                return self.give_back();
+            }
             "return" => {
                 assert_eq!(self.session.take_want(Some(&self.work)), Some(Want::Return), "{line}");
-                if let Some(key) = self.held.take() {
-                    let server = self.servers.get_mut(&key).expect("held");
-                    server.fresh = false;
+                if let Some(server) = self.held.as_ref().and_then(|key| self.servers.get(key)) {
                     assert!(server.ready || server.tainted, "given back, and owes: {line}");
-                    if server.tainted || server.tx != TxStatus::Idle {
-                        self.servers.remove(&key);
-                    }
                 }
+                self.give_back();
                 self.session.returned(&self.rig.env(), &mut self.work);
                 return self.go_on();
             }
@@ -160,6 +161,11 @@ impl Story {
             // Also while a lease is on its way.
             self.rig.topology.state = ClusterState::Switching;
             return;
+        }
+        if word == "ended" {
+            // Whatever else is under way.
+            self.session.client_ended();
+            return self.go_on();
         }
         self.nothing_left(line);
         match word {
@@ -206,13 +212,24 @@ impl Story {
         self.go_on();
     }
 
+    /// A connection that can't be the next session's is kept no longer.
+    fn give_back(&mut self) {
+        let Some(key) = self.held.take() else { return };
+        let server = self.servers.get_mut(&key).expect("held");
+        self.session.let_go(Some(&mut self.work), server);
+        server.fresh = false;
+        if server.tainted || !server.ready || server.tx != TxStatus::Idle {
+            self.servers.remove(&key);
+        }
+    }
+
     /// Takes more of what the client has sent.
-    fn go_on(&mut self) {
+    pub(super) fn go_on(&mut self) {
         let server = self.held.as_ref().and_then(|key| self.servers.get_mut(key));
         self.session.client_bytes(&self.rig.env(), &mut self.work, server);
     }
 
-    fn answers(&mut self, bytes: Vec<u8>) {
+    pub(super) fn answers(&mut self, bytes: Vec<u8>) {
         self.work.server_in.extend(bytes);
         let server = self.held.as_ref().and_then(|key| self.servers.get_mut(key)).expect("holds one");
         if self.session.server_bytes(&self.rig.env(), &mut self.work, server).is_err() {
