@@ -74,9 +74,6 @@ impl Session {
                 }
                 Effect::Deallocate { name } => {
                     self.statements.remove(name.as_bytes());
-                    if self.statements.is_empty() {
-                        self.pins.remove(PinReason::PreparedNames);
-                    }
                     if self.sql_prepared.remove(name) {
                         self.pins.remove(PinReason::SqlPrepare);
                     }
@@ -86,7 +83,6 @@ impl Session {
                     self.statements.clear();
                     self.sql_prepared.clear();
                     self.pins.remove(PinReason::SqlPrepare);
-                    self.pins.remove(PinReason::PreparedNames);
                 }
                 Effect::Pin(reason) => self.pins.add(*reason),
                 Effect::AdvisoryUnlockAll => self.pins.remove(PinReason::AdvisoryLock),
