@@ -43,11 +43,12 @@ impl Statement {
 #[derive(Clone, Debug)]
 pub(super) enum Item {
     Query(Arc<Verdict>),
-    /// `previous`: what the unnamed statement was before.
+    /// `previous`: what the unnamed statement was before; `duplicate`: the name means another statement already, or so it seems.
     Parse {
         name: Box<[u8]>,
         statement: Arc<Statement>,
         previous: Option<Arc<Statement>>,
+        duplicate: bool,
     },
     /// `statement`: `None` for a name that this session hasn't prepared.
     Bind {

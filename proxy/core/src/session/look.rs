@@ -355,12 +355,15 @@ impl Session {
             }
         }
         let ours = |name: &str| server.prepared_ids().into_iter().any(|id| server_name(id) == *name.as_bytes());
-        if self.pins.has(PinReason::PreparedNames) {
-            return;
+        if let Some(own) = &server.own_names {
+            // What code has closed.
+            self.statements.retain(|name, _| own.missing.contains(name) || there.iter().any(|there| there.as_bytes() == &**name));
         }
-        for name in there.iter().filter(|name| !ours(name)) {
+        let is_own = |name: &str| server.own_names.is_some() && self.statements.contains_key(name.as_bytes());
+        let others: Vec<&str> = there.iter().copied().filter(|name| !ours(name) && !is_own(name)).collect();
+        for name in others {
             if !self.sql_prepared.contains(name.as_bytes()) {
-                self.sql_prepared.add(&Arc::from(*name));
+                self.sql_prepared.add(&Arc::from(name));
             }
             self.pins.add(PinReason::SqlPrepare);
         }

@@ -17,6 +17,7 @@ mod held;
 mod journal;
 mod look;
 mod loss;
+mod names;
 mod own;
 mod pins;
 mod replies;
@@ -299,6 +300,8 @@ pub struct Work {
     /// The replica was chosen without regard to what the session has seen.
     unproven: bool,
     segment: Segment,
+    /// What was sent of an open segment ends in a Flush: the server keeps no answer to itself.
+    flushed: bool,
     /// What was sent last must be answered before more is taken from the client: what comes next depends on it.
     alone: bool,
     /// The current segment prepares statements that later ones may rely on: whether they are there is known at its end.
@@ -640,7 +643,7 @@ impl Session {
             // Its owner rolls back what is open.
             self.roll_back_changes(Some(server));
         }
-        server.tainted |= server.unsure || self.settings.unread().next().is_some();
+        server.tainted |= server.unsure || server.own_names.is_some() || self.settings.unread().next().is_some();
     }
 
     pub fn pins(&self) -> Pins {
@@ -773,6 +776,10 @@ impl Session {
                 self.submit(env, work, server.as_deref_mut());
                 break;
             }
+            if self.comes_behind_answers(env, work, server.as_deref(), header.tag, message) {
+                self.await_answers(env, work, server.as_deref_mut(), header.tag);
+                break;
+            }
             if matches!(header.tag, b'B' | b'D') && !self.skipping && !work.copy_in && means_unnamed(message) && unnamed_is_open(work) {
                 break;
             }
@@ -882,15 +889,13 @@ impl Session {
         };
         let item = match tag {
             b'Q' => {
-                // "A simple Query message also destroys the unnamed statement" (protocol, Extended Query). Behind messages without a Sync it
-                // may be skipped, which isn't known yet.
-                if !self.unsynced {
-                    self.unnamed = None;
-                    for owed in &mut work.owed {
-                        // A Close of it that turns out to have been skipped brings nothing back.
-                        if let Owed::Close { closed, .. } = owed {
-                            closed.take_if(|(name, _)| name.is_empty());
-                        }
+                // "A simple Query message also destroys the unnamed statement" (protocol, Extended Query). It isn't skipped: see
+                // `comes_behind_answers`.
+                self.unnamed = None;
+                for owed in &mut work.owed {
+                    // A Close of it that turns out to have been skipped brings nothing back.
+                    if let Owed::Close { closed, .. } = owed {
+                        closed.take_if(|(name, _)| name.is_empty());
                     }
                 }
                 Item::Query(self.verdict(env, view::query(body)?))
@@ -1066,7 +1071,7 @@ impl Session {
         let mut batch = std::mem::take(&mut work.batch);
         for (item, _) in batch.items.drain(..).rev() {
             match item {
-                Item::Parse { name, statement, previous } => self.unprepare(&name, &statement, previous),
+                Item::Parse { name, statement, previous, .. } => self.unprepare(&name, &statement, previous),
                 Item::CloseStatement { name, closed } => self.reinstate(name, closed),
                 Item::Query(_)
                 | Item::Bind { .. }

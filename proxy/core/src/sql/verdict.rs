@@ -161,8 +161,6 @@ pub enum PinReason {
     AdvisoryLock,
     WithHoldCursor,
     SqlPrepare,
-    /// Its server knows its prepared statements by the client's own names: it has looked at them, or SQL uses them.
-    PreparedNames,
     Sequence,
     Load,
     SetRole,
@@ -186,7 +184,6 @@ impl PinReason {
             PinReason::AdvisoryLock => "advisory_lock",
             PinReason::WithHoldCursor => "with_hold_cursor",
             PinReason::SqlPrepare => "sql_prepare",
-            PinReason::PreparedNames => "prepared_names",
             PinReason::Sequence => "sequence",
             PinReason::Load => "load",
             PinReason::SetRole => "set_role",
