@@ -2109,7 +2109,7 @@ mod out_of_sight {
              S< C INSERT 0 1 / Z I
              C< C INSERT 0 1 / Z I
              S> look at all / S
-             S< 1 / 2 / L r - none / C SELECT 1 / Z I
+             S< 1 / 2 / L r none none / C SELECT 1 / Z I
              return",
         );
         assert!(story.session.pins().is_empty());
@@ -2899,6 +2899,20 @@ mod unpinning {
         story.tell(&format!("C> Q {end}\n S> Q {end}\n S< C OK / Z I\n C< {OK}"));
     }
 
+    /// As [`returns`], once the server has said which role it has, of which it began with `none`.
+    fn returns_as_it_began(first: &str, lines: &[(&str, &str)], end: &str) {
+        let look = |role: &str| format!("S> look at all / S\n S< 1 / 2 / L r none {role} / C SELECT 1 / Z I");
+        let mut story = begin(first);
+        go(&mut story, lines);
+        story.tell(&format!("C> Q {end}\n S> Q {end}\n S< C OK / Z I\n C< C OK / Z I\n {}\n return", look("none")));
+        assert!(story.session.pins().is_empty());
+        // Where the user has `ALTER ROLE ... SET role`, NONE is somebody else.
+        let mut story = begin(first);
+        go(&mut story, lines);
+        story.tell(&format!("C> Q {end}\n S> Q {end}\n S< C OK / Z I\n C< C OK / Z I\n {}", look("other")));
+        assert!(story.session.pins().has(PinReason::SetRole));
+    }
+
     #[test]
     fn by_the_last_channel() {
         returns("listen a", &[last("listen \"B\""), last("unlisten a"), last("unlisten c")], "unlisten \"B\"");
@@ -2951,9 +2965,9 @@ mod unpinning {
 
     #[test]
     fn by_its_own_role() {
-        returns("set role a", &[last("select 1")], "reset role");
-        returns("set role a", &[], "set role none");
-        returns("set session authorization a", &[last("set role b"), last("reset role")], "reset session authorization");
+        returns_as_it_began("set role a", &[last("select 1")], "reset role");
+        returns_as_it_began("set role a", &[], "set role none");
+        returns_as_it_began("set session authorization a", &[last("set role b"), last("reset role")], "reset session authorization");
         stays("set role a", &[("begin", OPEN), ("reset role", OPEN), ("rollback", "C ROLLBACK / Z I")]);
         stays("set role a", &[last("reset all")]);
     }
