@@ -44,11 +44,14 @@ async fn rest(client: &mut Raw) -> Result<Vec<String>> {
     }
 }
 
+/// Puts the number into a statement.
+type Numbered<'a> = &'a dyn Fn(&str) -> String;
+
 /// A conversation that ends with a goodbye; in statements, `WHO` is a number of its own for each time that it is had.
 struct Case {
     name: &'static str,
     before: &'static [&'static str],
-    last: fn(&dyn Fn(&str) -> String) -> Batch,
+    last: fn(Numbered<'_>) -> Batch,
     /// The rows that it leaves.
     rows: &'static str,
     /// Whether its answers are the direct connection's, word for word. PostgreSQL doesn't send what nobody has asked for by a Sync or Flush.
