@@ -1,7 +1,7 @@
 # What people do with Switchyard. Each target installs what it needs and this machine lacks (scripts/install.sh), and says what it does.
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test unit integration regress mix verdicts failover bench bench-consistency bench-verdicts fuzz lint
+.PHONY: help build demo test unit integration regress mix differential verdicts failover bench bench-consistency bench-verdicts fuzz lint
 
 # rustup's cargo, where the shell doesn't know it.
 export PATH := $(PATH):$(HOME)/.cargo/bin
@@ -44,6 +44,11 @@ mix: ## two thousand clients on twenty server connections for five minutes, ever
 	@scripts/install.sh demo
 	cargo build --locked --bin switchyard --bin mix
 	@exec "$${CARGO_TARGET_DIR:-target}/debug/mix" $(if $(SECONDS),--seconds $(SECONDS)) $(if $(CLIENTS),--clients $(CLIENTS))
+
+differential: ## random sessions, through the router and direct in step, every difference shrunk (SEQUENCES=..., SEED=..., PORT=read-write|read-only, POOL=..., WORKERS=...)
+	@scripts/install.sh demo
+	cargo build --locked --bin switchyard --bin differential
+	@exec "$${CARGO_TARGET_DIR:-target}/debug/differential" $(if $(SEQUENCES),--sequences $(SEQUENCES)) $(if $(SEED),--seed $(SEED)) $(if $(PORT),--port $(PORT)) $(if $(POOL),--pool $(POOL)) $(if $(WORKERS),--workers $(WORKERS))
 
 verdicts: ## judge every statement of PostgreSQL's regression suite, and ask a server the same: about 5 minutes
 	@scripts/install.sh regress

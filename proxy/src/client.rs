@@ -46,6 +46,8 @@ const HOLD_LOOK: Duration = Duration::from_millis(100);
 
 /// Pools that a session remembers: members in both roles, and some that have gone.
 const POOLS_KNOWN_MAX: usize = 64;
+/// Databases that statements not written yet want for themselves; beyond, the server says itself who is still there.
+const ALONE_IN_MAX: usize = 16;
 /// What the log shows of a slow statement, in bytes.
 const SLOW_TEXT_MAX: usize = 1024;
 /// Of answers to a client that has said goodbye and reads no more, in bytes: what it has sent is run all the same,
@@ -105,7 +107,16 @@ pub(crate) struct Client {
     pins_shown: Pins,
     /// While a VACUUM of the client's runs.
     quiet: Option<Quiet>,
+    /// While a statement waits to be written that wants databases for itself.
+    leaving: Option<Box<Leaving>>,
     closing: bool,
+}
+
+/// What is idle in databases is closed, if the client may ask for that.
+struct Leaving {
+    done: Pin<Box<dyn Future<Output = ()> + Send>>,
+    /// Others that came up meanwhile.
+    next: Vec<Arc<str>>,
 }
 
 /// What a lease is being used for.
@@ -186,6 +197,7 @@ impl Client {
             sample_since: None,
             pins_shown: Pins::default(),
             quiet: None,
+            leaving: None,
             closing: false,
         }
     }
@@ -215,12 +227,13 @@ impl Client {
         self.seen = topology.generation;
         self.rules.refresh(&self.context.verdicts.rules, &self.identity.user, &self.identity.database);
         let application = if self.rules.ask_for_application() { self.session.told("application_name").map(Box::from) } else { None };
+        let alone_in = RefCell::default();
         let env = Env {
             now: Instant::now(),
             topology: &topology,
             loads: &self.context.loads,
             marks: self.database.marks(),
-            judge: &self.context.verdicts.of(&self.database, &self.rules, application),
+            judge: &self.context.verdicts.of(&self.database, &self.rules, application, &alone_in),
             policy: &self.policy,
             voices: &self.context.pools.processes,
             random: next_random(&mut self.random),
@@ -230,6 +243,42 @@ impl Client {
         if !work.tally.is_empty() {
             self.count();
         }
+        drop(topology);
+        self.leave(alone_in.into_inner());
+    }
+
+    /// Has the router leave databases, if this client's role may have them for itself. Nothing is written to its
+    /// server until that is done.
+    fn leave(&mut self, mut databases: Vec<Arc<str>>) {
+        if databases.is_empty() {
+            return;
+        }
+        databases.truncate(ALONE_IN_MAX);
+        let Some(leaving) = &mut self.leaving else {
+            let (context, identity) = (self.context.clone(), self.identity.clone());
+            let done = Box::pin(async move {
+                let all = &context.verdicts.databases;
+                all.leave_for(&identity.user, identity.standing.role, &databases).await;
+            });
+            self.leaving = Some(Box::new(Leaving { done, next: Vec::new() }));
+            return;
+        };
+        for database in databases {
+            if leaving.next.len() < ALONE_IN_MAX && !leaving.next.contains(&database) {
+                leaving.next.push(database);
+            }
+        }
+    }
+
+    /// Ready once what is to be written may be.
+    fn poll_left(&mut self, cx: &mut TaskContext<'_>) -> Poll<()> {
+        while let Some(leaving) = &mut self.leaving {
+            ready!(leaving.done.as_mut().poll(cx));
+            let next = std::mem::take(&mut leaving.next);
+            self.leaving = None;
+            self.leave(next);
+        }
+        Poll::Ready(())
     }
 
     /// Gets the session what it wants, as far as that can be had at once.
@@ -282,8 +331,9 @@ impl Client {
             }
         }
         let fresh = need.role == ServerRole::Leader && self.work.as_deref().is_some_and(Work::needs_fresh);
+        let known = self.work.as_deref().and_then(|work| self.session.known_custom_settings(work));
         let pool = self.pool(&need.node, need.role);
-        match pool.acquire(&self.slot.weak(), need.epoch, fresh) {
+        match pool.acquire(&self.slot.weak(), need.epoch, fresh, known) {
             Acquired::Now(lease) => self.leased(&need, lease),
             Acquired::Later(waiting) => {
                 let health = self.context.health.clone();
@@ -306,8 +356,10 @@ impl Client {
         if self.pools.len() == POOLS_KNOWN_MAX {
             self.pools.clear();
         }
-        let (database, user) = (self.identity.database.clone(), self.identity.user.clone());
-        let pool = self.context.pools.pool(Key { node: node.clone(), role, database, user }, &self.identity.credential);
+        let Identity { database, user, standing, edition, .. } = &*self.identity;
+        let (database, user, standing, edition) = (database.clone(), user.clone(), *standing, *edition);
+        let key = Key { node: node.clone(), role, database, user, standing, edition };
+        let pool = self.context.pools.pool(key, &self.identity.credential);
         self.pools.push((node.clone(), role, pool.clone()));
         pool
     }
@@ -360,6 +412,10 @@ impl Client {
         match error {
             LeaseError::Timeout(waited) => {
                 let refusal = Refusal::PoolTimeout { waited: *waited, node };
+                self.with_session(|session, _, work, _| session.denied(work, &refusal));
+            }
+            LeaseError::OfOthers => {
+                let refusal = Refusal::LoginOutdated { user: self.identity.user.to_string(), database: self.identity.database.to_string() };
                 self.with_session(|session, _, work, _| session.denied(work, &refusal));
             }
             LeaseError::Connect(error) if need.role == ServerRole::Replica && refuses_login(error) => {
@@ -485,9 +541,7 @@ impl Client {
                 tracing::warn!(?took, user, database, node, why = running.why.as_str(), statement = running.text, "slow");
             }
         }
-        if let Some(work) = &mut self.work {
-            work.let_go(lease.state());
-        }
+        self.session.let_go(self.work.as_deref_mut(), lease.state());
         let its_own = self.session.has_affinity() || lease.server().handle.pid() == self.slot.told();
         lease.server().owner = its_own.then(|| self.slot.weak());
         lease.give_back();
@@ -498,9 +552,7 @@ impl Client {
     fn let_go(&mut self) {
         let Some(mut lease) = self.lease.take() else { return };
         self.slot.release();
-        if let Some(work) = &mut self.work {
-            work.let_go(lease.state());
-        }
+        self.session.let_go(self.work.as_deref_mut(), lease.state());
         lease.state().tainted |= !self.session.pins().is_empty();
         lease.give_back();
     }
@@ -551,6 +603,7 @@ impl Client {
     }
 
     fn poll_write_server(&mut self, cx: &mut TaskContext<'_>) -> Poll<Event> {
+        ready!(self.poll_left(cx));
         let (Some(work), Some(lease)) = (&mut self.work, &mut self.lease) else { return Poll::Pending };
         if work.to_server.is_empty() {
             return Poll::Pending;
@@ -801,6 +854,7 @@ impl Client {
 
     fn server_lost(&mut self) {
         self.quiet = None;
+        self.leaving = None;
         let Some(mut lease) = self.lease.take() else { return };
         self.slot.release();
         // All that a session waits for with a lease in its hands is that its leader leads.
@@ -855,8 +909,10 @@ impl Client {
         for result in tally.looks {
             stats.look(result);
         }
-        if tally.differences > 0 {
-            stats.return_differences.add(tally.differences);
+        for difference in &tally.differences {
+            stats.return_differences.add(1);
+            let (user, database) = (&*self.identity.user, &*self.identity.database);
+            tracing::error!(user, database, difference, "a returned connection differs from what its session is known to have set");
         }
         if let (Some(lease), Some(running)) = (&self.lease, &self.running) {
             let node = lease.node_stats();

@@ -1,5 +1,6 @@
 //! What all sessions share: snapshots to load, counters to raise, pools to ask.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -44,13 +45,15 @@ pub(crate) struct Verdicts {
 
 impl Verdicts {
     /// Verdicts for a session in `database`. `application`: its `application_name`, where its rules ask for one.
+    /// `alone_in` gets the databases that what is about to run wants for itself.
     pub(crate) fn of<'a>(
         &'a self,
         database: &'a Database,
         rules: &'a SessionRules,
         application: Option<Box<[u8]>>,
+        alone_in: &'a RefCell<Vec<Arc<str>>>,
     ) -> DatabaseVerdicts<'a> {
-        DatabaseVerdicts { verdicts: self, database, rules, application }
+        DatabaseVerdicts { verdicts: self, database, rules, application, alone_in }
     }
 }
 
@@ -60,6 +63,19 @@ pub(crate) struct DatabaseVerdicts<'a> {
     database: &'a Database,
     rules: &'a SessionRules,
     application: Option<Box<[u8]>>,
+    alone_in: &'a RefCell<Vec<Arc<str>>>,
+}
+
+impl DatabaseVerdicts<'_> {
+    /// What the statement may do to facts is noted before a server gets it, so that no verdict rests on what it has
+    /// made void.
+    fn note_ddl(&self, verdict: &Verdict) {
+        match ddl(verdict) {
+            Ddl::None => {}
+            Ddl::Adds => self.database.ddl_passed(false),
+            Ddl::Changes => self.database.ddl_passed(true),
+        }
+    }
 }
 
 impl Judge for DatabaseVerdicts<'_> {
@@ -67,17 +83,20 @@ impl Judge for DatabaseVerdicts<'_> {
         let dialect = Dialect { standard_conforming_strings, client_encoding_is_ascii_safe: ascii_safe };
         let (verdict, _, hit) = self.verdicts.memo.verdict(sql, &self.database.facts(), dialect);
         if hit { &self.verdicts.stats.verdict_hits } else { &self.verdicts.stats.verdict_misses }.add(1);
+        self.rules.apply(verdict, sql, self.application.as_deref())
+    }
+
+    fn about_to_run(&self, verdict: &Verdict) {
+        self.note_ddl(verdict);
         for effect in &verdict.effects {
             if let Effect::AloneIn { database } = effect {
-                self.verdicts.databases.leave(database);
+                self.alone_in.borrow_mut().push(database.clone());
             }
         }
-        match ddl(&verdict) {
-            Ddl::None => {}
-            Ddl::Adds => self.database.ddl_passed(false),
-            Ddl::Changes => self.database.ddl_passed(true),
-        }
-        self.rules.apply(verdict, sql, self.application.as_deref())
+    }
+
+    fn asked_to_run(&self, verdict: &Verdict) {
+        self.note_ddl(verdict);
     }
 
     fn generation(&self) -> u64 {
@@ -90,6 +109,10 @@ impl Judge for DatabaseVerdicts<'_> {
 
     fn bad_value(&self) -> Option<&'static str> {
         self.database.facts().bad_value()
+    }
+
+    fn leaving_value(&self) -> Option<&'static str> {
+        self.database.facts().leaving_value()
     }
 
     fn grounds(&self) -> Vec<String> {

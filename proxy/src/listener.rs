@@ -186,7 +186,7 @@ async fn log_in(stream: Stream, entrance: Arc<Entrance>, context: Arc<Context>) 
         return None;
     }
     let gate = context.gate.load_full();
-    let identity = match tokio::time::timeout_at(deadline, gate.authenticate(&mut stream, &startup, &peer)).await {
+    let mut identity = match tokio::time::timeout_at(deadline, gate.authenticate(&mut stream, &startup, &peer)).await {
         Ok(Ok(identity)) => identity,
         Ok(Err(error)) => {
             tracing::debug!(%error, user = startup.user, peer = peer.host(), "login failed");
@@ -200,13 +200,13 @@ async fn log_in(stream: Stream, entrance: Arc<Entrance>, context: Arc<Context>) 
         }
     };
     let (slot, key) = context.clients.register(startup.minor >= 2);
-    context.pools.renew(&identity.database, &identity.user, &identity.credential);
+    identity.edition = context.pools.logged_in(&identity);
     stats.clients.up();
     stats.clients_total.add(1);
     // So that the first statement is judged as the thousandth will be.
     context.verdicts.databases.of(&identity.database).first_facts(deadline).await;
     if startup.replication != Replication::No {
-        raw::relay(&context, &startup, &identity, &slot, key, stream).await;
+        raw::relay(&context, entrance.port, &startup, &identity, &slot, key, stream).await;
         stats.clients.down();
         return None;
     }

@@ -43,6 +43,9 @@ pub(crate) struct Server {
     /// Bytes that were sent since it last owed nothing.
     unanswered: usize,
     patient: bool,
+    /// It is closed when whoever opened it gives it back: its server may not know yet what makes its pool another one
+    /// than the pool before.
+    pub(crate) once: bool,
     /// The client whose sequences it advanced, or that was told its process id; it gets this one back where it can.
     pub(crate) owner: Option<Weak<Slot>>,
 }
@@ -226,6 +229,7 @@ impl Server {
             idle_since: now,
             unanswered: 0,
             patient: false,
+            once: false,
             owner: None,
         }
     }

@@ -18,6 +18,7 @@
 //! ```
 
 pub mod cluster;
+pub mod differential;
 pub mod etcd;
 pub mod haproxy;
 pub mod home;

@@ -40,6 +40,7 @@ pub(crate) fn config() -> Config {
             idle_timeout: ms(1000),
             max_lifetime: ms(1000),
             max_prepared: 1,
+            verify_returns: 0.0,
         },
         routing: Routing {
             max_lag_bytes: 16 << 20,

@@ -6,7 +6,7 @@ use switchyard_core::marks::Touched;
 use switchyard_core::sql::catalog::{FunctionFact, RelationFact};
 use switchyard_core::sql::fingerprint::{leading_hint, summarize};
 use switchyard_core::sql::lexer::{Lexer, Token, TokenKind};
-use switchyard_core::sql::verdict::{Effect, Kind};
+use switchyard_core::sql::verdict::{Effect, Kind, Unseen};
 use switchyard_core::sql::{Class, Dialect, Facts, Fingerprint, Hint, Memo, Verdict, classify};
 
 /// Fingerprints that are remembered at once.
@@ -26,13 +26,15 @@ struct Outcome {
     hint: Option<Hint>,
     reads: Touched,
     writes: Touched,
+    unseen: Unseen,
 }
 
 impl From<&Verdict> for Outcome {
     fn from(verdict: &Verdict) -> Outcome {
-        let Verdict { class, effects, statements, kind, command, hint, reads, writes, .. } = verdict;
+        let Verdict { class, effects, statements, kind, command, hint, reads, writes, unseen, .. } = verdict;
         let (reads, writes) = (reads.clone(), writes.clone());
-        Outcome { class: *class, effects: effects.clone(), statements: *statements, kind: *kind, command, hint: *hint, reads, writes }
+        let (effects, unseen) = (effects.clone(), *unseen);
+        Outcome { class: *class, effects, statements: *statements, kind: *kind, command, hint: *hint, reads, writes, unseen }
     }
 }
 

@@ -114,6 +114,11 @@ pub enum Refusal {
     KeyOutdated {
         user: String,
     },
+    /// Another role, or another database, has the name that the session logged in with.
+    LoginOutdated {
+        user: String,
+        database: String,
+    },
     TooManyClients,
     /// The verifiers can't be read right now.
     VerifiersUnreachable,
@@ -138,6 +143,10 @@ pub enum Refusal {
     },
     /// What a prepared statement gives has changed since its Parse.
     ResultTypeChanged,
+    /// The client has prepared no statement of this name, though its server may know one.
+    NoSuchStatement {
+        name: String,
+    },
 
     // Routing
     /// No leader came within `hold_timeout`.
@@ -154,6 +163,8 @@ pub enum Refusal {
     },
     /// Port 15001, and no member can serve it.
     NoReplica,
+    /// The same for a replication connection, which the leader never serves there.
+    NoReplicaToStreamFrom,
     /// Fallback to the leader on the read-only port.
     ReadOnly {
         command: Cow<'static, str>,
@@ -286,6 +297,11 @@ impl Refusal {
                 (Fatal, "28000", format!("the router has no key to log in to the servers as user \"{user}\"").into())
             }
             Refusal::KeyOutdated { user } => (Fatal, "28P01", format!("password authentication failed for user \"{user}\"").into()),
+            Refusal::LoginOutdated { user, database } => (
+                Fatal,
+                "57P01",
+                format!("role \"{user}\" or database \"{database}\" is not the one that this session logged in to").into(),
+            ),
             Refusal::TooManyClients => (Fatal, "53300", "sorry, too many clients already".into()),
             Refusal::VerifiersUnreachable => (Fatal, "57P03", "no server can check this login right now".into()),
             Refusal::ShuttingDown => (Fatal, "57P01", "terminating connection due to administrator command".into()),
@@ -306,6 +322,7 @@ impl Refusal {
                 (Error, "53400", format!("this session has {limit} prepared statements, the router's limit").into())
             }
             Refusal::ResultTypeChanged => (Error, "0A000", "cached plan must not change result type".into()),
+            Refusal::NoSuchStatement { name } => (Error, "26000", format!("prepared statement \"{name}\" does not exist").into()),
             Refusal::NoLeader { waited } => {
                 (Error, "57P03", format!("the cluster has had no leader for {:.1} s", waited.as_secs_f64()).into())
             }
@@ -318,6 +335,7 @@ impl Refusal {
                 (Error, "57P03", format!("the cluster has no leader, and {limit} clients wait for one already").into())
             }
             Refusal::NoReplica => (Error, "57P03", "no replica can serve this read right now".into()),
+            Refusal::NoReplicaToStreamFrom => (Fatal, "57P03", "no replica can serve this replication connection right now".into()),
             Refusal::ReadOnly { command } => {
                 (Error, "25006", format!("cannot execute {command} in a read-only transaction").into())
             }
@@ -397,6 +415,7 @@ impl Refusal {
                     "Log in with a password (SCRAM-SHA-256), or add a [[server_auth]] rule to the router's configuration."
                 }
                 Refusal::KeyOutdated { .. } => "The password was changed since this session began. Connect again with the new one.",
+                Refusal::LoginOutdated { .. } => "It was renamed or dropped, and another one has its name by now. Connect again.",
                 Refusal::VerifiersUnreachable => "Try again in a moment; the router needs one reachable member to check a password.",
                 Refusal::NoLeader { .. } | Refusal::HoldLineFull { .. } => {
                     "The statement was not sent. Try again; the router's page shows the cluster's state."
@@ -405,6 +424,9 @@ impl Refusal {
                     "A commit waits for its synchronous standby: see wait_event SyncRep in pg_stat_activity. The statement was not sent."
                 }
                 Refusal::NoReplica => "Use the read/write port, or set fallback_to_leader = true in the router's configuration.",
+                Refusal::NoReplicaToStreamFrom => {
+                    "Use the read/write port: the leader serves no replication connections on the read-only port."
+                }
                 Refusal::PoolTimeout { .. } => "Raise pool.max_size, or look for sessions that keep transactions open or are pinned.",
                 Refusal::OutcomeUnknown { .. } => "Check whether the change is there before you run the statement again.",
                 Refusal::PinnedLostInFlight { .. } => {

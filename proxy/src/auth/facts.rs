@@ -11,8 +11,10 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use switchyard_config::Postgres;
+use switchyard_core::lsn::Lsn;
 use switchyard_core::topology::Topology;
 use tokio::sync::{mpsc, oneshot};
+use tokio_postgres::types::FromSql;
 use tokio_postgres::{Client, NoTls, Row, Statement};
 use zeroize::Zeroizing;
 
@@ -33,10 +35,54 @@ const AVOID: Duration = Duration::from_secs(5);
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What a login needs to know. Ages as soon as it is read: never keep it.
-#[derive(Clone, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Facts {
     pub role: Option<RoleFacts>,
     pub database: Option<DatabaseFacts>,
+    pub standing: Standing,
+    pub read: Reading,
+}
+
+/// When they were read makes no difference.
+impl PartialEq for Facts {
+    fn eq(&self, other: &Facts) -> bool {
+        (&self.role, &self.database, self.standing) == (&other.role, &other.database, other.standing)
+    }
+}
+
+impl Eq for Facts {}
+
+/// What a server process takes from the catalogs when it starts, and keeps: connections of logins between which it has
+/// changed aren't alike.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Standing {
+    /// `pg_authid.oid` and `pg_database.oid`; 0 where nobody tells (a function of somebody's own), or none is meant.
+    pub role: u32,
+    pub database: u32,
+    /// Whoever logged in as a superuser may SET SESSION AUTHORIZATION (before PostgreSQL 17).
+    pub is_superuser: bool,
+    /// `rolconnlimit` and `datconnlimit`, as [`RoleFacts`] and [`DatabaseFacts`] have them.
+    pub role_limit: i32,
+    pub database_limit: i32,
+    /// A hash of all that ALTER ROLE and ALTER DATABASE ... SET have set for such a session.
+    pub settings: i64,
+}
+
+impl Standing {
+    /// Whether role or database are others, of the same names.
+    pub fn is_of_others(self, other: Standing) -> bool {
+        let differ = |one: u32, another: u32| one != 0 && another != 0 && one != another;
+        differ(self.role, other.role) || differ(self.database, other.database)
+    }
+}
+
+/// When facts were read.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Reading {
+    /// Later readings have higher numbers.
+    pub turn: u64,
+    /// A replica that has replayed up to here shows what was read; `None` where the leader wasn't asked.
+    pub position: Option<Lsn>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,6 +103,8 @@ pub struct DatabaseFacts {
     pub accepts_connections: bool,
     /// The role has CONNECT.
     pub may_connect: bool,
+    /// `datconnlimit`, -1 for none.
+    pub connection_limit: i32,
 }
 
 /// No member answers, and the cache doesn't know.
@@ -91,6 +139,7 @@ impl LoginFacts {
             topology,
             tls,
             kept: None,
+            turn: 0,
             failed: HashMap::new(),
             cache: HashMap::new(),
         };
@@ -120,6 +169,8 @@ struct Asker {
     topology: Arc<ArcSwap<Topology>>,
     tls: Connector,
     kept: Option<Kept>,
+    /// Answers so far.
+    turn: u64,
     /// Members that didn't answer, and when.
     failed: HashMap<Target, Instant>,
     cache: HashMap<Pair, Facts>,
@@ -144,7 +195,9 @@ impl Asker {
             return Vec::new();
         }
         match self.read(pairs).await {
-            Some(facts) => {
+            Some(mut facts) => {
+                self.turn += 1;
+                facts.iter_mut().for_each(|facts| facts.read.turn = self.turn);
                 self.remember(pairs, &facts);
                 facts.into_iter().map(Ok).collect()
             }
@@ -344,30 +397,52 @@ async fn ask_once(kept: &Kept, pairs: &[Pair], limit: Duration) -> Result<Vec<Fa
 
 fn read_row(row: &Row) -> Result<Facts, tokio_postgres::Error> {
     let flag = |column: usize| row.try_get::<_, Option<bool>>(column).map(|flag| flag.unwrap_or(false));
-    let role = if flag(1)? {
-        let text = row.try_get::<_, Option<String>>(2)?.map(Zeroizing::new);
+    let position = row.try_get::<_, Option<String>>(1)?.and_then(|text| text.parse().ok());
+    let role = if flag(2)? {
+        let text = row.try_get::<_, Option<String>>(3)?.map(Zeroizing::new);
         Some(RoleFacts {
             verifier: text.and_then(|text| Verifier::parse(&text)),
-            can_login: flag(3)?,
-            expired: flag(4)?,
-            is_superuser: flag(5)?,
-            connection_limit: row.try_get::<_, Option<i32>>(6)?.unwrap_or(-1),
+            can_login: flag(4)?,
+            expired: flag(5)?,
+            is_superuser: flag(6)?,
+            connection_limit: row.try_get::<_, Option<i32>>(7)?.unwrap_or(-1),
         })
     } else {
         None
     };
-    let database = flag(7)?.then_some(DatabaseFacts { accepts_connections: flag(8)?, may_connect: flag(9)? });
-    Ok(Facts { role, database })
+    let database_limit = added(row, "database_connection_limit")?.unwrap_or(-1);
+    let database =
+        flag(8)?.then_some(DatabaseFacts { accepts_connections: flag(9)?, may_connect: flag(10)?, connection_limit: database_limit });
+    let standing = Standing {
+        role: added(row, "role_oid")?.unwrap_or_default(),
+        database: added(row, "database_oid")?.unwrap_or_default(),
+        is_superuser: role.as_ref().is_some_and(|role| role.is_superuser),
+        role_limit: role.as_ref().map_or(-1, |role| role.connection_limit),
+        database_limit,
+        settings: added(row, "settings")?.unwrap_or_default(),
+    };
+    Ok(Facts { role, database, standing, read: Reading { turn: 0, position } })
 }
 
-/// The one query, over `pg_authid` or over the function of `sql/auth_function.sql`, with the same columns.
+/// A column that functions of an earlier version don't have.
+fn added<'r, T: FromSql<'r>>(row: &'r Row, name: &str) -> Result<Option<T>, tokio_postgres::Error> {
+    match row.columns().iter().position(|column| column.name() == name) {
+        Some(column) => row.try_get(column),
+        None => Ok(None),
+    }
+}
+
+/// The one query: the place of what was asked, the leader's position, and the columns of the facts, over `pg_authid`
+/// or over the function of `sql/auth_function.sql`, with the same columns.
 fn query(function: Option<&str>) -> String {
     let source = match function {
         Some(name) => format!("{}(asked.role_name, asked.database_name)", quote_name(name)),
         None => format!("({LOGIN_FACTS})"),
     };
     format!(
-        "SELECT asked.place, facts.* \
+        "SELECT asked.place, \
+                CASE WHEN NOT pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_current_wal_insert_lsn()::pg_catalog.text END, \
+                facts.* \
          FROM ROWS FROM (pg_catalog.unnest($1::pg_catalog.text[]), pg_catalog.unnest($2::pg_catalog.text[])) \
               WITH ORDINALITY AS asked(role_name, database_name, place) \
          LEFT JOIN LATERAL {source} AS facts ON true"
@@ -379,7 +454,12 @@ const LOGIN_FACTS: &str = "\
     SELECT r.oid IS NOT NULL AS role_exists, r.rolpassword AS verifier, r.rolcanlogin AS can_login, \
            r.rolvaliduntil < pg_catalog.now() AS expired, r.rolsuper AS is_superuser, r.rolconnlimit AS connection_limit, \
            d.oid IS NOT NULL AS database_exists, d.datallowconn AS accepts_connections, \
-           pg_catalog.has_database_privilege(r.oid, d.oid, 'CONNECT') AS may_connect \
+           pg_catalog.has_database_privilege(r.oid, d.oid, 'CONNECT') AS may_connect, \
+           r.oid AS role_oid, d.oid AS database_oid, d.datconnlimit AS database_connection_limit, \
+           (SELECT pg_catalog.hashtextextended(pg_catalog.string_agg(s::pg_catalog.text, '' ORDER BY s.setdatabase, s.setrole) \
+                                               COLLATE pg_catalog.\"C\", 0) \
+            FROM pg_catalog.pg_db_role_setting AS s \
+            WHERE s.setdatabase IN (0, d.oid) AND s.setrole IN (0, r.oid)) AS settings \
     FROM (SELECT 1) AS one \
     LEFT JOIN pg_catalog.pg_authid AS r ON r.rolname = asked.role_name::pg_catalog.name \
     LEFT JOIN pg_catalog.pg_database AS d ON d.datname = asked.database_name::pg_catalog.name";

@@ -19,7 +19,7 @@ use switchyard_core::wire::startup::{Replication, Startup};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use zeroize::Zeroizing;
 
-use super::facts::{Facts, LoginFacts, RoleFacts, Unreachable};
+use super::facts::{Facts, LoginFacts, Reading, RoleFacts, Standing, Unreachable};
 use super::rules::{self, Applicant};
 use super::scram::{self, SCRAM_SHA_256_PLUS, Verdict};
 use super::secrets::{Credential, Key, Md5Hash, Verifier};
@@ -38,7 +38,12 @@ pub struct Identity {
     pub database: Arc<str>,
     /// How to log in to servers as this user.
     pub credential: Arc<Credential>,
-    pub is_superuser: bool,
+    /// Which connections to servers are alike for this login, and when that was read.
+    pub standing: Standing,
+    pub read: Reading,
+    /// The first reading that found this standing, of those without another one between; its own, until pools tell
+    /// otherwise.
+    pub edition: u64,
     /// What the client sets in its startup packet, `options` first, in the order in which PostgreSQL applies it.
     pub settings: Vec<(String, String)>,
 }
@@ -130,7 +135,9 @@ impl Gate {
             user: user.into(),
             database: startup.database.as_str().into(),
             credential: Arc::new(credential),
-            is_superuser: role.is_superuser,
+            standing: facts.standing,
+            read: facts.read,
+            edition: facts.read.turn,
             settings: startup.settings()?,
         })
     }
@@ -200,6 +207,7 @@ fn admit<'f>(startup: &Startup, facts: &'f Facts) -> Result<&'f RoleFacts, Refus
         None => Err(Refusal::UnknownDatabase { database: name() }),
         Some(database) if !database.accepts_connections => Err(Refusal::DatabaseNotAccepting { database: name() }),
         Some(database) if !database.may_connect => Err(Refusal::NoConnectPrivilege { database: name() }),
+        Some(database) if database.connection_limit == 0 && !role.is_superuser => Err(Refusal::TooManyForDatabase { database: name() }),
         Some(_) => Ok(role),
     }
 }

@@ -90,6 +90,8 @@ SELECT pg_catalog.concat_ws(' ',
   (SELECT sum(hashint8extended(xmin::text::int8, oid::int8)) FROM pg_catalog.pg_constraint WHERE contypid <> 0 AND oid >= 16384),
   (SELECT sum(hashint8extended(xmin::text::int8, oid::int8)) FROM pg_catalog.pg_type
     WHERE oid >= 16384 AND typtype <> 'c' AND typcategory <> 'A'),
+  (SELECT sum(hashint8extended(xmin::text::int8, oid::int8)) FROM pg_catalog.pg_event_trigger),
+  (SELECT sum(hashint8extended(xmin::text::int8, oid::int8)) FROM pg_catalog.pg_amop WHERE oid >= 16384),
   (SELECT sum(hashint8extended(xmin::text::int8, oid::int8)) FROM pg_catalog.pg_namespace
     WHERE oid >= 16384 AND nspname !~ '^pg_(toast_)?temp_'),
   (SELECT sum(hashint8extended(xmin::text::int8, oid::int8)) FROM pg_catalog.pg_extension),
@@ -101,7 +103,11 @@ SELECT pg_catalog.concat_ws(' ',
      (SELECT sum(hashint8extended(xmin::text::int8, oid::int8)) FROM pg_catalog.pg_constraint WHERE conrelid IN (SELECT oid FROM lasting)),
      (SELECT sum(hashint8extended(xmin::text::int8, oid::int8)) FROM pg_catalog.pg_attrdef WHERE adrelid IN (SELECT oid FROM lasting)),
      (SELECT sum(hashint8extended(indexrelid::int8, indrelid::int8)) FROM pg_catalog.pg_index
-       WHERE indexprs IS NOT NULL AND indrelid IN (SELECT oid FROM lasting)),
+       WHERE (indexprs IS NOT NULL OR indpred IS NOT NULL) AND indrelid IN (SELECT oid FROM lasting)),
+     (SELECT sum(hashint8extended(indexrelid::int8, c.opcfamily::int8))
+        FROM pg_catalog.pg_index i JOIN pg_catalog.pg_opclass c ON c.oid >= 16384 AND c.oid = ANY (i.indclass::oid[])
+       WHERE indrelid IN (SELECT oid FROM lasting)),
+     (SELECT sum(hashint8extended(xmin::text::int8, oid::int8)) FROM pg_catalog.pg_statistic_ext WHERE stxrelid IN (SELECT oid FROM lasting)),
      (SELECT sum(hashint8extended(atttypid::int8, (attrelid::int8 << 16) + attnum)) FROM pg_catalog.pg_attribute
        WHERE attnum > 0 AND atttypid >= 16384 AND NOT attisdropped AND attrelid IN (SELECT oid FROM lasting)))))";
 
@@ -111,7 +117,7 @@ SELECT p.oid, n.nspname, p.proname
  WHERE p.oid < 16384";
 
 /// Columns: oid, schema, name, aggregate, volatility, language, extension, internal source, hidden by a built-in one, can be called with one
-/// argument, its own `search_path` puts something before `pg_catalog`.
+/// argument, its own `search_path` puts something before `pg_catalog`, it sets a parameter whose name has a prefix.
 const FUNCTIONS: &str = "\
 SELECT p.oid, n.nspname, p.proname, p.prokind = 'a', p.provolatile, l.lanname, e.extname,
        CASE WHEN l.lanname = 'internal' THEN p.prosrc END,
@@ -120,7 +126,8 @@ SELECT p.oid, n.nspname, p.proname, p.prokind = 'a', p.provolatile, l.lanname, e
                   WHERE b.proname = p.proname AND b.proargtypes = p.proargtypes AND b.pronamespace = 'pg_catalog'::regnamespace
                     AND b.oid < 16384),
        p.pronargs >= 1 AND p.pronargs - p.pronargdefaults <= 1,
-       EXISTS (SELECT FROM unnest(p.proconfig) s WHERE s ~ '^search_path=.*,.*pg_catalog')
+       EXISTS (SELECT FROM unnest(p.proconfig) s WHERE s ~ '^search_path=.*,.*pg_catalog'),
+       EXISTS (SELECT FROM unnest(p.proconfig) s WHERE s ~ '^[^=]*[.]')
   FROM pg_catalog.pg_proc p
   JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
   JOIN pg_catalog.pg_language l ON l.oid = p.prolang
@@ -128,6 +135,10 @@ SELECT p.oid, n.nspname, p.proname, p.prokind = 'a', p.provolatile, l.lanname, e
                                   AND d.refclassid = 'pg_catalog.pg_extension'::regclass
   LEFT JOIN pg_catalog.pg_extension e ON e.oid = d.refobjid
  WHERE p.oid >= 16384 AND p.prokind <> 'p'";
+
+/// What else counts for what is left behind: the operators that sort for aggregates, and the types of their states.
+const AGGREGATE_PARTS: &str = "\
+SELECT aggfnoid::oid, aggsortop, aggtranstype, aggmtranstype FROM pg_catalog.pg_aggregate WHERE aggfnoid::oid >= 16384";
 
 const AGGREGATES: &str = "\
 SELECT aggfnoid::oid, f
@@ -221,12 +232,12 @@ UNION ALL SELECT c.reltype, a.atttypid
             FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_class c ON c.oid = a.attrelid
            WHERE a.attnum > 0 AND a.atttypid >= 16384 AND NOT a.attisdropped AND c.reltype <> 0 AND c.relpersistence <> 't'";
 
-/// Columns: target, function (0: none is called), implicit, the source if it is a type of its own, the target if it is.
+/// Columns: target, function (0: none is called), implicit, the source if it is a type of its own, the target if it is, the source.
 fn casts() -> String {
     format!(
         "WITH own AS {OWN_TYPES}
          SELECT casttarget, castfunc::oid, castcontext = 'i',
-                (SELECT own.oid FROM own WHERE own.oid = castsource), (SELECT own.oid FROM own WHERE own.oid = casttarget)
+                (SELECT own.oid FROM own WHERE own.oid = castsource), (SELECT own.oid FROM own WHERE own.oid = casttarget), castsource
            FROM pg_catalog.pg_cast WHERE oid >= 16384"
     )
 }
@@ -243,6 +254,115 @@ fn comparisons() -> String {
            JOIN pg_catalog.pg_language l ON l.oid = p.prolang
           WHERE p.oid >= 16384 AND l.lanname NOT IN ('c', 'internal')"
     )
+}
+
+/// The functions of a type's own, and of a range's: input and output, canonical form, difference. With each multirange, its range.
+fn type_functions(version_num: i32) -> String {
+    let subscript = if version_num >= 140_000 { ", typsubscript" } else { "" };
+    let multirange = if version_num >= 140_000 {
+        "UNION ALL SELECT r.rngmultitypid, f FROM pg_catalog.pg_range r, unnest(ARRAY[r.rngcanonical, r.rngsubdiff]::oid[]) f
+          WHERE r.rngtypid >= 16384 AND f <> 0"
+    } else {
+        ""
+    };
+    format!(
+        "SELECT t.oid, f
+           FROM pg_catalog.pg_type t,
+                unnest(ARRAY[typinput, typoutput, typreceive, typsend, typmodin, typmodout, typanalyze{subscript}]::oid[]) f
+          WHERE t.oid >= 16384 AND f >= 16384
+         UNION ALL
+         SELECT r.rngtypid, f FROM pg_catalog.pg_range r, unnest(ARRAY[r.rngcanonical, r.rngsubdiff]::oid[]) f
+          WHERE r.rngtypid >= 16384 AND f <> 0
+         {multirange}"
+    )
+}
+
+/// What people put into operator families. Columns: family, operator or function, the type that it is for, is an operator.
+const FAMILIES: &str = "\
+SELECT amopfamily, amopopr, amoplefttype, true FROM pg_catalog.pg_amop WHERE amopopr >= 16384
+UNION ALL SELECT amprocfamily, amproc::oid, amproclefttype, false FROM pg_catalog.pg_amproc WHERE amproc::oid >= 16384";
+
+/// The operator families that the indexes of relations use, and that people made.
+const INDEX_FAMILIES: &str = "\
+SELECT DISTINCT i.indrelid, c.opcfamily
+  FROM pg_catalog.pg_index i JOIN pg_catalog.pg_opclass c ON c.oid >= 16384 AND c.oid = ANY (i.indclass::oid[])";
+
+/// Triggers that are on, with their functions and conditions.
+const TRIGGERS: &str = "\
+SELECT tgrelid, tgfoid, tgqual::text FROM pg_catalog.pg_trigger WHERE tgenabled <> 'D' AND (tgfoid >= 16384 OR tgqual IS NOT NULL)";
+
+const EVENT_TRIGGERS: &str = "SELECT evtfoid FROM pg_catalog.pg_event_trigger WHERE evtenabled <> 'D'";
+
+/// Foreign keys. Columns: the relation that has one, the one that it names, whether it changes rows, the operators that compare.
+const FOREIGN_KEYS: &str = "\
+SELECT conrelid, confrelid, confdeltype IN ('c', 'n', 'd') OR confupdtype IN ('c', 'n', 'd'),
+       array(SELECT o FROM unnest(conpfeqop || conppeqop || conffeqop) o WHERE o >= 16384)
+  FROM pg_catalog.pg_constraint WHERE contype = 'f'";
+
+const EXCLUSIONS: &str = "\
+SELECT conrelid, o FROM pg_catalog.pg_constraint, unnest(conexclop) o WHERE contype = 'x' AND o >= 16384";
+
+/// Which object an OID of a query's first column names.
+type Of = fn(u32) -> Object;
+
+/// Expressions of relations that count for what is left behind alone, by what runs them.
+fn traces(version_num: i32) -> [(String, Of); 9] {
+    let short = |tree: &str| format!("CASE WHEN octet_length({tree}::text) <= {TREE_BYTES_MAX} THEN {tree}::text END");
+    let domain_defaults = format!("SELECT oid, {} FROM pg_catalog.pg_type WHERE typdefaultbin IS NOT NULL", short("typdefaultbin"));
+    let statistics = if version_num >= 140_000 { "stxexprs" } else { "NULL::text" };
+    [
+        (domain_defaults, Object::Type),
+        (
+            format!(
+                "SELECT d.adrelid, {} FROM pg_catalog.pg_attrdef d JOIN pg_catalog.pg_attribute a ON a.attrelid = d.adrelid AND a.attnum = d.adnum
+                  WHERE a.attgenerated = ''",
+                short("d.adbin")
+            ),
+            Object::Change,
+        ),
+        // The planner evaluates what is constant in the checks and indexes of what is read, and generated columns may be virtual.
+        (
+            format!(
+                "SELECT d.adrelid, {} FROM pg_catalog.pg_attrdef d JOIN pg_catalog.pg_attribute a ON a.attrelid = d.adrelid AND a.attnum = d.adnum
+                  WHERE a.attgenerated <> ''",
+                short("d.adbin")
+            ),
+            Object::Relation,
+        ),
+        (format!("SELECT conrelid, {} FROM pg_catalog.pg_constraint WHERE conrelid <> 0 AND conbin IS NOT NULL", short("conbin")), Object::Relation),
+        (
+            format!(
+                "SELECT indrelid, {} FROM pg_catalog.pg_index, unnest(ARRAY[indexprs::text, indpred::text]) tree WHERE tree IS NOT NULL",
+                short("tree")
+            ),
+            Object::Relation,
+        ),
+        (
+            format!("SELECT stxrelid, {} FROM pg_catalog.pg_statistic_ext WHERE {statistics} IS NOT NULL", short(statistics)),
+            Object::Relation,
+        ),
+        (
+            format!(
+                "SELECT p.polrelid, {} FROM pg_catalog.pg_policy p JOIN pg_catalog.pg_class c ON c.oid = p.polrelid,
+                        unnest(ARRAY[p.polqual::text, p.polwithcheck::text]) tree
+                  WHERE c.relrowsecurity AND tree IS NOT NULL",
+                short("tree")
+            ),
+            Object::Relation,
+        ),
+        (
+            format!("SELECT partrelid, {} FROM pg_catalog.pg_partitioned_table WHERE partexprs IS NOT NULL", short("partexprs")),
+            Object::Key,
+        ),
+        (
+            format!(
+                "SELECT r.ev_class, {} FROM pg_catalog.pg_rewrite r, unnest(ARRAY[r.ev_qual::text, r.ev_action::text]) tree
+                  WHERE r.ev_type <> '1' AND r.oid >= 16384",
+                short("tree")
+            ),
+            Object::Change,
+        ),
+    ]
 }
 
 /// Relations to which a write may do more than its transaction undoes: what isn't a plain table, has triggers or rules or columns of types that
@@ -318,7 +438,7 @@ fn bodies(version_num: i32) -> String {
                 CASE WHEN octet_length({standard}) <= {TREE_BYTES_MAX} THEN {standard} END,
                 {standard} IS NOT NULL
            FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_language l ON l.oid = p.prolang
-          WHERE p.oid >= 16384 AND p.provolatile <> 'v' AND p.prokind <> 'p' AND l.lanname IN ('sql', 'plpgsql')"
+          WHERE p.oid >= 16384 AND p.prokind <> 'p' AND l.lanname IN ('sql', 'plpgsql')"
     )
 }
 
@@ -343,6 +463,7 @@ pub async fn fingerprint(client: &Client) -> Result<CatalogFingerprint, LoadErro
 pub async fn load_with_fingerprint(client: &Client, generation: u64) -> Result<(CatalogFingerprint, Facts), LoadError> {
     client.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
     let fingerprint = fingerprint(client).await?;
+    let version: i32 = client.query_one("SELECT current_setting('server_version_num')::int4", &[]).await?.try_get(0)?;
     let mut catalog = Catalog::new();
     // In this order: what an expression names by OID or name must be known before it is read.
     functions(client, &mut catalog).await?;
@@ -352,9 +473,9 @@ pub async fn load_with_fingerprint(client: &Client, generation: u64) -> Result<(
         Ok(())
     })
     .await?;
-    types(client, &mut catalog).await?;
+    types(client, &mut catalog, version).await?;
     changes(client, &mut catalog).await?;
-    expressions(client, &mut catalog).await?;
+    expressions(client, &mut catalog, version).await?;
     client.batch_execute("COMMIT").await?;
     // Pure computing, a second at most for a hundred thousand functions: not on a thread that relays.
     let facts = tokio::task::spawn_blocking(move || catalog.finish(generation)).await;
@@ -395,12 +516,26 @@ async fn functions(client: &Client, catalog: &mut Catalog) -> Result<(), tokio_p
             hidden_by_builtin: row.try_get(8)?,
             one_argument: row.try_get(9)?,
             hides_builtins: row.try_get(10)?,
+            sets_custom: row.try_get(11)?,
         });
         Ok(())
     })
     .await?;
     each(client, AGGREGATES, |row| {
         catalog.made_of(Object::Function(oid(row, 0)?), oid(row, 1)?);
+        Ok(())
+    })
+    .await?;
+    each(client, AGGREGATE_PARTS, |row| {
+        let function = Object::Function(oid(row, 0)?);
+        if oid(row, 1)? != 0 {
+            catalog.runs(function, Object::Operator(oid(row, 1)?));
+        }
+        for state in [oid(row, 2)?, oid(row, 3)?] {
+            if state >= FIRST_NORMAL_OID {
+                catalog.runs(function, Object::Type(state));
+            }
+        }
         Ok(())
     })
     .await
@@ -414,7 +549,10 @@ async fn relations(client: &Client, catalog: &mut Catalog) -> Result<(), tokio_p
     })
     .await?;
     each(client, INHERITS, |row| {
-        catalog.reaches(Object::Relation(oid(row, 0)?), Object::Relation(oid(row, 1)?));
+        let (parent, child) = (oid(row, 0)?, oid(row, 1)?);
+        catalog.reaches(Object::Relation(parent), Object::Relation(child));
+        // A row that is put into a partition is held against the keys above it.
+        catalog.runs(Object::Key(child), Object::Key(parent));
         Ok(())
     })
     .await?;
@@ -425,7 +563,7 @@ async fn relations(client: &Client, catalog: &mut Catalog) -> Result<(), tokio_p
     .await
 }
 
-async fn types(client: &Client, catalog: &mut Catalog) -> Result<(), tokio_postgres::Error> {
+async fn types(client: &Client, catalog: &mut Catalog, version: i32) -> Result<(), tokio_postgres::Error> {
     each(client, TYPES, |row| {
         catalog.type_name(oid(row, 0)?, &text(row, 1)?);
         Ok(())
@@ -440,7 +578,12 @@ async fn types(client: &Client, catalog: &mut Catalog) -> Result<(), tokio_postg
     .await?;
     each(client, HOLDERS, |row| {
         let holder = if row.try_get(0)? { Object::Function(oid(row, 1)?) } else { Object::Relation(oid(row, 1)?) };
-        catalog.reaches(holder, Object::Value(oid(row, 2)?));
+        let held = oid(row, 2)?;
+        catalog.reaches(holder, Object::Value(held));
+        if matches!(holder, Object::Function(_)) {
+            // What is given to it, and what it gives, is held against the constraints of its type.
+            catalog.runs(holder, Object::Type(held));
+        }
         Ok(())
     })
     .await?;
@@ -448,6 +591,12 @@ async fn types(client: &Client, catalog: &mut Catalog) -> Result<(), tokio_postg
         let (target, function, implicit) = (oid(row, 0)?, oid(row, 1)?, row.try_get(2)?);
         if function >= FIRST_NORMAL_OID {
             catalog.made_of(Object::Type(target), function);
+        }
+        if function != 0 {
+            // Explicit ones, too: JSON's functions look for a cast by themselves.
+            for object in cast_by(oid(row, 5)?, target) {
+                catalog.runs(object, Object::Function(function));
+            }
         }
         if implicit {
             catalog.implicit_cast(row.try_get(3)?, row.try_get(4)?, function);
@@ -460,7 +609,42 @@ async fn types(client: &Client, catalog: &mut Catalog) -> Result<(), tokio_postg
         catalog.made_of(of.map_or(Object::KeyWords, Object::Value), oid(row, 0)?);
         Ok(())
     })
+    .await?;
+    each(client, &type_functions(version), |row| {
+        let (of, function) = (oid(row, 0)?, Object::Function(oid(row, 1)?));
+        catalog.runs(Object::Type(of), function);
+        catalog.runs(Object::Value(of), function);
+        Ok(())
+    })
+    .await?;
+    each(client, FAMILIES, |row| {
+        let (family, of) = (Object::Family(oid(row, 0)?), oid(row, 2)?);
+        let member = oid(row, 1)?;
+        if row.try_get(3)? {
+            catalog.runs(family, Object::Operator(member));
+            catalog.runs(Object::Operator(member), family);
+        } else {
+            catalog.runs(family, Object::Function(member));
+        }
+        if of >= FIRST_NORMAL_OID {
+            catalog.runs(Object::Value(of), family);
+        }
+        Ok(())
+    })
+    .await?;
+    each(client, "SELECT oid, o FROM pg_catalog.pg_operator, unnest(ARRAY[oprcom, oprnegate]) o WHERE oid >= 16384 AND o <> 0", |row| {
+        // The planner puts one for the other.
+        catalog.runs(Object::Operator(oid(row, 0)?), Object::Operator(oid(row, 1)?));
+        Ok(())
+    })
     .await
+}
+
+/// What stands for the use of a cast: values of one's own types on either side, or whatever a statement does.
+fn cast_by(source: u32, target: u32) -> impl Iterator<Item = Object> {
+    let own = |of: u32| of >= FIRST_NORMAL_OID;
+    let anywhere = (!own(source) && !own(target)).then_some(Object::KeyWords);
+    [source, target].into_iter().filter(move |of| own(*of)).map(Object::Value).chain(anywhere)
 }
 
 /// What data changes run.
@@ -484,11 +668,51 @@ async fn changes(client: &Client, catalog: &mut Catalog) -> Result<(), tokio_pos
         catalog.reaches(Object::Change(oid(row, 0)?), Object::Type(oid(row, 1)?));
         Ok(())
     })
+    .await?;
+    each(client, TRIGGERS, |row| {
+        let change = Object::Change(oid(row, 0)?);
+        let function = oid(row, 1)?;
+        if function >= FIRST_NORMAL_OID {
+            catalog.runs(change, Object::Function(function));
+        }
+        if let Some(condition) = optional(row, 2)? {
+            catalog.traces_of_tree(change, &condition);
+        }
+        Ok(())
+    })
+    .await?;
+    each(client, EVENT_TRIGGERS, |row| {
+        catalog.runs(Object::Ddl, Object::Function(oid(row, 0)?));
+        Ok(())
+    })
+    .await?;
+    each(client, FOREIGN_KEYS, |row| {
+        let (referring, referred) = (oid(row, 0)?, oid(row, 1)?);
+        catalog.runs(Object::Change(referring), Object::Relation(referred));
+        catalog.runs(Object::Change(referred), Object::Relation(referring));
+        if row.try_get(2)? {
+            catalog.runs(Object::Change(referred), Object::Change(referring));
+        }
+        for operator in row.try_get::<_, Vec<u32>>(3)? {
+            catalog.runs(Object::Change(referring), Object::Operator(operator));
+            catalog.runs(Object::Change(referred), Object::Operator(operator));
+        }
+        Ok(())
+    })
+    .await?;
+    each(client, EXCLUSIONS, |row| {
+        catalog.runs(Object::Change(oid(row, 0)?), Object::Operator(oid(row, 1)?));
+        Ok(())
+    })
+    .await?;
+    each(client, INDEX_FAMILIES, |row| {
+        catalog.runs(Object::Relation(oid(row, 0)?), Object::Family(oid(row, 1)?));
+        Ok(())
+    })
     .await
 }
 
-async fn expressions(client: &Client, catalog: &mut Catalog) -> Result<(), tokio_postgres::Error> {
-    type Of = fn(u32) -> Object;
+async fn expressions(client: &Client, catalog: &mut Catalog, version: i32) -> Result<(), tokio_postgres::Error> {
     let queries: [(String, Of); 4] =
         [(views(), Object::Relation), (policies(), Object::Relation), (domains(), Object::Type), (defaults(), Object::Function)];
     for (query, object) in queries {
@@ -496,13 +720,26 @@ async fn expressions(client: &Client, catalog: &mut Catalog) -> Result<(), tokio
             let object = object(oid(row, 0)?);
             match optional(row, 1)? {
                 Some(tree) => catalog.tree(object, &tree),
-                None => catalog.bad(object, "expression_too_long"),
+                None => {
+                    catalog.bad(object, "expression_too_long");
+                    catalog.untold(object, "expression_too_long");
+                }
             }
             Ok(())
         })
         .await?;
     }
-    let version: i32 = client.query_one("SELECT current_setting('server_version_num')::int4", &[]).await?.try_get(0)?;
+    for (query, object) in traces(version) {
+        each(client, &query, |row| {
+            let object = object(oid(row, 0)?);
+            match optional(row, 1)? {
+                Some(tree) => catalog.traces_of_tree(object, &tree),
+                None => catalog.untold(object, "expression_too_long"),
+            }
+            Ok(())
+        })
+        .await?;
+    }
     each(client, &bodies(version), |row| {
         let function = oid(row, 0)?;
         let language = if row.try_get(1)? { Language::PlPgSql } else { Language::Sql };

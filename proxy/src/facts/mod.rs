@@ -5,6 +5,7 @@
 //! verdict for a while. Invariant: facts are replaced as a whole, and without any, a user-defined function is a write.
 
 mod load;
+mod rights;
 mod watch;
 
 pub use load::{CatalogFingerprint, LoadError, fingerprint, load, load_with_fingerprint};

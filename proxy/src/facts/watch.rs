@@ -22,6 +22,7 @@ use tokio::time::{timeout, timeout_at};
 use tokio_postgres::Client;
 
 use super::load::{CatalogFingerprint, LoadError, fingerprint, load_with_fingerprint};
+use super::rights::Rights;
 use crate::auth::Target;
 use crate::auth::facts::{AskError, Purpose, connect_as_router};
 use crate::pool::Pools;
@@ -78,6 +79,7 @@ pub(crate) struct Databases {
     /// What DDL marks in all of them.
     cluster_mark: Arc<ClusterMark>,
     known: Mutex<HashMap<Arc<str>, Arc<Database>>>,
+    rights: Rights,
 }
 
 impl Databases {
@@ -89,6 +91,7 @@ impl Databases {
             loads: Semaphore::new(LOADS_AT_ONCE),
             cluster_mark: ClusterMark::new(Instant::now()),
             known,
+            rights: Rights::default(),
         })
     }
 
@@ -117,9 +120,18 @@ impl Databases {
         database
     }
 
-    /// Somebody is about to drop, move or copy the database, which PostgreSQL does only while nobody is connected to it: the router's own
-    /// connections that nobody uses are closed. PostgreSQL waits for that (`CountOtherDBBackends`).
-    pub(crate) fn leave(&self, name: &str) {
+    /// A role, of that name and OID (0: not known), is about to drop, move or copy databases, which PostgreSQL does
+    /// only while nobody is connected to them: if the leader says that it may, the router's own connections that
+    /// nobody uses are closed. PostgreSQL waits for that (`CountOtherDBBackends`). Whoever may not is told so by the
+    /// server itself, and has changed nothing here.
+    pub(crate) async fn leave_for(&self, user: &str, role: u32, names: &[Arc<str>]) {
+        match self.rights.may_empty(&self.source, user, role, names).await {
+            Ok(allowed) => allowed.iter().for_each(|name| self.leave(name)),
+            Err(error) => tracing::debug!(user, %error, "nobody says whether the role may have a database for itself"),
+        }
+    }
+
+    fn leave(&self, name: &str) {
         self.source.pools.leave(name);
         if let Some(database) = self.known.lock().get(name) {
             database.left.store(true, Ordering::SeqCst);

@@ -52,7 +52,8 @@ impl Pools {
         for pool in self.all().into_iter().filter(|pool| pool.key.role == ServerRole::Leader) {
             // The map's and this one aren't sessions.
             let sessions = Arc::strong_count(&pool).saturating_sub(2);
-            match used.iter_mut().find(|(_, known)| (&known.key.database, &known.key.user) == (&pool.key.database, &pool.key.user)) {
+            let of = |key: &Key| (key.database.clone(), key.user.clone(), key.standing, key.edition);
+            match used.iter_mut().find(|(_, known)| of(&known.key) == of(&pool.key)) {
                 Some((most, _)) => *most = sessions.max(*most),
                 None => used.push((sessions, pool)),
             }
@@ -65,8 +66,7 @@ impl Pools {
                 break;
             }
             left -= wanted;
-            let Key { database, user, .. } = &known.key;
-            let key = Key { node: member.name.clone(), role: ServerRole::Leader, database: database.clone(), user: user.clone() };
+            let key = Key { node: member.name.clone(), ..known.key.clone() };
             let pool = self.pool(key, &known.credential.load());
             let permits = pool.permits_ahead(self, wanted);
             let asked_every = ASKED_EVERY * u32::try_from(permits.len()).unwrap_or(1);

@@ -6,12 +6,31 @@ use std::time::{Duration, Instant};
 
 use rustc_hash::FxHashMap;
 use switchyard_core::route::ServerRole;
+use switchyard_core::session::{CustomNames, ServerState};
 use switchyard_core::topology::Epoch;
 use tokio::sync::oneshot;
 
 use super::{Lease, Permit};
 use crate::clients::Slot;
 use crate::server::{Handle, Server};
+
+/// What a client wants of a connection.
+#[derive(Clone)]
+pub(super) struct Wanted {
+    pub(super) client: Weak<Slot>,
+    pub(super) epoch: Epoch,
+    /// Only one that nobody has used will do.
+    pub(super) fresh: bool,
+    /// Only one will do on which no other custom settings were ever set.
+    pub(super) known: Option<CustomNames>,
+}
+
+impl Wanted {
+    /// Whether what was set on a connection is nothing that its next session would wonder about.
+    pub(super) fn may_see(&self, state: &ServerState) -> bool {
+        self.known.as_ref().is_none_or(|known| state.custom.are_among(known))
+    }
+}
 
 /// What a waiting client gets.
 pub(super) enum Offer {
@@ -37,15 +56,19 @@ pub(super) struct Book {
 impl Book {
     /// The idle connection for `client`: its own, else the last returned one that is nobody's, else the one kept longest for somebody
     /// else where `may_steal`. Connections of another epoch, or that have died, are put into `dead`.
-    pub(super) fn take(&mut self, client: &Weak<Slot>, epoch: Epoch, may_steal: bool, dead: &mut Vec<Box<Server>>) -> Option<Box<Server>> {
+    pub(super) fn take(&mut self, wanted: &Wanted, may_steal: bool, dead: &mut Vec<Box<Server>>) -> Option<Box<Server>> {
+        let Wanted { client, epoch, .. } = wanted;
         loop {
-            let own = self.idle.iter().rposition(|server| server.owner.as_ref().is_some_and(|owner| owner.ptr_eq(client)));
+            let own = self
+                .idle
+                .iter()
+                .rposition(|server| server.owner.as_ref().is_some_and(|owner| owner.ptr_eq(client)) && wanted.may_see(&server.state));
             let nobodys = |owner: &Option<Weak<Slot>>| owner.as_ref().is_none_or(|owner| owner.strong_count() == 0);
-            let free = || self.idle.iter().rposition(|server| nobodys(&server.owner));
-            let any = || may_steal.then(|| self.idle.len().checked_sub(1).map(|_| 0)).flatten();
+            let free = || self.idle.iter().rposition(|server| nobodys(&server.owner) && wanted.may_see(&server.state));
+            let any = || if may_steal { self.idle.iter().position(|server| wanted.may_see(&server.state)) } else { None };
             let index = own.or_else(free).or_else(any)?;
             let mut server = self.idle.remove(index);
-            let current = server.state.role == ServerRole::Replica || server.state.epoch == epoch;
+            let current = server.state.role == ServerRole::Replica || server.state.epoch == *epoch;
             if current && server.is_alive() {
                 return Some(server);
             }

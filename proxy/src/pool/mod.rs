@@ -1,4 +1,5 @@
-//! Server connections that are shared: a pool for each (node, role, database, user), and a cap for each node.
+//! Server connections that are shared: a pool for each (node, role, database, user) and what user and database were at
+//! the login, and a cap for each node.
 //!
 //! A [`Lease`] is the right to use a connection, a [`Permit`] the right to open one. Both give themselves back when dropped; a lease
 //! that is dropped instead of returned closes its connection, so that an early `?` can't return a dirty server.
@@ -6,6 +7,7 @@
 
 mod ahead;
 mod book;
+mod logins;
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
@@ -13,15 +15,17 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use parking_lot::{Mutex, RwLock};
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 use switchyard_config::Config;
 use switchyard_core::route::ServerRole;
-use switchyard_core::session::{Params, ServerState};
+use switchyard_core::session::{CustomNames, Params, ServerState};
 use switchyard_core::topology::{Epoch, Out, Topology};
 use switchyard_core::wire::reply::TxStatus;
 use tokio::sync::oneshot;
 
-use self::book::{Book, Offer};
+use self::book::{Book, Offer, Wanted};
+use self::logins::NewestLogins;
+use crate::auth::facts::Standing;
 use crate::auth::{ConnectError, Credential, Login, Target};
 use crate::clients::Slot;
 use crate::server::{Processes, Server};
@@ -48,6 +52,17 @@ pub(crate) struct Key {
     pub(crate) role: ServerRole,
     pub(crate) database: Arc<str>,
     pub(crate) user: Arc<str>,
+    /// Of the logins that share it.
+    pub(crate) standing: Standing,
+    /// Which logins, where a standing comes back: see [`Pools::logged_in`].
+    pub(crate) edition: u64,
+}
+
+impl Key {
+    /// Under which it is counted, and told to people.
+    fn name(&self) -> PoolName {
+        PoolName { node: self.node.clone(), database: self.database.clone(), user: self.user.clone() }
+    }
 }
 
 /// Why there is no lease.
@@ -59,6 +74,8 @@ pub(crate) enum LeaseError {
     Gone,
     #[error("the server is in recovery")]
     InRecovery,
+    #[error("user or database are others by now, of the same names")]
+    OfOthers,
     #[error(transparent)]
     Connect(#[from] ConnectError),
 }
@@ -72,6 +89,7 @@ pub(crate) struct Pools {
     topology: Arc<ArcSwap<Topology>>,
     pub(crate) tls: ArcSwap<Connector>,
     stats: Arc<Stats>,
+    newest: NewestLogins,
     /// Held by whoever is the next to end.
     retiring: tokio::sync::Mutex<()>,
 }
@@ -114,6 +132,7 @@ impl Pools {
             topology,
             tls: ArcSwap::from_pointee(tls),
             stats,
+            newest: NewestLogins::default(),
             retiring: tokio::sync::Mutex::default(),
         })
     }
@@ -124,14 +143,13 @@ impl Pools {
             return pool.clone();
         }
         let node = self.nodes.write().entry(key.node.clone()).or_default().clone();
-        let name = PoolName { node: key.node.clone(), database: key.database.clone(), user: key.user.clone() };
         self.pools
             .write()
             .entry(key.clone())
             .or_insert_with(|| {
                 Arc::new(Pool {
                     node_stats: self.stats.node(&key.node),
-                    stats: self.stats.pool(&name),
+                    stats: self.stats.pool(&key.name()),
                     key,
                     book: Mutex::default(),
                     node,
@@ -141,15 +159,6 @@ impl Pools {
                 })
             })
             .clone()
-    }
-
-    /// A new login's credential is the one to open connections with from now on.
-    pub(crate) fn renew(&self, database: &str, user: &str, credential: &Arc<Credential>) {
-        for (key, pool) in self.pools.read().iter() {
-            if *key.database == *database && *key.user == *user {
-                pool.credential.store(credential.clone());
-            }
-        }
     }
 
     /// Closes what is idle in a database, and for a while what comes back from it, on every node.
@@ -210,15 +219,23 @@ impl Pools {
             }
             pool.sweep(now);
         }
-        self.pools.write().retain(|key, pool| {
+        self.close_superseded();
+        let mut pools = self.pools.write();
+        let mut gone = Vec::new();
+        pools.retain(|key, pool| {
             // A session that is about to use the pool holds it, too.
             let book = pool.book.lock();
             let unused = book.open == 0 && book.waiting.is_empty() && Arc::strong_count(pool) == 1;
             if unused {
-                self.stats.remove_pool(&PoolName { node: key.node.clone(), database: key.database.clone(), user: key.user.clone() });
+                gone.push(key.name());
             }
             !unused
         });
+        if !gone.is_empty() {
+            let left: FxHashSet<PoolName> = pools.keys().map(Key::name).collect();
+            gone.iter().filter(|name| !left.contains(name)).for_each(|name| self.stats.remove_pool(name));
+            self.newest.forget_others(&left);
+        }
     }
 }
 
@@ -239,10 +256,7 @@ pub(crate) enum Acquired {
 /// A lease that takes time.
 pub(crate) struct Waiting {
     pool: Arc<Pool>,
-    client: Weak<Slot>,
-    epoch: Epoch,
-    /// Only one that nobody has used will do.
-    fresh: bool,
+    wanted: Wanted,
     offer: Expected,
     arriving: Arriving,
 }
@@ -258,7 +272,7 @@ impl Waiting {
     /// Waits for its turn, opens a connection where that is what it got. Cancel-safe: dropped, it gives back what it had.
     pub(crate) async fn lease(self) -> Result<Lease, LeaseError> {
         // A lease counts from its beginning: until it is there, this does.
-        let Waiting { pool, client, epoch, fresh, mut offer, arriving: _arriving } = self;
+        let Waiting { pool, wanted, mut offer, arriving: _arriving } = self;
         if let Expected::Crowd(turn) = &mut offer {
             let mut given = tokio::time::timeout(OPENING_WAIT, &mut *turn).await.ok().and_then(Result::ok);
             if given.is_none() {
@@ -268,11 +282,11 @@ impl Waiting {
             }
             match given {
                 Some(Offer::Permit(permit)) => offer = Expected::Permit(permit),
-                Some(Offer::Lease(lease)) => match fits(lease, epoch, fresh) {
+                Some(Offer::Lease(lease)) => match fits(lease, &wanted) {
                     Ok(lease) => return Ok(lease),
                     Err(permit) => offer = Expected::Permit(permit),
                 },
-                None => match pool.acquire_from(&client, epoch, fresh, usize::MAX) {
+                None => match pool.acquire_from(wanted.clone(), usize::MAX) {
                     Acquired::Now(lease) => return Ok(lease),
                     Acquired::Later(waiting) => offer = waiting.offer,
                 },
@@ -290,7 +304,7 @@ impl Waiting {
                 let us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
                 pool.stats.wait_us_total.add(us);
                 match given {
-                    Ok(Ok(Offer::Lease(lease))) => match fits(lease, epoch, fresh) {
+                    Ok(Ok(Offer::Lease(lease))) => match fits(lease, &wanted) {
                         Ok(lease) => return Ok(lease),
                         Err(permit) => permit,
                     },
@@ -301,15 +315,16 @@ impl Waiting {
             }
         };
         // A login's state is large, and most who wait need none.
-        Box::pin(pool.open(permit, &pools, epoch)).await
+        Box::pin(pool.open(permit, &pools, wanted.epoch)).await
     }
 }
 
 /// The lease, if it is of use to whoever waited; otherwise its place in the pool, for a new connection.
-fn fits(mut lease: Lease, epoch: Epoch, fresh: bool) -> Result<Lease, Permit> {
+fn fits(mut lease: Lease, wanted: &Wanted) -> Result<Lease, Permit> {
     let server = lease.server();
-    let current = server.state.role == ServerRole::Replica || server.state.epoch == epoch;
-    if current && server.is_alive() && (!fresh || server.state.fresh) { Ok(lease) } else { Err(lease.into_permit()) }
+    let current = server.state.role == ServerRole::Replica || server.state.epoch == wanted.epoch;
+    let clean = (!wanted.fresh || server.state.fresh) && wanted.may_see(&server.state);
+    if current && clean && server.is_alive() { Ok(lease) } else { Err(lease.into_permit()) }
 }
 
 /// A session that was sent to a node and has no connection to it yet: part of the node's load all the same.
@@ -347,33 +362,26 @@ impl Drop for Counted {
 
 impl Pool {
     /// A connection for `client`: an idle one at once, else the right to open one, else a place in the waiting line. `fresh`: one that nobody has
-    /// used, be it in the place of one that is closed for it.
-    pub(crate) fn acquire(self: &Arc<Pool>, client: &Weak<Slot>, epoch: Epoch, fresh: bool) -> Acquired {
-        self.acquire_from(client, epoch, fresh, OPENING_MAX)
+    /// used, be it in the place of one that is closed for it; `known`: or one on which no other custom settings were set, likewise.
+    pub(crate) fn acquire(self: &Arc<Pool>, client: &Weak<Slot>, epoch: Epoch, fresh: bool, known: Option<CustomNames>) -> Acquired {
+        self.acquire_from(Wanted { client: client.clone(), epoch, fresh, known }, OPENING_MAX)
     }
 
     /// `opening_max`: with so many being opened, others wait a moment for those.
-    fn acquire_from(self: &Arc<Pool>, client: &Weak<Slot>, epoch: Epoch, fresh: bool, opening_max: usize) -> Acquired {
+    fn acquire_from(self: &Arc<Pool>, wanted: Wanted, opening_max: usize) -> Acquired {
         let Some(pools) = self.pools.upgrade() else { return self.never() };
         let config = pools.config.load();
         let mut dead = Vec::new();
         let mut book = self.book.lock();
         let room = book.open < config.pool.max_size;
-        let found = book.take(client, epoch, !room, &mut dead);
+        let found = book.take(&wanted, !room, &mut dead);
         let later = |offer| {
-            Acquired::Later(Waiting {
-                pool: self.clone(),
-                client: client.clone(),
-                epoch,
-                fresh,
-                offer,
-                arriving: Arriving::new(&self.node_stats),
-            })
+            Acquired::Later(Waiting { pool: self.clone(), wanted: wanted.clone(), offer, arriving: Arriving::new(&self.node_stats) })
         };
         let taken = |server| {
             self.stats_idle(1);
             let lease = self.lease(server);
-            if fresh { later(Expected::Permit(lease.into_permit())) } else { Acquired::Now(lease) }
+            if wanted.fresh { later(Expected::Permit(lease.into_permit())) } else { Acquired::Now(lease) }
         };
         let acquired = match found {
             Some(server) => {
@@ -391,9 +399,14 @@ impl Pool {
                     let permit = self.permit(&mut book);
                     drop(book);
                     later(Expected::Permit(permit))
-                } else if let Some(server) = book.take(client, epoch, true, &mut dead) {
+                } else if let Some(server) = book.take(&wanted, true, &mut dead) {
                     drop(book);
                     taken(server)
+                } else if let Some(server) = book.take(&Wanted { known: None, ..wanted.clone() }, true, &mut dead) {
+                    // Another one in its place.
+                    drop(book);
+                    self.stats_idle(1);
+                    later(Expected::Permit(self.lease(server).into_permit()))
                 } else {
                     let (sender, receiver) = oneshot::channel();
                     book.waiting.push_back(sender);
@@ -415,7 +428,8 @@ impl Pool {
     fn never(self: &Arc<Pool>) -> Acquired {
         let (_, receiver) = oneshot::channel();
         let (offer, arriving) = (Expected::Turn(receiver), Arriving::new(&self.node_stats));
-        Acquired::Later(Waiting { pool: self.clone(), client: Weak::new(), epoch: Epoch(0), fresh: false, offer, arriving })
+        let wanted = Wanted { client: Weak::new(), epoch: Epoch(0), fresh: false, known: None };
+        Acquired::Later(Waiting { pool: self.clone(), wanted, offer, arriving })
     }
 
     /// The right to open one more, counted among those that are being opened.
@@ -447,10 +461,15 @@ impl Pool {
 
     /// A connection that is nobody's yet.
     async fn connect(&self, pools: &Pools, epoch: Epoch) -> Result<Server, LeaseError> {
-        let (target, config) = {
+        let newest = pools.newest.of(&self.key.database, &self.key.user);
+        if newest.is_some_and(|newest| newest.standing.is_of_others(self.key.standing)) {
+            return Err(LeaseError::OfOthers);
+        }
+        let (target, config, proven) = {
             let topology = pools.topology.load();
             let member = topology.member(&self.key.node).ok_or(LeaseError::Gone)?;
-            (Target::new(member.host.clone(), member.port), pools.config.load_full())
+            let proven = self.key.role == ServerRole::Leader || newest.is_none_or(|newest| newest.is_shown_by(member));
+            (Target::new(member.host.clone(), member.port), pools.config.load_full(), proven)
         };
         let mut parameters = Vec::new();
         if self.key.role == ServerRole::Replica {
@@ -464,7 +483,9 @@ impl Pool {
             self.node_stats.connect_errors.add(1);
             tracing::debug!(node = %self.key.node, %error, "no server connection");
         })?;
-        Ok(Server::new(connected, target, self.key.node.clone(), self.key.role, epoch, config.pool.max_prepared))
+        let mut server = Server::new(connected, target, self.key.node.clone(), self.key.role, epoch, config.pool.max_prepared);
+        server.once = !proven;
+        Ok(server)
     }
 
     /// Takes a connection into the pool, in the place that `permit` has kept.
@@ -538,7 +559,9 @@ impl Pool {
         let config = pools.config.load();
         let expired = self.book.lock().expired(now, config.pool.idle_timeout, config.pool.max_lifetime, config.pool.min_size);
         self.discard_all(expired);
-        let missing = {
+        let missing = if pools.newest.supersedes(&self.key) {
+            0
+        } else {
             let book = self.book.lock();
             let leaving = book.leaving_until.is_some_and(|until| now < until);
             if leaving { 0 } else { config.pool.min_size.saturating_sub(book.open) }
@@ -565,8 +588,9 @@ impl Pool {
         let max_size = self.pools.upgrade().map_or(0, |pools| pools.config.load().pool.max_size);
         let mut book = self.book.lock();
         let leaving = book.leaving_until.is_some_and(|until| server.idle_since < until);
-        if leaving || book.open > max_size {
-            // The database is to be left alone, or others took its place while a session kept it for itself.
+        if leaving || server.once || book.open > max_size {
+            // The database is to be left alone, nobody else may get it, or others took its place while a session kept
+            // it for itself.
             drop(book);
             return self.discard(server);
         }
@@ -738,13 +762,16 @@ impl Lease {
         self.unlease();
         let pool = self.pool.clone();
         let promoted = server.state.role == ServerRole::Replica && server.in_hot_standby() == Some(false) && !pool.serves_fallback();
-        if server.state.tainted || server.handle.is_killed() {
+        if server.handle.is_killed() {
             return pool.discard(server);
         }
         if !server.state.ready {
             // A client left in the middle of a statement: what runs is canceled, or the server would work on for nobody.
             pool.cancel_and_discard(server);
             return;
+        }
+        if server.state.tainted {
+            return pool.discard(server);
         }
         if promoted {
             return pool.retire(server);

@@ -280,11 +280,54 @@ async fn the_function_answers_for_a_role_that_may_read_nothing() {
         assert!(expected.is_ok());
         assert_eq!(through.ask(user, database).await, expected, "{user} {database}");
     }
+    // One of an earlier version, or of somebody's own, tells less and goes on working.
+    let before = "CREATE FUNCTION switchyard.before(a text, b text) RETURNS TABLE (role_exists boolean, verifier text, can_login boolean, expired boolean,
+            is_superuser boolean, connection_limit integer, database_exists boolean, accepts_connections boolean, may_connect boolean)
+        LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS
+        'SELECT role_exists, verifier, can_login, expired, is_superuser, connection_limit, database_exists, accepts_connections, may_connect
+         FROM switchyard.login_facts(a, b)'";
+    postgres.sql(before);
+    let before = LoginFacts::start(clerk(Some("switchyard.before")), topology(&[postgres.port]), Connector::disabled());
+    let (before, now) = (before.ask("ann", "private").await.expect("an answer"), plain.ask("ann", "private").await.expect("an answer"));
+    assert_eq!((&before.role, &before.database), (&now.role, &now.database));
+    assert!(before.standing.role == 0 && before.standing.settings == 0 && now.standing.role != 0);
     let without = LoginFacts::start(clerk(None), topology(&[postgres.port]), Connector::disabled());
     assert_eq!(without.ask("ann", "postgres").await, Err(Unreachable), "the clerk may not read pg_authid");
     let allowed = "SELECT has_function_privilege('ann', 'switchyard.login_facts(text, text)', 'EXECUTE')";
     assert_eq!(postgres.sql(allowed), "f");
     postgres.sql("DROP SCHEMA switchyard CASCADE; DROP ROLE clerk");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_standing_changes_with_all_that_a_server_process_takes_from_the_catalogs() {
+    let postgres = Postgres::start();
+    let facts = LoginFacts::start(postgres_config(ROUTER_PASSWORD), topology(&[postgres.port]), Connector::disabled());
+    let standing = async || facts.ask("ann", "latin").await.expect("an answer").standing;
+    let mut before = standing().await;
+    assert_eq!(before, standing().await);
+    for change in [
+        "ALTER ROLE ann SET work_mem = '5MB'",
+        "ALTER ROLE ann SET work_mem = '6MB'",
+        "ALTER ROLE ann IN DATABASE latin SET work_mem = '5MB'",
+        "ALTER DATABASE latin SET work_mem = '5MB'",
+        "ALTER ROLE ALL SET work_mem = '5MB'",
+        "ALTER ROLE ann RESET ALL",
+        "ALTER ROLE ann SUPERUSER",
+        "ALTER ROLE ann CONNECTION LIMIT 7",
+        "ALTER DATABASE latin CONNECTION LIMIT 7",
+        "ALTER ROLE ann RENAME TO other; ALTER ROLE expired RENAME TO ann",
+        "ALTER DATABASE latin RENAME TO roman; ALTER DATABASE private RENAME TO latin",
+    ] {
+        change.split("; ").for_each(|statement| drop(postgres.sql(statement)));
+        let after = standing().await;
+        assert_ne!(after, before, "{change}");
+        before = after;
+    }
+    for unrelated in ["ALTER ROLE ann PASSWORD 'x'", "ALTER ROLE future SET work_mem = '5MB'", "ALTER DATABASE closed SET work_mem = '5MB'"]
+    {
+        postgres.sql(unrelated);
+        assert_eq!(standing().await, before, "{unrelated}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -397,15 +440,33 @@ async fn a_member_that_hangs_is_asked_last() {
 #[tokio::test(flavor = "multi_thread")]
 async fn walsenders_log_in_too() {
     let postgres = shared();
-    let router = start(&postgres, Options::default()).await;
-    for (replication, user, expected) in [("true", "walker", Ok(())), ("database", "walker", Ok(())), ("true", "ann", Err("walsender"))] {
-        let conninfo = format!("host=127.0.0.1 port={} user={user} dbname=postgres replication={replication}", router.port);
-        match (run_psql(conninfo, "pencil", "IDENTIFY_SYSTEM").await, expected) {
-            (Ok(answer), Ok(())) => assert!(answer.contains("|1|0/"), "{answer}"),
-            (Err(error), Err(text)) => assert!(error.contains(text), "{error}"),
-            (answer, _) => panic!("{replication} as {user}: {answer:?}"),
-        }
+    let trusted = AuthRule { users: vec!["trusted".to_owned()], ..rule(AuthMethod::Trust) };
+    let server_rule = ServerAuthRule { databases: vec![], users: vec!["trusted".to_owned()], method: ServerAuthMethod::Trust };
+    let rules = vec![trusted, rule(AuthMethod::ScramSha256)];
+    let router = start(&postgres, Options { rules, server_rules: vec![server_rule], ..Options::default() }).await;
+    for replication in ["true", "database"] {
+        let conninfo = format!("host=127.0.0.1 port={} user=walker dbname=postgres replication={replication}", router.port);
+        let answer = run_psql(conninfo, "pencil", "IDENTIFY_SYSTEM").await.expect(replication);
+        assert!(answer.contains("|1|0/"), "{answer}");
     }
+    // PostgreSQL 15's words, and those of 16 and later.
+    let refusals = ["must be superuser or replication role to start walsender", "permission denied to start WAL sender"];
+    let told = async |port| {
+        let conninfo = format!("host=127.0.0.1 port={port} user=ann dbname=postgres replication=true");
+        let error = run_psql(conninfo, "pencil", "IDENTIFY_SYSTEM").await.expect_err("ann may not");
+        error.rsplit_once("FATAL:").map(|(_, text)| text.trim().to_owned()).unwrap_or(error)
+    };
+    let (routed, direct) = (told(router.port).await, told(postgres.port).await);
+    assert_eq!(routed, direct);
+    assert!(refusals.iter().any(|text| routed.starts_with(text)), "{routed}");
+    // psql doesn't show the SQLSTATE of a login's refusal.
+    let target = Target::new("127.0.0.1", router.port);
+    let parameters = [("replication".to_owned(), "database".to_owned())];
+    let login = Login { user: "trusted", database: "postgres", credential: &Credential::Trust, parameters: &parameters };
+    let Err(ConnectError::Server { sqlstate, message, .. }) = connect(&target, &login, &Connector::disabled(), TIMEOUT).await else {
+        panic!("a walsender without the right to be one");
+    };
+    assert!(sqlstate == "42501" && refusals.iter().any(|text| message.starts_with(text)), "{sqlstate} {message}");
 }
 
 /// A client's TLS without SSLRequest, with or without ALPN; what the router answered to its startup packet.

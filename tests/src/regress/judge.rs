@@ -327,9 +327,9 @@ impl Session<'_> {
                 Begin(_)
                     | Commit { .. }
                     | Rollback { .. }
-                    | Savepoint
-                    | RollbackTo
-                    | Release
+                    | Savepoint { .. }
+                    | RollbackTo { .. }
+                    | Release { .. }
                     | PrepareTransaction
                     | SetTransaction { .. }
                     | SetSnapshot

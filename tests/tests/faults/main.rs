@@ -13,6 +13,7 @@ mod promoted;
 mod read_only;
 mod requests;
 mod rotation;
+mod streams;
 mod tool;
 mod under_load;
 

@@ -75,6 +75,17 @@ pub(super) enum Item {
     Sync,
 }
 
+impl Item {
+    /// The verdict on what it runs, where that is known.
+    pub(super) fn runs(&self) -> Option<&Arc<Verdict>> {
+        match self {
+            Item::Query(verdict) => Some(verdict),
+            Item::Execute(statement) => statement.as_ref().map(|statement| &statement.verdict),
+            _ => None,
+        }
+    }
+}
+
 /// How a batch ends.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum End {
@@ -131,11 +142,7 @@ impl Batch {
 
     /// Verdicts of what runs.
     pub(super) fn executed(&self) -> impl Iterator<Item = &Arc<Verdict>> {
-        self.items.iter().filter_map(|(item, _)| match item {
-            Item::Query(verdict) => Some(verdict),
-            Item::Execute(statement) => statement.as_ref().map(|statement| &statement.verdict),
-            _ => None,
-        })
+        self.items.iter().filter_map(|(item, _)| item.runs())
     }
 
     /// The batch's class: the highest of its parts'.
@@ -170,6 +177,11 @@ impl Batch {
     pub(super) fn level(&self, otherwise: Level) -> Level {
         let of = |verdict: &Arc<Verdict>| verdict.ruling.as_ref().and_then(|ruling| ruling.level).unwrap_or(otherwise);
         self.executed().map(of).max().unwrap_or(otherwise)
+    }
+
+    /// Whether something in it must be answered before what comes behind it can be read.
+    pub(super) fn needs_answer(&self) -> bool {
+        self.end == End::Open && self.executed().any(|verdict| must_be_answered_first(verdict))
     }
 
     pub(super) fn executes(&self) -> bool {
@@ -250,6 +262,27 @@ impl Batch {
                 Kind::Insert | Kind::Update | Kind::Delete | Kind::Merge | Kind::Unknown => false,
             })
     }
+}
+
+/// Whether what follows depends on the outcome of what this verdict is about: a COPY takes the messages that follow it, names mean something else
+/// behind a DEALLOCATE, and settings decide how what follows is read, and what it is shared with.
+pub(super) fn must_be_answered_first(verdict: &Verdict) -> bool {
+    let decides = |effect: &Effect| {
+        matches!(
+            effect,
+            Effect::CopyIn
+                | Effect::Set { .. }
+                | Effect::SetUnknown
+                | Effect::Reset { .. }
+                | Effect::ResetAll
+                | Effect::DiscardAll
+                | Effect::Prepare { .. }
+                | Effect::Deallocate { .. }
+                | Effect::DeallocateAll
+                | Effect::SetTransaction { session: true, .. }
+        )
+    };
+    verdict.effects.iter().any(decides) || verdict.kind == Kind::Unknown
 }
 
 pub(super) fn ends_transaction(effect: &Effect) -> bool {

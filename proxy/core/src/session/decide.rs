@@ -4,16 +4,18 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::batch::{End, Item};
+use super::effects::changes_session;
+use super::server::is_server_name;
 use super::{Access, Env, HeldBegin, Lost, Phase, Segment, Session, Want, Work, own};
 use crate::causal::{self, Bound, Level};
 use crate::marks::Touched;
 use crate::refusal::Refusal;
 use crate::route::{self, Ask, Need, ServerRole, Why};
 use crate::sql::lexer::{Lexer, TokenKind};
-use crate::sql::{Class, Effect, Hint, RuledRoute, Ruling, TransactionModes, Verdict};
+use crate::sql::{Class, Effect, Hint, RuledRoute, Ruling, SetTo, TransactionModes, Verdict};
 use crate::topology::ClusterState;
-use crate::wire::frame;
 use crate::wire::reply::{self, TxStatus};
+use crate::wire::{frame, view};
 
 impl Session {
     /// Chooses a node for the batch that waits (or for the session's start), and says so in `want`.
@@ -101,9 +103,12 @@ impl Session {
         if overruled.is_some() {
             return overruled;
         }
+        if let Some(name) = self.names_another_clients(item, message) {
+            return Some(Refusal::NoSuchStatement { name });
+        }
         if self.lost == Some(Lost::StoodIn)
             && let Item::Query(verdict) = item
-            && verdict.effects.contains(&Effect::RollbackTo)
+            && verdict.effects.iter().any(|effect| matches!(effect, Effect::RollbackTo { .. }))
         {
             // The savepoint was lost with the transaction; the one that stands in for it never had it.
             return Some(Refusal::InFailedTransaction);
@@ -133,6 +138,26 @@ impl Session {
                 || matches!(effect, Effect::SetTransaction { modes, .. } | Effect::Begin(modes) if modes.read_only == Some(false))
         });
         if allows_writes { refused(verdict.command) } else { None }
+    }
+
+    /// A statement's name on servers that the client hasn't given to one of its own: whatever it finds there is somebody else's.
+    fn names_another_clients(&self, item: &Item, message: &[u8]) -> Option<String> {
+        let foreign = |name: &[u8]| is_server_name(name) && !self.statements.contains_key(name) && !self.sql_prepared.contains(name);
+        let by_sql = |verdict: &Verdict| {
+            verdict.effects.iter().find_map(|effect| match effect {
+                Effect::Deallocate { name } | Effect::Execute { name } if foreign(name.as_bytes()) => Some(name.to_string()),
+                _ => None,
+            })
+        };
+        let body = message.get(frame::HEADER..)?;
+        let shown = |name: &[u8]| foreign(name).then(|| String::from_utf8_lossy(name).into_owned());
+        match item {
+            Item::Query(verdict) => by_sql(verdict),
+            Item::Execute(Some(statement)) => by_sql(&statement.verdict),
+            Item::Bind { statement: None, unnamed: false } => view::bind(body).ok().and_then(|bind| shown(bind.statement)),
+            Item::DescribeStatement { statement: None, unnamed: false } => view::target(body).ok().and_then(|(_, name)| shown(name)),
+            _ => None,
+        }
     }
 
     fn overruled_refusal(&self, verdict: &Verdict, text: &[u8]) -> Option<Refusal> {
@@ -184,6 +209,9 @@ impl Session {
             return self.lead(env, work, Why::LookAhead);
         }
         let class = work.batch.class();
+        if self.stays_where_it_runs(work, class) {
+            return self.lead(env, work, Why::Write);
+        }
         let overruling = self.overruling(work, class);
         if let Some(begin) = self.begin.as_ref().map(|begin| begin.modes).or_else(|| begins(work)) {
             let read_only = begin.read_only.unwrap_or(self.default_read_only());
@@ -220,6 +248,20 @@ impl Session {
             (Class::Local, None) => self.lease_any(env, work),
             (Class::Write, _) => self.lead(env, work, Why::Write),
         }
+    }
+
+    /// Whether the batch may leave state that keeps its session on the server where it has run: that is the leader then, as the session may want to
+    /// write.
+    fn stays_where_it_runs(&self, work: &Work, class: Class) -> bool {
+        let leaves = |effect: &Effect| match effect {
+            // Carried from server to server, wherever they were made.
+            Effect::Set { name, .. } | Effect::Reset { name } if class == Class::Local => {
+                matches!(&**name, "role" | "session_authorization")
+            }
+            Effect::ResetAll | Effect::SetTransaction { .. } if class == Class::Local => false,
+            effect => changes_session(effect),
+        };
+        work.batch.executed().any(|verdict| verdict.effects.iter().any(leaves))
     }
 
     /// What the batch's reads must show: what the session has set, else what a rule says, else the listener's level.
@@ -325,15 +367,19 @@ impl Session {
         let dialect = self.dialect();
         let Some((verdict, text)) = work.batch.lone_query() else { return false };
         let [effect] = verdict.effects.as_slice() else { return false };
-        if let (Effect::Set { name, .. }, Some(begin)) = (effect, &mut self.begin)
+        if let (Effect::Set { name, local, to }, Some(begin)) = (effect, &mut self.begin)
             && own::is_own(name)
             && text.len() <= HELD_BYTES_MAX
             && begin.texts.len() < HELD_BYTES_MAX
             && own::refused(verdict, text, dialect).is_none()
         {
             // `BEGIN; SET LOCAL switchyard.route = ...` decides where the transaction runs.
+            let value = if let SetTo::Plain(value) = to { Some(value.clone()) } else { None };
             begin.texts.append(&mut terminated(text));
-            self.own.note(text, dialect);
+            begin.own.push((name.clone(), value.clone(), *local));
+            self.changing(None);
+            self.own.set(name, value.as_deref(), *local);
+            self.touched.add(name);
             return self.answer_held(work, b"SET", TxStatus::InTransaction);
         }
         // What a server might refuse is for a server to refuse.
@@ -347,7 +393,7 @@ impl Session {
                 return false;
             }
             (Effect::Begin(modes), None) => {
-                self.begin = Some(HeldBegin { texts: terminated(text), modes: *modes, resumed: false });
+                self.begin = Some(HeldBegin { texts: terminated(text), modes: *modes, own: Vec::new(), resumed: false });
                 // The tag tells BEGIN from START TRANSACTION.
                 let tag: &[u8] = if verdict.command.starts_with("START") { b"START TRANSACTION" } else { b"BEGIN" };
                 (tag, TxStatus::InTransaction)
@@ -359,12 +405,12 @@ impl Session {
             }
             (Effect::Commit { chain: false }, Some(_)) => {
                 self.begin = None;
-                self.own.transaction_over(true);
+                self.commit_changes();
                 (b"COMMIT", TxStatus::Idle)
             }
             (Effect::Rollback { chain: false }, Some(_)) => {
                 self.begin = None;
-                self.own.transaction_over(false);
+                self.roll_back_changes(None);
                 (b"ROLLBACK", TxStatus::Idle)
             }
             _ => return false,

@@ -5,10 +5,12 @@ use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
 
-use super::batch::{End, Item, Statement};
+use super::batch::{End, Item, Statement, must_be_answered_first};
+use super::effects::bounds_transaction;
 use super::replies::{Owed, Prepares, Sync};
-use super::server::{StatementId, server_name};
-use super::{Attempt, Env, Lost, Phase, Segment, ServerState, Session, Work, own};
+use super::server::{StatementId, is_server_name, server_name};
+use super::settings::Value;
+use super::{Attempt, Env, Lost, Phase, Segment, ServerState, Session, Work};
 use crate::marks::Touched;
 use crate::refusal::Refusal;
 use crate::route::ServerRole;
@@ -34,9 +36,11 @@ impl Session {
 
     /// Sends what brings the server to the session's settings.
     pub(super) fn bring(&mut self, work: &mut Work, server: &mut ServerState) {
-        server.settings.bring(&self.settings, server.role, &mut work.to_server);
+        for name in self.settings.dotted() {
+            server.sets(name);
+        }
+        server.settings.sync_messages(&self.settings, server.role, &mut work.to_server);
         server.ready = false;
-        // A simple query destroys it.
         server.unnamed = None;
         work.owed.push_back(Owed::Bring);
     }
@@ -67,7 +71,10 @@ impl Session {
             self.deliver(env, work);
         }
         let class = work.batch.class();
-        let begins = work.segment == Segment::Closed && work.owed.iter().all(|owed| matches!(owed, Owed::Bring));
+        if work.segment == Segment::Closed {
+            self.own_sequences(work, server);
+        }
+        let begins = work.segment == Segment::Closed && work.owed.iter().all(|owed| matches!(owed, Owed::Bring | Owed::Discard));
         let lone_write = begins && self.begin_segment(work, server, class);
         if env.policy.session_mode {
             self.pins.add(PinReason::SessionMode);
@@ -95,7 +102,12 @@ impl Session {
             let refusal = self.refused(env, item, &batch.bytes[range.clone()]).or_else(|| self.outdated(env, item, server));
             match refusal {
                 Some(refusal) => send_refused(item, refusal, work, server),
-                None => self.send_item(item, &batch.bytes[range.clone()], syncs_flush, lone, work, server),
+                None => {
+                    if let Some(verdict) = item.runs().filter(|_| server.role == ServerRole::Leader) {
+                        env.judge.about_to_run(verdict);
+                    }
+                    self.send_item(item, &batch.bytes[range.clone()], syncs_flush, lone, work, server);
+                }
             }
         }
         if batch.end == End::Ready {
@@ -122,6 +134,35 @@ impl Session {
         if work.attempt.is_none() {
             work.batch.clear();
         }
+    }
+
+    /// A batch that may advance a sequence, or see what it has come to, begins where no other session's `currval` and `lastval` are.
+    fn own_sequences(&mut self, work: &mut Work, server: &mut ServerState) {
+        let uses = |verdict: &Verdict| {
+            let inserts = matches!(verdict.kind, Kind::Insert | Kind::Merge | Kind::Copy) && verdict.class == Class::Write;
+            let sees = |effect: &Effect| matches!(effect, Effect::Pin(PinReason::Sequence | PinReason::UserCode));
+            inserts || verdict.statements > 1 || verdict.unseen.leaves || verdict.effects.iter().any(sees)
+        };
+        let unknown = |(item, _): &(Item, _)| matches!(item, Item::FunctionCall | Item::Execute(None));
+        // What a transaction will do isn't known when it begins.
+        let begins = self.begin.is_some() || work.batch.executed().flat_map(|verdict| &verdict.effects).any(bounds_transaction);
+        if server.role == ServerRole::Replica
+            || server.sequences == Some(self.id)
+            || !(begins || work.batch.executed().any(|verdict| uses(verdict)) || work.batch.items.iter().any(unknown))
+        {
+            return;
+        }
+        let before = server.sequences.replace(self.id);
+        if before.is_none() || server.tx != TxStatus::Idle {
+            return;
+        }
+        reply::parse(&mut work.to_server, b"", b"DISCARD SEQUENCES\0\0\0");
+        reply::message(&mut work.to_server, b'B', &[&[0; 8]]);
+        reply::message(&mut work.to_server, b'E', &[&[0; 5]]);
+        reply::sync(&mut work.to_server);
+        work.owed.push_back(Owed::Discard);
+        server.unnamed = None;
+        server.ready = false;
     }
 
     /// What the batch may write, once it is committed.
@@ -160,7 +201,6 @@ impl Session {
         // A COMMIT shows nothing, and yet says that something is done.
         work.shows = self.status != TxStatus::Idle;
         work.writing = false;
-        work.rolled_back = false;
         work.undone = false;
         work.begin_failed = false;
         if self.lost == Some(Lost::Told) {
@@ -189,6 +229,12 @@ impl Session {
                 work.owed.push_back(Owed::Close { swallow: true, evicted: None, closed: None });
             }
             server.unnamed = None;
+            for (name, value, local) in &begin.own {
+                server.sets(name);
+                if !local && let Some(value) = value {
+                    self.set_parameter(server, name, &Value::Known(value.as_bytes().into()));
+                }
+            }
             work.alone = true;
             let on_replica = server.role == ServerRole::Replica;
             // Behind a held BEGIN a Flush stays one: what it asks for can't be kept back up to a ReadyForQuery.
@@ -219,13 +265,13 @@ impl Session {
             Item::Query(verdict) => {
                 work.tally.queries += 1;
                 server.unnamed = None;
+                self.is_about_to_run(verdict, server);
                 if self.stand_in(verdict, work, server) && lone {
                     reply::sync(&mut work.to_server);
                     work.owed.push_back(Owed::Sync(Sync::Ours));
                 }
                 work.to_server.extend_from_slice(message);
-                let text = sets(verdict).then(|| message[frame::HEADER..message.len() - 1].into());
-                work.owed.push_back(Owed::Query(verdict.clone(), text));
+                work.owed.push_back(Owed::Query(verdict.clone(), text_hash(verdict, message)));
             }
             Item::Parse { name, statement, previous } => self.send_parse(name, statement, previous.as_ref(), message, work, server),
             Item::Bind { statement, unnamed } => {
@@ -254,6 +300,7 @@ impl Session {
             Item::Execute(statement) => {
                 work.tally.queries += 1;
                 if let Some(statement) = statement {
+                    self.is_about_to_run(&statement.verdict, server);
                     self.stand_in(&statement.verdict, work, server);
                 }
                 work.to_server.extend_from_slice(message);
@@ -264,7 +311,13 @@ impl Session {
                 if name.is_empty() {
                     server.unnamed = None;
                 }
-                work.to_server.extend_from_slice(message);
+                if is_server_name(name) {
+                    // What the server knows by that name is another client's.
+                    server.unnamed = None;
+                    reply::close_statement(&mut work.to_server, b"");
+                } else {
+                    work.to_server.extend_from_slice(message);
+                }
                 let closed = closed.as_ref().map(|closed| (name.clone(), closed.clone()));
                 work.owed.push_back(Owed::Close { swallow: false, evicted: None, closed });
             }
@@ -274,6 +327,8 @@ impl Session {
             }
             Item::FunctionCall => {
                 work.tally.queries += 1;
+                server.unsure = true;
+                self.unproven = true;
                 work.to_server.extend_from_slice(message);
                 work.owed.push_back(Owed::FunctionCall);
             }
@@ -286,6 +341,19 @@ impl Session {
             Item::Sync => {
                 work.to_server.extend_from_slice(message);
                 work.owed.push_back(Owed::Sync(Sync::Clients));
+            }
+        }
+    }
+
+    /// Something is about to run there: what may be left behind, whatever becomes of it.
+    fn is_about_to_run(&mut self, verdict: &Verdict, server: &mut ServerState) {
+        if verdict.unseen.leaves {
+            server.unsure = true;
+            self.unproven = true;
+        }
+        for effect in &verdict.effects {
+            if let Effect::Set { name, .. } | Effect::Reset { name } = effect {
+                server.sets(name);
             }
         }
     }
@@ -454,7 +522,8 @@ impl Session {
             Effect::Prepare { name } | Effect::Execute { name } => self.statements.contains_key(name.as_bytes()),
             _ => false,
         };
-        !self.pins.has(PinReason::PreparedNames) && work.batch.executed().any(|verdict| verdict.effects.iter().any(tells))
+        !self.pins.has(PinReason::PreparedNames)
+            && work.batch.executed().any(|verdict| verdict.unseen.sees_statements || verdict.effects.iter().any(tells))
     }
 
     /// From here on the server knows the session's statements by the client's own names, and no others: it is the session's alone until they
@@ -590,26 +659,8 @@ fn send_refused(item: &Item, refusal: Refusal, work: &mut Work, server: &mut Ser
     }
 }
 
-/// Whether what follows depends on the outcome of what this verdict is about: a COPY takes the messages that follow it, and settings
-/// decide how what follows is read, and what it is shared with.
-fn must_be_answered_first(verdict: &Verdict) -> bool {
-    verdict.effects.iter().any(|effect| {
-        matches!(
-            effect,
-            Effect::CopyIn
-                | Effect::Set { .. }
-                | Effect::SetUnknown
-                | Effect::Reset { .. }
-                | Effect::ResetAll
-                | Effect::DiscardAll
-                | Effect::Deallocate { .. }
-                | Effect::DeallocateAll
-                | Effect::SetTransaction { session: true, .. }
-        )
-    }) || matches!(verdict.kind, Kind::Unknown)
-}
-
-/// Whether the statement's text is looked at once it has succeeded: it may have to be replayed on other servers, or sets what is ours.
-pub(super) fn sets(verdict: &Verdict) -> bool {
-    verdict.effects.iter().any(|effect| matches!(effect, Effect::Set { .. })) || own::concerns(verdict)
+/// A hash of a statement's text, where what it sets for its transaction must be told from what others set.
+pub(super) fn text_hash(verdict: &Verdict, text: &[u8]) -> u64 {
+    let local = |effect: &Effect| matches!(effect, Effect::Set { local: true, .. });
+    if verdict.effects.iter().any(local) { xxhash_rust::xxh3::xxh3_64(text) } else { 0 }
 }

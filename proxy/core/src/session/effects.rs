@@ -1,100 +1,80 @@
-//! What statements that succeeded have changed in the session.
+//! What a statement that has succeeded has changed in the session, one statement after the other, in the order in which their answers come.
+//!
+//! Invariant: nothing is noted of a statement before its own answer. What a failure undoes is the journal's business.
 
 use std::sync::Arc;
 
 use super::batch::ends_transaction;
-use super::settings::{How, Settings};
+use super::settings::{NOT_READ_BY_ANALYSIS, Value};
 use super::{ServerState, Session, Work, own};
 use crate::route::ServerRole;
-use crate::sql::{Class, Effect, Kind, PinReason, TransactionModes, Verdict};
-use crate::wire::reply::TxStatus;
+use crate::sql::{Class, Effect, Kind, PinReason, SetTo, TransactionModes, Verdict};
 
-/// A change of settings, in the order in which they were made.
-#[derive(Debug)]
-pub(super) enum Change {
-    /// The statement's text, where it can be replayed alone.
-    Set {
-        name: Arc<str>,
-        text: Option<Box<[u8]>>,
-    },
-    Reset(Arc<str>),
-    ResetAll,
-    Characteristics(TransactionModes),
+/// A statement of a string, or a prepared one, that a server has completed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Completion<'a> {
+    /// On all of the string.
+    pub(super) verdict: &'a Verdict,
+    /// Which one of the string, counted from 0.
+    pub(super) statement: usize,
+    /// See [`super::dispatch::text_hash`].
+    pub(super) text_hash: u64,
+    /// Of its CommandComplete; empty where its portal is only suspended.
+    pub(super) tag: &'a [u8],
+    /// A number of its own.
+    pub(super) nonce: u64,
 }
 
-/// A statement that sets something is carried to other servers as it is, up to this size in bytes.
-const REPLAYED_MAX: usize = 8 * 1024;
-
 impl Session {
-    /// A statement, or a query string of several, has succeeded on `server`. `text`: where it sets something.
-    pub(super) fn apply(&mut self, verdict: &Verdict, text: Option<&[u8]>, work: &mut Work, server: &mut ServerState) {
+    pub(super) fn completed(&mut self, completion: Completion<'_>, work: &Work, server: &mut ServerState) {
+        let Completion { verdict, statement, tag, .. } = completion;
         if self.movable.is_some() && (verdict.class != Class::Read || verdict.effects.iter().any(|effect| *effect != Effect::UsesClock)) {
             // A cursor, a savepoint, SET LOCAL: the transaction has state on its replica.
             self.movable = None;
         }
         self.sequence_advanced |= matches!(verdict.kind, Kind::Insert | Kind::Merge | Kind::Copy) && verdict.class == Class::Write;
-        if verdict.statements > 1 && verdict.effects.iter().any(changes_settings) && verdict.effects.iter().any(bounds_transaction) {
-            // Which of them stayed depends on where each transaction began and how it ended.
-            self.pins.add(PinReason::SettingOutOfSight);
-        }
-        if let Some(text) = text
-            && own::concerns(verdict)
-        {
-            self.own.note(text, self.dialect());
-        }
-        for effect in &verdict.effects {
-            self.hold_names(effect, verdict);
+        for effect in verdict.effects_of(statement) {
+            self.hold_names(effect, verdict, server);
             match effect {
-                Effect::Set { name, .. } | Effect::Reset { name } if own::is_own(name) => {}
-                Effect::Set { local: true, .. } => {
-                    let text = text.unwrap_or_default();
-                    self.local_hash = xxhash_rust::xxh3::xxh3_64_with_seed(text, self.local_hash).max(1);
-                }
-                Effect::SetTransaction { session: false, .. } | Effect::SetSnapshot => {}
-                Effect::Set { name, to_default: false, .. } if matches!(&**name, "role" | "session_authorization") => {
-                    self.pins.add(PinReason::SetRole);
-                }
-                Effect::Set { name, .. } if matches!(&**name, "role" | "session_authorization") => {}
-                Effect::Reset { name } if matches!(&**name, "role" | "session_authorization") => {}
-                // The transaction's own, which end with it.
-                Effect::Set { name, .. } | Effect::Reset { name } if name.starts_with("transaction_") => {}
-                Effect::Set { name, to_default: true, .. } | Effect::Reset { name } => work.changes.push(Change::Reset(name.clone())),
-                Effect::Set { name, .. } => {
-                    if work.fresh {
-                        // Another server wouldn't take it.
-                        self.pins.add(PinReason::SettingOutOfSight);
+                Effect::Set { name, local, to } => self.note_set(completion, name, *local, to, work, server),
+                Effect::Reset { name } if is_role(name) || is_transactions(name) => {}
+                Effect::Reset { name } => {
+                    if name.contains('.') {
+                        self.touched.add(name);
                     }
-                    // A text that does more than this one SET can't be replayed: others, or a SELECT with `set_config` in it.
-                    let alone = verdict.statements == 1 && verdict.kind == Kind::Utility;
-                    let text = text.filter(|text| alone && text.is_ascii() && text.len() <= REPLAYED_MAX);
-                    work.changes.push(Change::Set { name: name.clone(), text: text.map(Box::from) });
+                    if own::is_own(name) {
+                        self.set_own(name, None, false, server);
+                    }
+                    self.reset_parameter(server, name);
                 }
-                Effect::SetTransaction { modes, session: true } => work.changes.push(Change::Characteristics(*modes)),
-                Effect::ResetAll => work.changes.push(Change::ResetAll),
-                Effect::SetUnknown => self.pins.add(PinReason::SettingOutOfSight),
-                Effect::RollbackTo if self.undo.is_some() || !work.changes.is_empty() => self.pins.add(PinReason::SettingOutOfSight),
-                Effect::Commit { chain } | Effect::Rollback { chain } if verdict.statements == 1 => {
-                    self.transaction_over(*chain, work, server);
+                Effect::ResetAll => {
+                    self.reset_all_parameters(server);
+                    self.own.reset_all();
                 }
-                Effect::DiscardAll => {
-                    server.discarded();
-                    work.changes.clear();
-                    work.changes.push(Change::ResetAll);
-                    self.statements.clear();
-                    self.sql_prepared.clear();
-                    self.held.clear();
-                    self.unnamed = None;
-                    self.portals.clear();
-                    self.pins.discard();
-                    self.sequence_advanced = false;
-                    self.own.discard();
+                Effect::SetTransaction { modes, session: true } => {
+                    server.tainted |= modes.read_only == Some(false) && server.role == ServerRole::Replica;
+                    self.set_characteristics(*modes, server);
                 }
+                Effect::SetUnknown => {
+                    self.pins.add(PinReason::SettingOutOfSight);
+                    server.unsure = true;
+                }
+                Effect::Savepoint { name } => self.mark_savepoint(name, server),
+                Effect::Release { name } => self.release_savepoint(name),
+                Effect::RollbackTo { name } => self.roll_back_to_savepoint(name, server),
+                // The tag tells what became of the transaction: COMMIT of a failed one is a ROLLBACK.
+                Effect::Commit { .. } | Effect::Rollback { .. } | Effect::PrepareTransaction if tag == b"ROLLBACK" => {
+                    self.roll_back_changes(Some(server));
+                }
+                Effect::Commit { .. } | Effect::Rollback { .. } | Effect::PrepareTransaction => self.commit_changes(),
+                // It may have committed what came before it in the segment, or not.
+                Effect::MayCommit => server.unsure |= self.journal.is_open(),
+                Effect::DiscardAll => self.discard_all(server),
                 Effect::DiscardSequences => self.sequence_advanced = false,
                 Effect::Prepare { name } => {
                     self.sql_prepared.add(name);
                     self.pins.add(PinReason::SqlPrepare);
                 }
-                Effect::Execute { .. } => {}
                 Effect::Deallocate { name } => {
                     self.statements.remove(name.as_bytes());
                     if self.statements.is_empty() {
@@ -114,12 +94,9 @@ impl Session {
                 Effect::Pin(reason) => self.pins.add(*reason),
                 Effect::AdvisoryUnlockAll => self.pins.remove(PinReason::AdvisoryLock),
                 Effect::Begin(_)
-                | Effect::Commit { .. }
-                | Effect::Rollback { .. }
-                | Effect::Savepoint
-                | Effect::RollbackTo
-                | Effect::Release
-                | Effect::PrepareTransaction
+                | Effect::SetTransaction { session: false, .. }
+                | Effect::SetSnapshot
+                | Effect::Execute { .. }
                 | Effect::DiscardPlans
                 | Effect::Listen { .. }
                 | Effect::Unlisten { .. }
@@ -131,16 +108,77 @@ impl Session {
                 | Effect::AloneIn { .. }
                 | Effect::DiscardTemp
                 | Effect::Ddl
-                | Effect::MayCommit
                 | Effect::CopyIn
                 | Effect::UsesClock => {}
             }
         }
     }
 
+    fn note_set(&mut self, completion: Completion<'_>, name: &Arc<str>, local: bool, to: &SetTo, work: &Work, server: &mut ServerState) {
+        let Completion { verdict, text_hash, nonce, .. } = completion;
+        if own::is_own(name) {
+            let value = if let SetTo::Plain(value) = to { Some(&**value) } else { None };
+            self.set_own(name, value, local, server);
+        }
+        if name.contains('.') {
+            self.touched.add(name);
+        }
+        if local {
+            if !name.contains('.') && !NOT_READ_BY_ANALYSIS.contains(&&**name) {
+                self.changing(Some(server));
+                // What a function was given, or how the server reads an expression, the text doesn't tell.
+                let seed = if verdict.kind == Kind::Utility { text_hash } else { nonce };
+                self.local_hash = (self.local_hash.rotate_left(5) ^ seed).max(1);
+            }
+            return;
+        }
+        // The transaction's own end with it.
+        if is_role(name) || is_transactions(name) {
+            return;
+        }
+        if matches!(to, SetTo::Default) {
+            return self.reset_parameter(server, name);
+        }
+        if work.fresh {
+            // Another server wouldn't take it.
+            self.pins.add(PinReason::SettingOutOfSight);
+        }
+        // A call may not have been made, or many times.
+        server.unsure |= verdict.kind != Kind::Utility;
+        server.tainted |= protects(server.role, name);
+        server.accepts(name);
+        let value = match to {
+            // To servers the router's own parameters are placeholders, which keep what they are given.
+            SetTo::Plain(value) => Value::Known(value.as_bytes().into()),
+            SetTo::Default | SetTo::NoRole | SetTo::Other => Value::Unread(nonce),
+        };
+        self.set_parameter(server, name, &value);
+    }
+
+    fn set_own(&mut self, name: &str, value: Option<&str>, local: bool, server: &ServerState) {
+        self.changing(Some(server));
+        self.own.set(name, value, local);
+    }
+
+    fn discard_all(&mut self, server: &mut ServerState) {
+        server.discarded();
+        self.settings = self.startup.clone();
+        self.share_settings(server);
+        self.statements.clear();
+        self.sql_prepared.clear();
+        self.held.clear();
+        // The unnamed statement stays (`DropAllPreparedStatements`).
+        self.portals.clear();
+        self.pins.discard();
+        self.sequence_advanced = false;
+        self.own.reset_all();
+        // It runs outside of transactions only, and is final at once.
+        self.commit_changes();
+    }
+
     /// A statement has failed. What isn't undone with it: session-level locks, seeds, libraries, what user code did.
-    pub(super) fn apply_failed(&mut self, verdict: &Verdict) {
-        for effect in &verdict.effects {
+    pub(super) fn failed(&mut self, verdict: &Verdict, statement: usize) {
+        for effect in verdict.effects_of(statement) {
             if let Effect::Pin(reason) = effect
                 && matches!(
                     reason,
@@ -149,140 +187,56 @@ impl Session {
             {
                 self.pins.add(*reason);
             }
-            if let Effect::Prepare { name } = effect
-                && verdict.statements > 1
-            {
-                // It may have been the one before the statement that failed: no rollback undoes it.
-                self.sql_prepared.add(name);
-                self.pins.add(PinReason::SqlPrepare);
-            }
-            // Some statements of the string may have been committed by one of its own COMMITs.
-            if verdict.statements > 1 && changes_settings(effect) && verdict.effects.iter().any(bounds_transaction) {
-                self.pins.add(PinReason::SettingOutOfSight);
-            }
         }
     }
 
-    /// COMMIT or ROLLBACK, perhaps with more behind it in the segment: what comes next begins with what this transaction leaves.
-    fn transaction_over(&mut self, chain: bool, work: &mut Work, server: &mut ServerState) {
-        self.local_hash = 0;
-        self.own.transaction_over(!work.rolled_back);
-        self.release_names(!work.rolled_back);
-        if !std::mem::take(&mut work.rolled_back) {
-            if chain {
-                self.make_changes(work, server);
-            }
-            self.undo = None;
+    /// The segment is over: outside a transaction, what it changed stays or goes back.
+    pub(super) fn end_segment(&mut self, work: &mut Work, server: &mut ServerState) {
+        if server.tx != crate::wire::reply::TxStatus::Idle {
+            return;
+        }
+        if work.segment_failed {
+            self.roll_back_changes(Some(server));
         } else {
-            work.changes.clear();
-            if let Some(undo) = self.undo.take() {
-                self.settings = undo.clone();
-                server.settings = undo;
-            }
+            self.commit_changes();
+        }
+        self.read_reported(server);
+    }
+
+    /// Outside of transactions, what the server reports is what its session has set.
+    fn read_reported(&mut self, server: &mut ServerState) {
+        let reported: Vec<(Arc<str>, Box<[u8]>)> = self
+            .settings
+            .unread()
+            // A report comes in the client's encoding, a value is kept in the server's.
+            .filter_map(|name| Some((name.clone(), server.params.value(name).filter(|value| value.is_ascii())?.into())))
+            .collect();
+        for (name, value) in reported {
+            Arc::make_mut(&mut self.settings).set(&name, Value::Known(value.clone()));
+            Arc::make_mut(&mut server.settings).set(&name, Value::Known(value));
+            self.share_settings(server);
         }
     }
 
-    /// The segment is over: settings stay or go back with it, or with its transaction. True where the server may have gone back to values
-    /// of its own where the session has others.
-    pub(super) fn settle(&mut self, work: &mut Work, server: &mut ServerState) -> bool {
-        let mut went_back = false;
-        if !work.changes.is_empty() {
-            if work.segment_failed {
-                work.changes.clear();
-                if server.tx == TxStatus::Failed {
-                    // A savepoint among what failed may bring them back.
-                    self.undo.get_or_insert_with(|| self.settings.clone());
-                }
-            } else {
-                went_back = self.make_changes(work, server);
-            }
+    /// `SET SESSION CHARACTERISTICS` in terms of the parameters behind it.
+    fn set_characteristics(&mut self, modes: TransactionModes, server: &mut ServerState) {
+        let mut set = |name: &str, value: &[u8]| self.set_parameter(server, &Arc::from(name), &Value::Known(value.into()));
+        let on_off = |on: bool| if on { &b"on"[..] } else { b"off" };
+        let isolation = match (modes.serializable, modes.repeatable_read) {
+            (Some(true), _) => Some(&b"serializable"[..]),
+            (_, Some(true)) => Some(&b"repeatable read"[..]),
+            (Some(false), _) => Some(&b"read committed"[..]),
+            (None, _) => None,
+        };
+        if let Some(read_only) = modes.read_only {
+            set("default_transaction_read_only", on_off(read_only));
         }
-        if server.tx != TxStatus::Idle {
-            return went_back;
+        if let Some(isolation) = isolation {
+            set("default_transaction_isolation", isolation);
         }
-        self.local_hash = 0;
-        let undone = work.segment_failed || std::mem::take(&mut work.rolled_back);
-        self.own.transaction_over(!undone);
-        self.release_names(!undone);
-        if let Some(undo) = self.undo.take()
-            && undone
-        {
-            self.settings = undo.clone();
-            server.settings = undo;
+        if let Some(deferrable) = modes.deferrable {
+            set("default_transaction_deferrable", on_off(deferrable));
         }
-        went_back
-    }
-
-    /// Takes the changes of settings over, now that the server has reported what it reports. True where something was reset.
-    fn make_changes(&mut self, work: &mut Work, server: &mut ServerState) -> bool {
-        if work.changes.is_empty() {
-            return false;
-        }
-        self.undo.get_or_insert_with(|| self.settings.clone());
-        let mut wanted = Settings::clone(&self.settings);
-        let mut there = Settings::clone(&server.settings);
-        let mut went_back = false;
-        for change in work.changes.drain(..) {
-            match change {
-                Change::Set { name, text } => {
-                    server.tainted |= protects(server.role, &name);
-                    let how = match (server.params.value(&name), text) {
-                        (Some(value), _) => How::Value(value.into()),
-                        (None, Some(text)) => How::Statement(text),
-                        (None, None) => {
-                            self.pins.add(PinReason::SettingOutOfSight);
-                            continue;
-                        }
-                    };
-                    server.accepts(&name);
-                    wanted.set(&name, how.clone());
-                    there.set(&name, how);
-                }
-                Change::Reset(name) => {
-                    there.remove(&name);
-                    match self.startup.value(&name) {
-                        Some(startup) => {
-                            wanted.set(&name, startup.clone());
-                            went_back = true;
-                        }
-                        None => wanted.remove(&name),
-                    }
-                }
-                Change::ResetAll => {
-                    wanted = Settings::clone(&self.startup);
-                    there = Settings::default();
-                    went_back |= !self.startup.is_empty();
-                }
-                Change::Characteristics(modes) => {
-                    server.tainted |= modes.read_only == Some(false) && server.role == ServerRole::Replica;
-                    set_characteristics(&mut wanted, modes);
-                    set_characteristics(&mut there, modes);
-                }
-            }
-        }
-        self.settings = Arc::new(wanted);
-        server.settings = if there.differs(&self.settings, server.role) { Arc::new(there) } else { self.settings.clone() };
-        went_back
-    }
-}
-
-/// `SET SESSION CHARACTERISTICS` in terms of the parameters behind it.
-fn set_characteristics(settings: &mut Settings, modes: TransactionModes) {
-    let on_off = |on: bool| How::Value(if on { (*b"on").into() } else { (*b"off").into() });
-    let isolation = match (modes.serializable, modes.repeatable_read) {
-        (Some(true), _) => Some(&b"serializable"[..]),
-        (_, Some(true)) => Some(&b"repeatable read"[..]),
-        (Some(false), _) => Some(&b"read committed"[..]),
-        (None, _) => None,
-    };
-    if let Some(read_only) = modes.read_only {
-        settings.set(&Arc::from("default_transaction_read_only"), on_off(read_only));
-    }
-    if let Some(isolation) = isolation {
-        settings.set(&Arc::from("default_transaction_isolation"), How::Value(isolation.into()));
-    }
-    if let Some(deferrable) = modes.deferrable {
-        settings.set(&Arc::from("default_transaction_deferrable"), on_off(deferrable));
     }
 }
 
@@ -291,13 +245,57 @@ fn protects(role: ServerRole, name: &str) -> bool {
     role == ServerRole::Replica && name == "default_transaction_read_only"
 }
 
-fn changes_settings(effect: &Effect) -> bool {
-    matches!(
-        effect,
-        Effect::Set { local: false, .. } | Effect::Reset { .. } | Effect::ResetAll | Effect::SetTransaction { session: true, .. }
-    )
+/// What says who the session is: not carried, but pinned to.
+fn is_role(name: &str) -> bool {
+    matches!(name, "role" | "session_authorization")
 }
 
-fn bounds_transaction(effect: &Effect) -> bool {
+/// The transaction's own, which end with it.
+pub(super) fn is_transactions(name: &str) -> bool {
+    matches!(name, "transaction_isolation" | "transaction_read_only" | "transaction_deferrable")
+}
+
+/// Whether the statement may change the state of its session, so that what comes next depends on where it ran.
+pub(super) fn changes_session(effect: &Effect) -> bool {
+    match effect {
+        Effect::Set { local, .. } => !local,
+        Effect::SetTransaction { session, .. } => *session,
+        Effect::Reset { .. }
+        | Effect::ResetAll
+        | Effect::SetUnknown
+        | Effect::Prepare { .. }
+        | Effect::Execute { .. }
+        | Effect::Listen { .. }
+        | Effect::HoldCursor { .. }
+        | Effect::TempTable { .. }
+        | Effect::Pin(_)
+        | Effect::MayCommit => true,
+        Effect::Begin(_)
+        | Effect::Commit { .. }
+        | Effect::Rollback { .. }
+        | Effect::Savepoint { .. }
+        | Effect::RollbackTo { .. }
+        | Effect::Release { .. }
+        | Effect::PrepareTransaction
+        | Effect::SetSnapshot
+        | Effect::DiscardAll
+        | Effect::DiscardPlans
+        | Effect::DiscardTemp
+        | Effect::DiscardSequences
+        | Effect::Deallocate { .. }
+        | Effect::DeallocateAll
+        | Effect::UnlistenAll
+        | Effect::Unlisten { .. }
+        | Effect::CloseCursor { .. }
+        | Effect::AloneIn { .. }
+        | Effect::DropTable { .. }
+        | Effect::Ddl
+        | Effect::AdvisoryUnlockAll
+        | Effect::CopyIn
+        | Effect::UsesClock => false,
+    }
+}
+
+pub(super) fn bounds_transaction(effect: &Effect) -> bool {
     ends_transaction(effect) || matches!(effect, Effect::Begin(_))
 }

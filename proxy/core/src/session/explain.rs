@@ -285,6 +285,17 @@ pub fn describe(verdict: &Verdict) -> Vec<String> {
         let effects: Vec<String> = verdict.effects.iter().take(EFFECTS_SHOWN).map(|effect| format!("{effect:?}")).collect();
         lines.push(format!("Effects: {}", effects.join(", ")));
     }
+    lines.push(match &verdict.unproven {
+        Some(reason) if verdict.unseen.leaves => format!("Leaves: unknown ({}: {})", reason.rule, reason.piece),
+        _ if verdict.unseen.leaves => "Leaves: unknown".to_owned(),
+        _ if verdict.effects.is_empty() => "Leaves: nothing (proven)".to_owned(),
+        _ => "Leaves: what its effects tell (proven)".to_owned(),
+    });
+    for (sees, what) in [(verdict.unseen.sees_settings, "custom settings"), (verdict.unseen.sees_statements, "prepared statements")] {
+        if sees {
+            lines.push(format!("May see: its connection's {what}"));
+        }
+    }
     if verdict.class == Class::Write && verdict.acts_inside {
         lines.push("If its server goes away: runs again, once its rollback is proven".to_owned());
     }

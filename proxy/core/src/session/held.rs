@@ -1,14 +1,14 @@
 //! What a session holds of its server's by name: when the last one is gone, it needn't be pinned for it any more.
 //!
-//! Invariant: a session is unpinned only for what a server has confirmed, in a transaction that has committed. Where names aren't known (there
-//! were too many, or a statement doesn't tell them), it stays pinned.
+//! Invariant: a session is unpinned only for what a server has confirmed. Where names aren't known (there were too many, or a statement
+//! doesn't tell them), it stays pinned. All of it is the transaction's until that commits: see [`super::journal`].
 
 use std::sync::Arc;
 
 use rustc_hash::FxHashSet;
 
-use super::Session;
-use crate::sql::{Effect, PinReason, Verdict};
+use super::{ServerState, Session};
+use crate::sql::{Effect, PinReason, SetTo, Verdict};
 
 /// Names of one kind that are kept for one session. The server keeps all, but a session with that many isn't worth more memory.
 const NAMES_MAX: usize = 256;
@@ -30,6 +30,11 @@ impl Names {
         }
     }
 
+    /// There are some that aren't known by name.
+    pub(super) fn add_unknown(&mut self) {
+        self.others = true;
+    }
+
     /// True if none is left, which isn't known of names that nobody has added.
     pub(super) fn remove(&mut self, name: &str) -> bool {
         self.known.remove(name) && self.known.is_empty() && !self.others
@@ -44,74 +49,69 @@ impl Names {
     }
 }
 
-/// Something that is gone once the transaction has committed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Release {
-    Channel(Arc<str>),
-    Channels,
-    Cursor(Arc<str>),
-    Cursors,
-    TempTable(Arc<str>),
-    TempTables,
-    Role,
-    Authorization,
-}
-
-/// Releases in one transaction. Beyond, the session stays pinned.
-const RELEASES_MAX: usize = 256;
-
-/// All that a session holds by name, except what SQL has prepared, which is gone at once.
+/// All that a session holds by name, except what SQL has prepared, which no rollback brings back.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Held {
-    channels: Names,
-    cursors: Names,
-    temp_tables: Names,
+    pub(super) channels: Names,
+    pub(super) cursors: Names,
+    pub(super) temp_tables: Names,
+    /// SET ROLE of a role.
     role: bool,
+    /// SET SESSION AUTHORIZATION of a user.
     authorization: bool,
-    releases: Vec<Release>,
 }
 
 impl Held {
-    fn release(&mut self, release: Release) {
-        if self.releases.len() < RELEASES_MAX {
-            self.releases.push(release);
-        }
-    }
-
-    /// SAVEPOINTs may undo some of it.
-    pub(super) fn keep(&mut self) {
-        self.releases.clear();
-    }
-
     pub(super) fn clear(&mut self) {
         *self = Held::default();
     }
 }
 
 impl Session {
-    /// A statement has succeeded: what it made, and what it will have released at its transaction's end.
-    pub(super) fn hold_names(&mut self, effect: &Effect, verdict: &Verdict) {
+    /// A statement has succeeded: what it made, and what it released.
+    pub(super) fn hold_names(&mut self, effect: &Effect, verdict: &Verdict, server: &mut ServerState) {
+        let held = matches!(
+            effect,
+            Effect::Listen { .. }
+                | Effect::Unlisten { .. }
+                | Effect::UnlistenAll
+                | Effect::HoldCursor { .. }
+                | Effect::CloseCursor { .. }
+                | Effect::TempTable { .. }
+                | Effect::DropTable { .. }
+                | Effect::DiscardTemp
+                | Effect::Pin(_)
+                | Effect::Ddl
+                | Effect::Set { local: false, .. }
+                | Effect::Reset { .. }
+        );
+        if !held {
+            return;
+        }
+        self.changing(Some(server));
+        // Where the search path names `pg_temp`, another table of that name may come first.
+        let temp_first = self.settings.value("search_path").is_none();
         let held = &mut self.held;
         match effect {
-            Effect::Listen { channel } => {
-                held.channels.add(channel);
-                held.releases.retain(|release| !matches!(release, Release::Channels) && *release != Release::Channel(channel.clone()));
+            Effect::Listen { channel } => held.channels.add(channel),
+            Effect::Unlisten { channel } if held.channels.remove(channel) => self.pins.remove(PinReason::Listen),
+            Effect::UnlistenAll => {
+                held.channels.clear();
+                self.pins.remove(PinReason::Listen);
             }
-            Effect::Unlisten { channel } => held.release(Release::Channel(channel.clone())),
-            Effect::UnlistenAll => held.release(Release::Channels),
-            Effect::HoldCursor { name } => {
-                held.cursors.add(name);
-                held.releases.retain(|release| !matches!(release, Release::Cursors) && *release != Release::Cursor(name.clone()));
+            Effect::HoldCursor { name } => held.cursors.add(name),
+            Effect::CloseCursor { name: Some(name) } if held.cursors.remove(name) => self.pins.remove(PinReason::WithHoldCursor),
+            Effect::CloseCursor { name: None } => {
+                held.cursors.clear();
+                self.pins.remove(PinReason::WithHoldCursor);
             }
-            Effect::CloseCursor { name: Some(name) } => held.release(Release::Cursor(name.clone())),
-            Effect::CloseCursor { name: None } => held.release(Release::Cursors),
             Effect::TempTable { on_commit_drop: true, .. } => {}
-            Effect::TempTable { name, .. } => {
-                held.temp_tables.add(name);
-                held.releases.retain(|release| !matches!(release, Release::TempTables) && *release != Release::TempTable(name.clone()));
+            Effect::TempTable { name, .. } => held.temp_tables.add(name),
+            Effect::DropTable { name } if temp_first && held.temp_tables.remove(name) => self.pins.remove(PinReason::TempTable),
+            Effect::DiscardTemp => {
+                held.temp_tables.clear();
+                self.pins.remove(PinReason::TempTable);
             }
-            Effect::DropTable { name } => held.release(Release::TempTable(name.clone())),
-            Effect::DiscardTemp => held.release(Release::TempTables),
             Effect::Pin(PinReason::TempTable) => {
                 let named = |effect: &Effect| matches!(effect, Effect::TempTable { on_commit_drop: false, .. });
                 held.temp_tables.others |= !verdict.effects.iter().any(named);
@@ -120,66 +120,36 @@ impl Session {
                 // It may have another name now.
                 held.temp_tables.others |= !held.temp_tables.known.is_empty();
             }
-            Effect::Set { name, local: false, to_default } if &**name == "role" => match to_default {
-                true => held.release(Release::Role),
-                false => {
-                    held.role = true;
-                    held.releases.retain(|release| *release != Release::Role);
-                }
-            },
-            Effect::Set { name, local: false, to_default } if &**name == "session_authorization" => match to_default {
-                true => held.release(Release::Authorization),
-                false => {
-                    held.authorization = true;
-                    held.releases.retain(|release| *release != Release::Authorization);
-                }
-            },
-            Effect::Reset { name } if &**name == "role" => held.release(Release::Role),
-            Effect::Reset { name } if &**name == "session_authorization" => held.release(Release::Authorization),
-            Effect::RollbackTo => held.keep(),
+            Effect::Set { name, to, .. } if &**name == "role" => {
+                held.role = !matches!(to, SetTo::Default | SetTo::NoRole);
+                self.note_role(server);
+            }
+            Effect::Set { name, to, .. } if &**name == "session_authorization" => {
+                held.authorization = *to != SetTo::Default;
+                self.note_role(server);
+            }
+            Effect::Reset { name } if &**name == "role" => {
+                held.role = false;
+                self.note_role(server);
+            }
+            Effect::Reset { name } if &**name == "session_authorization" => {
+                held.authorization = false;
+                self.note_role(server);
+            }
             _ => {}
         }
     }
 
-    /// The transaction is over: what was released in it is gone, unless all of it was undone.
-    pub(super) fn release_names(&mut self, committed: bool) {
-        let releases = std::mem::take(&mut self.held.releases);
-        if !committed {
-            return;
-        }
-        // Where the search path names `pg_temp`, another table of that name may come first.
-        let temp_first = self.settings.value("search_path").is_none();
-        // To that its server would go back.
-        let starts_as_another = ["role", "session_authorization"].iter().any(|name| self.startup.value(name).is_some());
-        let held = &mut self.held;
-        for release in releases {
-            match release {
-                Release::Channel(name) if held.channels.remove(&name) => self.pins.remove(PinReason::Listen),
-                Release::Channels => {
-                    held.channels.clear();
-                    self.pins.remove(PinReason::Listen);
-                }
-                Release::Cursor(name) if held.cursors.remove(&name) => self.pins.remove(PinReason::WithHoldCursor),
-                Release::Cursors => {
-                    held.cursors.clear();
-                    self.pins.remove(PinReason::WithHoldCursor);
-                }
-                Release::TempTable(name) if temp_first && held.temp_tables.remove(&name) => self.pins.remove(PinReason::TempTable),
-                Release::TempTables => {
-                    held.temp_tables.clear();
-                    self.pins.remove(PinReason::TempTable);
-                }
-                Release::Role | Release::Authorization => {
-                    match release {
-                        Release::Role => held.role = false,
-                        _ => held.authorization = false,
-                    }
-                    if !held.role && !held.authorization && !starts_as_another {
-                        self.pins.remove(PinReason::SetRole);
-                    }
-                }
-                Release::Channel(_) | Release::Cursor(_) | Release::TempTable(_) => {}
-            }
+    /// Pins the session while it isn't who it was at its start.
+    fn note_role(&mut self, server: &mut ServerState) {
+        // A server goes back to its own beginning, not to that of a startup packet.
+        let packet = ["role", "session_authorization"].iter().any(|name| self.startup.value(name).is_some());
+        if self.held.role || self.held.authorization {
+            self.pins.add(PinReason::SetRole);
+        } else if !packet {
+            self.pins.remove(PinReason::SetRole);
+            // SET ROLE NONE isn't where a session begins whose user has `ALTER ROLE ... SET role`: the server is asked.
+            server.unsure = true;
         }
     }
 }

@@ -5,11 +5,12 @@
 //! can't be rebuilt: FATAL. An idle session: nothing.
 
 use super::batch::{End, ends_transaction};
+use super::look::Look;
 use super::replies::{Owed, Prepares, Sync};
 use super::{Access, Env, Lost, Phase, Segment, ServerState, Session, Want, Work};
 use crate::refusal::Refusal;
 use crate::route::ServerRole;
-use crate::sql::Effect;
+use crate::sql::{Effect, PinReason};
 use crate::topology::Member;
 use crate::wire::reply::{self, TxStatus};
 
@@ -35,7 +36,7 @@ fn only_ready_is_missing(work: &Work) -> bool {
         && work.attempt.is_none()
         && match last {
             Owed::Sync(Sync::Clients) => true,
-            Owed::Query(verdict, _) => work.segment_failed || (work.completed && verdict.statements == 1),
+            Owed::Query(verdict, _) => work.segment_failed || (work.completed > 0 && verdict.statements == 1),
             _ => false,
         }
 }
@@ -51,7 +52,7 @@ impl Session {
             env.marks.wrote(&written, env.now);
         }
         let answered = only_ready_is_missing(work);
-        work.completed = false;
+        work.completed = 0;
         let torn = torn || (work.server_passing > 0 && !work.server_swallowing);
         work.server_passing = 0;
         work.server_in.clear();
@@ -62,10 +63,8 @@ impl Session {
         work.alone = false;
         work.prepares = false;
         work.begin_failed = false;
-        work.changes.clear();
         work.stand_ins.clear();
         let segment = std::mem::take(&mut work.segment);
-        self.local_hash = 0;
         let waiting = std::mem::take(&mut work.after_bring);
         work.checked = false;
         work.misshapen.clear();
@@ -75,7 +74,15 @@ impl Session {
         // A FATAL of this code is sent before anything of a statement is committed, or after its answer (DESIGN, section 4).
         let terminated = last_words.as_ref().is_some_and(|(sqlstate, _)| *sqlstate == ADMIN_SHUTDOWN);
         let timed_out = last_words.as_ref().is_some_and(|(sqlstate, _)| *sqlstate == IDLE_IN_TRANSACTION);
-        self.undo = None;
+        // What isn't committed is gone with it.
+        self.roll_back_changes(None);
+        self.unproven = false;
+        work.seen = None;
+        let unseen = work.owed.iter().any(|owed| matches!(owed, Owed::Look(Look::All)));
+        if unseen || self.settings.unread().next().is_some() {
+            // What was left there, nobody will know.
+            self.pins.add(PinReason::SettingOutOfSight);
+        }
         if self.want == Some(Want::Return) && !torn {
             // It was about to be given back, and nothing on it was anybody's any more.
             work.owed.clear();
@@ -303,7 +310,7 @@ impl Session {
     fn end_reader(&mut self, work: &mut Work) {
         self.status = TxStatus::Idle;
         self.lost = None;
-        self.own.transaction_over(true);
+        self.commit_changes();
         work.tally.queries += 1;
         reply::command_complete(&mut work.to_client, b"COMMIT");
         reply::ready_for_query(&mut work.to_client, self.status);

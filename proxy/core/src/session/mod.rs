@@ -14,6 +14,8 @@ mod dispatch;
 mod effects;
 mod explain;
 mod held;
+mod journal;
+mod look;
 mod loss;
 mod own;
 mod pins;
@@ -31,13 +33,17 @@ use rustc_hash::FxHashMap;
 use batch::{Batch, End, Item, Statement};
 use explain::Answer;
 use held::{Held, Names};
+use journal::Journal;
+use look::Seen;
 use own::Own;
 use replies::Owed;
+use server::SessionId;
 
 pub use explain::describe;
+pub use look::LookResult;
 pub use pins::Pins;
-pub use server::{ServerState, StatementId};
-pub use settings::{How, Params, Settings};
+pub use server::{CustomNames, ServerState, StatementId};
+pub use settings::{Params, Settings, Value};
 
 use crate::causal::{Level, Watermark};
 use crate::marks::{Marks, Touched};
@@ -87,6 +93,13 @@ pub trait Judge {
     /// `standard_conforming_strings`, and whether the client's encoding never has an ASCII byte within a character.
     fn verdict(&self, sql: &[u8], standard_conforming_strings: bool, ascii_safe: bool) -> Arc<Verdict>;
 
+    /// A leader is about to be sent what this verdict is about, to run it. What isn't run (Parse, Describe, EXPLAIN
+    /// (ROUTE)) never comes here; what runs twice comes twice.
+    fn about_to_run(&self, _: &Verdict) {}
+
+    /// A client's Execute asks for it. What stands behind that in the batch is judged before any of it is sent.
+    fn asked_to_run(&self, _: &Verdict) {}
+
     /// Of the facts that it judges by now: verdicts of another generation may be wrong about what they touch.
     fn generation(&self) -> u64 {
         0
@@ -99,6 +112,11 @@ pub trait Judge {
 
     /// See [`Facts::bad_value`](crate::sql::Facts::bad_value).
     fn bad_value(&self) -> Option<&'static str> {
+        None
+    }
+
+    /// See [`Facts::leaving_value`](crate::sql::Facts::leaving_value).
+    fn leaving_value(&self) -> Option<&'static str> {
         None
     }
 
@@ -117,6 +135,11 @@ pub trait Judge {
 
     fn is_outdated(&self, _: StatementId) -> bool {
         false
+    }
+
+    /// The custom settings (`prefix.name`) that code of the database's own is known to name.
+    fn custom_settings(&self) -> Arc<[Arc<str>]> {
+        Arc::default()
     }
 }
 
@@ -179,6 +202,8 @@ struct HeldBegin {
     /// The statements' texts, each with its terminator.
     texts: Vec<u8>,
     modes: TransactionModes,
+    /// The router's own parameters that the texts set: name, value, and whether for the transaction only.
+    own: Vec<(Arc<str>, Option<Arc<str>>, bool)>,
     /// The transaction has shown something already, on a server that it had to leave: the next one must show that, too.
     resumed: bool,
 }
@@ -263,8 +288,10 @@ pub struct Work {
     misshapen: Vec<StatementId>,
     /// A settings replay or a held BEGIN failed.
     prelude_failed: Option<Vec<u8>>,
-    /// The simple query that is owed next has had a CommandComplete.
-    completed: bool,
+    /// What a look at the server has shown so far.
+    seen: Option<Box<Seen>>,
+    /// How many statements of the simple query that is owed next were completed.
+    completed: usize,
     /// An ErrorResponse came for the current segment.
     segment_failed: bool,
     /// What runs shows data, or changes it: the watermark must know.
@@ -278,8 +305,6 @@ pub struct Work {
     prepares: bool,
     /// The held BEGIN failed, and with it the transaction that the client believes in.
     begin_failed: bool,
-    /// Changes of settings that succeeded in the current segment. What the server reports of them comes right before ReadyForQuery.
-    changes: Vec<effects::Change>,
     /// A statement went back to settings of the server's where the session has its own: the client's ReadyForQuery waits for them.
     ready_after_bring: Option<TxStatus>,
     /// Stand-ins for the client's statements on the server, to be closed behind the segment.
@@ -288,9 +313,7 @@ pub struct Work {
     writing: bool,
     /// The FATAL that a server sent before it hung up: SQLSTATE, and the whole message.
     last_words: Option<([u8; 5], Box<[u8]>)>,
-    /// The last CommandComplete was ROLLBACK.
-    rolled_back: bool,
-    /// As `rolled_back`, for what was written.
+    /// The last CommandComplete was ROLLBACK: what was written is undone.
     undone: bool,
     excluded: Excluded,
     /// Servers that were lost under the batch that waits.
@@ -309,32 +332,6 @@ pub struct Work {
     unsettled: Option<Instant>,
 }
 
-/// What a look at what a session has left on its server connection has come to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LookResult {
-    /// Nothing was left that the books don't have.
-    Clean,
-    /// Settings were left: they are the session's own from then on.
-    Settings,
-    /// Other state was left: the session keeps the connection.
-    Pinned,
-    /// Nobody can say what was left: the connection is closed.
-    Closed,
-}
-
-impl LookResult {
-    pub const ALL: [LookResult; 4] = [LookResult::Clean, LookResult::Settings, LookResult::Pinned, LookResult::Closed];
-
-    pub fn as_str(self) -> &'static str {
-        match self {
-            LookResult::Clean => "clean",
-            LookResult::Settings => "settings",
-            LookResult::Pinned => "pinned",
-            LookResult::Closed => "closed",
-        }
-    }
-}
-
 /// Counts since the driver last took them.
 #[derive(Debug, Default)]
 pub struct Tally {
@@ -344,10 +341,10 @@ pub struct Tally {
     pub reruns: Vec<[u8; 5]>,
     /// SQLSTATEs of errors that the router authored.
     pub refusals: Vec<&'static str>,
-    /// What looks at returned server connections have come to.
+    /// What looks at server connections came to.
     pub looks: Vec<LookResult>,
-    /// Returned server connections that weren't as the books said.
-    pub differences: u64,
+    /// Of connections of which the ledger was wrong: what it said, and what is there.
+    pub differences: Vec<String>,
 }
 
 impl Tally {
@@ -357,7 +354,7 @@ impl Tally {
             && self.reruns.is_empty()
             && self.refusals.is_empty()
             && self.looks.is_empty()
-            && self.differences == 0
+            && self.differences.is_empty()
     }
 }
 
@@ -392,7 +389,7 @@ impl Work {
             && self.segment == Segment::Closed
             && !self.copy_in
             && !self.begin_failed
-            && self.changes.is_empty()
+            && self.seen.is_none()
             && self.stand_ins.is_empty()
             && self.excluded.is_empty()
             && self.losses == 0
@@ -422,17 +419,25 @@ impl Work {
         self.fresh || self.batch.executed().any(|verdict| verdict.effects.contains(&watches))
     }
 
+    /// Whether what waits may see which custom settings were ever set on its connection. All of a transaction does, as its later statements aren't
+    /// known.
+    fn sees_custom_settings(&self) -> bool {
+        let own = |verdict: &Arc<Verdict>| verdict.unseen.sees_settings || verdict.effects.iter().any(effects::bounds_transaction);
+        self.batch.executed().any(own) || self.batch.items.iter().any(|(item, _)| matches!(item, Item::FunctionCall | Item::Execute(None)))
+    }
+
+    /// The custom settings that the first statement of what waits sets.
+    fn sets_custom_settings(&self) -> impl Iterator<Item = &Arc<str>> {
+        let effects = self.batch.executed().next().map_or(&[][..], |verdict| verdict.effects_of(0));
+        effects.iter().filter_map(|effect| match effect {
+            Effect::Set { name, .. } if name.contains('.') => Some(name),
+            _ => None,
+        })
+    }
+
     /// Whether the batch that waits has a VACUUM: what that can do depends on who else reads.
     pub fn vacuums(&self) -> bool {
         self.batch.executed().any(|verdict| verdict.command == "VACUUM")
-    }
-
-    /// The server connection is about to be let go of. What the server has said beyond its last answer is nobody's,
-    /// and neither is a message that was sent to it in part: such a connection is never given on.
-    pub fn let_go(&mut self, server: &mut ServerState) {
-        server.tainted |= !self.server_in.is_empty() || self.server_passing > 0 || (self.client_passing > 0 && self.client_passing_on);
-        self.server_in.clear();
-        self.server_passing = 0;
     }
 }
 
@@ -466,8 +471,15 @@ pub struct Session {
     bad_startup: Option<Box<Refusal>>,
     /// The settings have been accepted by a server.
     settings_proven: bool,
-    /// The settings to go back to if the transaction, or the segment outside one, fails.
-    undo: Option<Arc<Settings>>,
+    /// What goes back if the transaction, or the segment outside one, fails.
+    journal: Journal,
+    id: SessionId,
+    /// The custom settings (`prefix.name`) that the session has ever set.
+    touched: CustomNames,
+    /// Of these, the ones that are no placeholders: a library's, or of the servers' configuration.
+    plain: CustomNames,
+    /// Something has run on the server that is held of which it isn't proven that it leaves settings alone.
+    unproven: bool,
     told: Params,
     /// What the server reported whose parameters the client was told last.
     heard: Params,
@@ -531,7 +543,11 @@ impl Session {
             settings: startup.clone(),
             startup,
             settings_proven: false,
-            undo: None,
+            journal: Journal::default(),
+            id: SessionId::next(),
+            touched: CustomNames::default(),
+            plain: CustomNames::default(),
+            unproven: false,
             told: Params::default(),
             heard: Params::default(),
             local_hash: 0,
@@ -551,6 +567,20 @@ impl Session {
             segment_lost: false,
             farewell: Farewell::None,
         }
+    }
+
+    /// The custom settings (`prefix.name`) that may have been set on a connection on which what waits in `work` can run as it would on one of the
+    /// session's own: those that it has set itself, as it finds '' for them from then on, where there was none before, and those that it is about to set.
+    /// `None` where any connection will do.
+    pub fn known_custom_settings(&self, work: &Work) -> Option<CustomNames> {
+        if self.begin.is_none() && self.status == TxStatus::Idle && !work.sees_custom_settings() {
+            return None;
+        }
+        let mut known = self.touched.clone();
+        for name in work.sets_custom_settings() {
+            known.add(name);
+        }
+        Some(known)
     }
 
     /// What is wanted now. A server connection is wanted back only when all that is for it has been written.
@@ -596,6 +626,21 @@ impl Session {
         let waits = self.starting.is_some() || matches!(self.phase, Phase::Waiting);
         let sent = !work.owed.is_empty() || !work.to_server.is_empty() || work.ready_after_bring.is_some();
         waits || (!copies && (sent || work.after_bring || work.attempt.is_some() || !work.batch.is_empty()))
+    }
+
+    /// The server connection is about to be let go of. What the server has said beyond its last answer is nobody's, and neither is a message that was
+    /// sent to it in part, nor what nobody has looked at: such a connection is never given on.
+    pub fn let_go(&mut self, work: Option<&mut Work>, server: &mut ServerState) {
+        if let Some(work) = work {
+            server.tainted |= !work.server_in.is_empty() || work.server_passing > 0 || (work.client_passing > 0 && work.client_passing_on);
+            work.server_in.clear();
+            work.server_passing = 0;
+        }
+        if server.tx != TxStatus::Idle {
+            // Its owner rolls back what is open.
+            self.roll_back_changes(Some(server));
+        }
+        server.tainted |= server.unsure || self.settings.unread().next().is_some();
     }
 
     pub fn pins(&self) -> Pins {
@@ -687,7 +732,9 @@ impl Session {
                 at += part;
                 if work.client_passing == 0 && work.client_passing_on && !work.copy_in && matches!(self.phase, Phase::Holding { .. }) {
                     // The COPY is over: the server connection was only kept for the rest of this message.
-                    self.return_if_done(env, work);
+                    if let Some(server) = server.as_deref_mut() {
+                        self.return_if_done(env, work, server);
+                    }
                 }
                 continue;
             }
@@ -720,6 +767,12 @@ impl Session {
                 break;
             }
             let message = &rest[..header.total];
+            if !matches!(header.tag, b'S' | b'H' | b'X') && !self.skipping && work.batch.needs_answer() {
+                // What it means depends on what is about to change: names, settings, where strings end.
+                work.batch.end = End::Overflow;
+                self.submit(env, work, server.as_deref_mut());
+                break;
+            }
             if matches!(header.tag, b'B' | b'D') && !self.skipping && !work.copy_in && means_unnamed(message) && unnamed_is_open(work) {
                 break;
             }
@@ -854,7 +907,13 @@ impl Session {
                 (b'S', name) => Item::DescribeStatement { statement: self.statement(name), unnamed: name.is_empty() },
                 (_, name) => Item::DescribePortal(self.portals.get(name).cloned()),
             },
-            b'E' => Item::Execute(self.portals.get(view::execute(body)?).cloned()),
+            b'E' => {
+                let statement = self.portals.get(view::execute(body)?).cloned();
+                if let Some(statement) = &statement {
+                    env.judge.asked_to_run(&statement.verdict);
+                }
+                Item::Execute(statement)
+            }
             b'C' => match view::target(body)? {
                 (b'S', name) => Item::CloseStatement { name: name.into(), closed: self.forget_statement(name) },
                 (_, name) => {
@@ -1053,9 +1112,9 @@ impl Session {
 
     fn default_isolation_is(&self, level: &str) -> bool {
         match self.settings.value("default_transaction_isolation") {
-            Some(How::Value(text) | How::Statement(text)) => {
-                text.to_ascii_lowercase().windows(level.len()).any(|part| part == level.as_bytes())
-            }
+            Some(Value::Known(text)) => text.to_ascii_lowercase().windows(level.len()).any(|part| part == level.as_bytes()),
+            // It may be any.
+            Some(Value::Unread(_)) => true,
             None => false,
         }
     }

@@ -1,8 +1,7 @@
 //! The router's own parameters, `switchyard.*`: what they are set to in this session.
 //!
 //! A SET of one goes on to a server, which takes it for a placeholder of some extension's and answers in PostgreSQL's words; what counts is
-//! what is noted here once it has succeeded. Invariant: values follow PostgreSQL's stack (`guc.c`, AtEOXact_GUC): SET LOCAL ends with its
-//! transaction, ROLLBACK and ROLLBACK TO bring back what was there before.
+//! what is noted here once it has succeeded. SET LOCAL ends with its transaction; what a rollback brings back is the journal's business.
 
 use std::sync::Arc;
 
@@ -35,18 +34,11 @@ enum Which {
     Consistency = 1,
 }
 
-const PREFIX: &str = "switchyard.";
-
-/// Savepoints remembered, at most. One that was forgotten brings back what was there at the transaction's begin.
-const SAVEPOINTS_MAX: usize = 1000;
-
-pub(super) fn is_own(name: &str) -> bool {
-    name.len() > PREFIX.len() && name.as_bytes()[..PREFIX.len()].eq_ignore_ascii_case(PREFIX.as_bytes())
-}
+pub(super) use crate::sql::own_parameter as is_own;
 
 /// Values at one time: of the session, and until the transaction's end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Values {
+pub(super) struct Values {
     session: [u8; PARAMETERS.len()],
     local: [Option<u8>; PARAMETERS.len()],
 }
@@ -56,38 +48,15 @@ pub(super) struct Own {
     /// Of the startup packet: what RESET goes back to.
     startup: [u8; PARAMETERS.len()],
     now: Values,
-    /// As they were before the first change in this transaction.
-    before: Option<Box<Before>>,
 }
 
-#[derive(Debug)]
-struct Before {
-    values: Values,
-    /// The savepoints made since, with the values then.
-    savepoints: Vec<(Box<[u8]>, Values)>,
-}
-
-/// What one statement does to the parameters.
-#[derive(Debug, PartialEq, Eq)]
-enum Step {
-    /// `None`: to what it was at the session's start.
-    Set {
-        which: usize,
-        value: Option<u8>,
-        local: bool,
-    },
-    ResetAll,
-    Savepoint(Box<[u8]>),
-    Release(Box<[u8]>),
-    RollbackTo(Box<[u8]>),
-    Commit,
-    Rollback,
-}
+/// What is wrong with a SET or RESET, or nothing.
+type Checked = Result<(), Refusal>;
 
 impl Default for Own {
     fn default() -> Own {
         let session = PARAMETERS.map(|parameter| parameter.default);
-        Own { startup: session, now: Values { session, local: [None; PARAMETERS.len()] }, before: None }
+        Own { startup: session, now: Values { session, local: [None; PARAMETERS.len()] } }
     }
 }
 
@@ -102,7 +71,7 @@ impl Own {
             let which = which(name)?;
             session[which] = value_of(which, &String::from_utf8_lossy(value))?;
         }
-        Ok(Own { startup: session, now: Values { session, local: [None; PARAMETERS.len()] }, before: None })
+        Ok(Own { startup: session, now: Values { session, local: [None; PARAMETERS.len()] } })
     }
 
     fn index(&self, which: usize) -> u8 {
@@ -130,92 +99,33 @@ impl Own {
         Some((PARAMETERS[which].name, value.unwrap_or(listener.as_str())))
     }
 
-    /// Statements that have succeeded.
-    pub(super) fn note(&mut self, sql: &[u8], dialect: Dialect) {
-        for step in steps(sql, dialect).into_iter().flatten() {
-            self.step(step);
+    /// A SET or RESET has succeeded. `value`: `None` for what it was at the session's start.
+    pub(super) fn set(&mut self, name: &str, value: Option<&str>, local: bool) {
+        let Ok(which) = which(name) else { return };
+        let value = value.and_then(|value| value_of(which, value).ok()).unwrap_or(self.startup[which]);
+        if local {
+            self.now.local[which] = Some(value);
+        } else {
+            (self.now.session[which], self.now.local[which]) = (value, None);
         }
     }
 
-    fn step(&mut self, step: Step) {
-        match step {
-            Step::Set { which, value, local } => {
-                self.changing();
-                let value = value.unwrap_or(self.startup[which]);
-                if local {
-                    self.now.local[which] = Some(value);
-                } else {
-                    (self.now.session[which], self.now.local[which]) = (value, None);
-                }
-            }
-            Step::ResetAll => {
-                self.changing();
-                self.now = Values { session: self.startup, local: [None; PARAMETERS.len()] };
-            }
-            // Savepoints from before the first change are no others than the transaction's begin.
-            Step::Savepoint(name) => {
-                if let Some(before) = &mut self.before
-                    && before.savepoints.len() < SAVEPOINTS_MAX
-                {
-                    before.savepoints.push((name, self.now));
-                }
-            }
-            Step::Release(name) => {
-                if let Some(before) = &mut self.before
-                    && let Some(at) = before.savepoints.iter().rposition(|(known, _)| *known == name)
-                {
-                    before.savepoints.truncate(at);
-                }
-            }
-            Step::RollbackTo(name) => {
-                if let Some(before) = &mut self.before {
-                    match before.savepoints.iter().rposition(|(known, _)| *known == name) {
-                        Some(at) => {
-                            self.now = before.savepoints[at].1;
-                            before.savepoints.truncate(at + 1);
-                        }
-                        None => {
-                            self.now = before.values;
-                            before.savepoints.clear();
-                        }
-                    }
-                }
-            }
-            Step::Commit => self.transaction_over(true),
-            Step::Rollback => self.transaction_over(false),
-        }
-    }
-
-    fn changing(&mut self) {
-        if self.before.is_none() {
-            self.before = Some(Box::new(Before { values: self.now, savepoints: Vec::new() }));
-        }
+    pub(super) fn reset_all(&mut self) {
+        self.now = Values { session: self.startup, local: [None; PARAMETERS.len()] };
     }
 
     /// The transaction, or the statement outside one, has ended.
-    pub(super) fn transaction_over(&mut self, committed: bool) {
-        let Some(before) = self.before.take() else { return };
-        if !committed {
-            self.now = before.values;
-        }
+    pub(super) fn end_locals(&mut self) {
         self.now.local = [None; PARAMETERS.len()];
     }
 
-    /// DISCARD ALL, which can't run in a transaction.
-    pub(super) fn discard(&mut self) {
-        self.step(Step::ResetAll);
+    pub(super) fn values(&self) -> Values {
+        self.now
     }
-}
 
-/// Whether [`Own::note`] has to read the statement's text once it has succeeded.
-pub(super) fn concerns(verdict: &Verdict) -> bool {
-    verdict.effects.iter().any(|effect| match effect {
-        Effect::Set { name, .. } | Effect::Reset { name } => is_own(name),
-        Effect::ResetAll | Effect::Savepoint | Effect::RollbackTo | Effect::Release => true,
-        // A lone one's outcome is told by its tag.
-        Effect::Commit { .. } | Effect::Rollback { .. } => verdict.statements > 1,
-        _ => false,
-    })
+    pub(super) fn restore(&mut self, values: Values) {
+        self.now = values;
+    }
 }
 
 /// Whether the statement may change `switchyard.consistency`.
@@ -235,7 +145,7 @@ pub(super) fn refused(verdict: &Verdict, sql: &[u8], dialect: Dialect) -> Option
     if !names_own {
         return None;
     }
-    steps(sql, dialect).into_iter().find_map(Result::err)
+    checks(sql, dialect).into_iter().find_map(Result::err)
 }
 
 fn which(name: &str) -> Result<usize, Refusal> {
@@ -256,71 +166,48 @@ fn value_of(which: usize, text: &str) -> Result<u8, Refusal> {
 /// Of a refused value, in characters.
 const VALUE_SHOWN: usize = 64;
 
-/// The steps of a string of statements, in order.
-fn steps(sql: &[u8], dialect: Dialect) -> Vec<Result<Step, Refusal>> {
-    let mut steps = Vec::new();
+/// What is wrong with each SET and RESET of ours in a string of statements.
+fn checks(sql: &[u8], dialect: Dialect) -> Vec<Checked> {
+    let mut checks = Vec::new();
     let mut tokens = Vec::new();
     for token in Lexer::new(sql, dialect.standard_conforming_strings) {
         if token.kind == TokenKind::Semicolon {
-            steps.extend(step_of(sql, &tokens, dialect));
+            checks.extend(check(sql, &tokens, dialect));
             tokens.clear();
         } else if tokens.len() < STEP_TOKENS {
             tokens.push(token);
         }
     }
-    steps.extend(step_of(sql, &tokens, dialect));
-    steps
+    checks.extend(check(sql, &tokens, dialect));
+    checks
 }
 
 /// More tokens than a statement has that concerns a parameter.
 const STEP_TOKENS: usize = 20;
 
-fn step_of(sql: &[u8], tokens: &[Token], dialect: Dialect) -> Option<Result<Step, Refusal>> {
+fn check(sql: &[u8], tokens: &[Token], dialect: Dialect) -> Option<Checked> {
     let text = |at: usize| tokens.get(at).map_or(&b""[..], |token: &Token| &sql[token.start..token.end]);
     let is = |at: usize, word: &str| text(at).eq_ignore_ascii_case(word.as_bytes());
-    // A name as PostgreSQL folds it.
-    let name = |at: usize| -> Box<[u8]> {
-        match text(at) {
-            [b'"', inner @ .., b'"'] => inner.into(),
-            plain => plain.to_ascii_lowercase().into(),
-        }
-    };
     let last = tokens.len().checked_sub(1)?;
-    let step = match text(0).to_ascii_lowercase().as_slice() {
-        b"set" => {
-            let at = if is(1, "local") || is(1, "session") { 2 } else { 1 };
-            let named = dotted(sql, tokens, at).filter(|named| is_own(named))?;
-            let whole = &sql[tokens[0].start..tokens[last].end];
-            let local = is(1, "local");
-            let which = match which(&named) {
-                Ok(which) => which,
-                Err(refusal) => return Some(Err(refusal)),
-            };
-            let Some(Setting { value, .. }) = setting(whole, dialect) else {
-                let given = tokens.get(at + 4).map_or_else(String::new, |token| String::from_utf8_lossy(&sql[token.start..]).into_owned());
-                return Some(value_of(which, &given).map(|value| Step::Set { which, value: Some(value), local }));
-            };
-            if value == "default" {
-                Ok(Step::Set { which, value: None, local })
-            } else {
-                value_of(which, &value).map(|value| Step::Set { which, value: Some(value), local })
-            }
-        }
-        b"reset" if is(1, "all") => Ok(Step::ResetAll),
-        b"reset" => {
-            let named = dotted(sql, tokens, 1).filter(|named| is_own(named))?;
-            which(&named).map(|which| Step::Set { which, value: None, local: false })
-        }
-        b"savepoint" => Ok(Step::Savepoint(name(1))),
-        b"release" => Ok(Step::Release(name(last))),
-        b"rollback" | b"abort" if is(1, "prepared") => return None,
-        b"rollback" if (1..=2).any(|at| is(at, "to")) => Ok(Step::RollbackTo(name(last))),
-        b"rollback" | b"abort" => Ok(Step::Rollback),
-        b"commit" if is(1, "prepared") => return None,
-        b"commit" | b"end" => Ok(Step::Commit),
-        _ => return None,
-    };
-    Some(step)
+    if is(0, "set") {
+        let at = if is(1, "local") || is(1, "session") { 2 } else { 1 };
+        let named = dotted(sql, tokens, at).filter(|named| is_own(named))?;
+        let whole = &sql[tokens[0].start..tokens[last].end];
+        let which = match which(&named) {
+            Ok(which) => which,
+            Err(refusal) => return Some(Err(refusal)),
+        };
+        let Some(Setting { value, .. }) = setting(whole, dialect) else {
+            let given = tokens.get(at + 4).map_or_else(String::new, |token| String::from_utf8_lossy(&sql[token.start..]).into_owned());
+            return Some(value_of(which, &given).map(|_| ()));
+        };
+        return Some(if value == "default" { Ok(()) } else { value_of(which, &value).map(|_| ()) });
+    }
+    if is(0, "reset") && !is(1, "all") {
+        let named = dotted(sql, tokens, 1).filter(|named| is_own(named))?;
+        return Some(which(&named).map(|_| ()));
+    }
+    None
 }
 
 /// The dotted name that begins at a token, in lower case.
@@ -356,70 +243,39 @@ pub(super) fn shown(sql: &[u8]) -> Option<String> {
 mod tests {
     use super::*;
 
-    fn own() -> Own {
-        Own::new(std::iter::empty()).expect("nothing is set")
-    }
-
-    fn after(own: &mut Own, sql: &str) -> &'static str {
-        own.note(sql.as_bytes(), Dialect::default());
+    fn shown_of(own: &Own) -> &'static str {
         own.show("switchyard.route", Level::Session).map_or("", |(_, value)| value)
     }
 
     #[test]
-    fn a_setting_follows_its_transaction() {
-        let mut own = own();
-        assert_eq!(after(&mut own, "SET switchyard.route = 'leader'"), "leader");
-        own.transaction_over(true);
-        assert_eq!(after(&mut own, "set local Switchyard.Route to REPLICA"), "replica");
-        own.transaction_over(true);
-        assert_eq!(own.show("switchyard.route", Level::Session), Some(("switchyard.route", "leader")));
-        assert_eq!(after(&mut own, "SET switchyard.route = auto"), "auto");
-        own.transaction_over(false);
+    fn a_local_value_ends_with_its_transaction() {
+        let mut own = Own::default();
+        own.set("switchyard.route", Some("leader"), false);
+        own.set("Switchyard.Route", Some("REPLICA"), true);
+        assert_eq!(shown_of(&own), "replica");
+        own.end_locals();
         assert_eq!(own.route(), Some(Hint::Leader));
-        assert_eq!(after(&mut own, "RESET switchyard.route"), "auto");
-        own.transaction_over(true);
+        own.set("switchyard.route", None, false);
         assert_eq!(own.route(), None);
     }
 
     #[test]
-    fn savepoints_bring_values_back() {
-        let mut own = own();
-        assert_eq!(after(&mut own, "SAVEPOINT a; SET LOCAL switchyard.route = leader; savepoint \"B\""), "leader");
-        assert_eq!(after(&mut own, "SET switchyard.route = replica; SAVEPOINT c; RELEASE SAVEPOINT c"), "replica");
-        assert_eq!(after(&mut own, "ROLLBACK TO SAVEPOINT \"B\""), "leader");
-        assert_eq!(after(&mut own, "SET switchyard.route = replica; ROLLBACK WORK TO \"B\""), "leader");
-        assert_eq!(after(&mut own, "ROLLBACK TO a"), "auto");
-        assert_eq!(after(&mut own, "SET switchyard.route = replica; COMMIT"), "replica");
-        assert_eq!(after(&mut own, "SET switchyard.route = leader; ROLLBACK"), "replica");
-    }
-
-    #[test]
-    fn set_local_over_set_leaves_what_was_set() {
-        let mut own = own();
-        assert_eq!(after(&mut own, "SET switchyard.route = replica; SET LOCAL switchyard.route = leader"), "leader");
-        assert_eq!(after(&mut own, "COMMIT"), "replica");
-        assert_eq!(after(&mut own, "RESET ALL; COMMIT"), "auto");
-    }
-
-    #[test]
     fn a_level_that_nobody_set_is_the_listeners() {
-        let mut own = own();
+        let mut own = Own::default();
         let shown = |own: &Own| own.show("switchyard.consistency", Level::Global).map_or("", |(_, value)| value);
         assert_eq!((own.level(), shown(&own)), (None, "global"));
-        after(&mut own, "SET switchyard.consistency = 'Strong'");
+        own.set("switchyard.consistency", Some("Strong"), false);
         assert_eq!((own.level(), shown(&own)), (Some(Level::Strong), "strong"));
-        after(&mut own, "COMMIT; SET LOCAL switchyard.consistency TO eventual");
+        own.set("switchyard.consistency", Some("eventual"), true);
         assert_eq!(own.level(), Some(Level::Eventual));
-        after(&mut own, "COMMIT; SAVEPOINT s");
-        assert_eq!(own.level(), Some(Level::Strong));
-        after(&mut own, "SET switchyard.consistency = DEFAULT");
+        own.set("switchyard.consistency", None, false);
         assert_eq!((own.level(), shown(&own)), (None, "global"));
     }
 
     #[test]
     fn what_cannot_be_is_refused() {
         let refused = |sql: &str| {
-            let found = steps(sql.as_bytes(), Dialect::default()).into_iter().find_map(Result::err);
+            let found = checks(sql.as_bytes(), Dialect::default()).into_iter().find_map(Result::err);
             found.map(|refusal| refusal.wording().sqlstate)
         };
         assert_eq!(refused("SET switchyard.route = 'nowhere'"), Some("22023"));
@@ -434,8 +290,10 @@ mod tests {
     #[test]
     fn the_startup_packet_gives_what_reset_goes_back_to() {
         let mut own = Own::new([("switchyard.route", &b"Leader"[..])].into_iter()).expect("a good value");
-        assert_eq!(after(&mut own, "SET switchyard.route = auto; COMMIT"), "auto");
-        assert_eq!(after(&mut own, "RESET switchyard.route; COMMIT"), "leader");
+        own.set("switchyard.route", Some("auto"), false);
+        assert_eq!(shown_of(&own), "auto");
+        own.reset_all();
+        assert_eq!(shown_of(&own), "leader");
     }
 
     #[test]

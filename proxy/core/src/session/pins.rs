@@ -51,6 +51,13 @@ impl Pins {
         ALL.into_iter().filter(move |reason| self.has(*reason))
     }
 
+    /// These, in the place of `later` ones, after a rollback: what no rollback undoes is still there.
+    pub(super) fn after_rollback(self, later: Pins) -> Pins {
+        const UNDONE: [PinReason; 4] = [PinReason::TempTable, PinReason::Listen, PinReason::WithHoldCursor, PinReason::SetRole];
+        let undone = UNDONE.iter().fold(0, |bits, reason| bits | bit(*reason));
+        Pins((self.0 & undone) | (later.0 & !undone))
+    }
+
     /// What DISCARD ALL undoes. Loaded libraries, seeds and what user code left behind stay.
     pub fn discard(&mut self) {
         for reason in [

@@ -4,9 +4,11 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::batch::{End, Item, Statement};
-use super::dispatch::sets;
+use super::dispatch::text_hash;
+use super::effects::Completion;
+use super::look::Look;
 use super::server::{StatementId, server_name};
-use super::{Access, Env, Garbled, Lost, Phase, Segment, ServerState, Session, Want, Work};
+use super::{Access, Attempt, Env, Garbled, Lost, Phase, Segment, ServerState, Session, Want, Work};
 use crate::marks::Touched;
 use crate::refusal::Refusal;
 use crate::route::ServerRole;
@@ -22,10 +24,14 @@ pub(super) enum Owed {
     Bring,
     /// Of a held BEGIN (or a SET TRANSACTION behind it), sent as Parse, Bind and Execute: swallowed up to CommandComplete.
     Begin,
+    /// Of our DISCARD SEQUENCES: swallowed up to ReadyForQuery.
+    Discard,
     /// Of another query of ours.
     Prelude,
-    /// The text is there where it may have to be replayed as a setting.
-    Query(Arc<Verdict>, Option<Box<[u8]>>),
+    /// Of our look at what is left on the server: rows, up to ReadyForQuery.
+    Look(Look),
+    /// With a hash of its text: see [`text_hash`].
+    Query(Arc<Verdict>, u64),
     FunctionCall,
     /// The error that takes the place of the server's: what was sent can't succeed. `query`: a simple one, whose ReadyForQuery follows.
     Refused {
@@ -82,7 +88,7 @@ pub(super) enum Sync {
 
 impl Owed {
     fn ends_segment(&self) -> bool {
-        matches!(self, Owed::Bring | Owed::Prelude | Owed::Query(..) | Owed::FunctionCall | Owed::Sync(_))
+        matches!(self, Owed::Bring | Owed::Discard | Owed::Prelude | Owed::Look(_) | Owed::Query(..) | Owed::FunctionCall | Owed::Sync(_))
     }
 
     /// Whether the client waits for it.
@@ -91,7 +97,9 @@ impl Owed {
             self,
             Owed::Bring
                 | Owed::Begin
+                | Owed::Discard
                 | Owed::Prelude
+                | Owed::Look(_)
                 | Owed::Parse { swallow: true, .. }
                 | Owed::Close { swallow: true, .. }
                 | Owed::Describe { check: true, .. }
@@ -124,6 +132,9 @@ const RESULT_TYPE_CHANGED: &[u8] = b"RevalidateCachedQuery";
 
 /// SQLSTATE 42602, invalid_name.
 const INVALID_NAME: [u8; 5] = *b"42602";
+
+/// SQLSTATE 26000, invalid_sql_statement_name.
+const INVALID_STATEMENT_NAME: [u8; 5] = *b"26000";
 
 /// SQLSTATE 25006, read_only_sql_transaction.
 const READ_ONLY_TRANSACTION: [u8; 5] = *b"25006";
@@ -192,7 +203,13 @@ impl Session {
                 break;
             }
             let seen = header.total.min(rest.len());
-            let fate = if matches!(header.tag, b'D' | b'd') {
+            let looked_at = matches!(work.owed.front(), Some(Owed::Look(_)));
+            let fate = if header.tag == b'D' && looked_at {
+                if let Some(seen) = &mut work.seen {
+                    seen.row(whole.then(|| &rest[HEADER..header.total]));
+                }
+                Fate::Swallow
+            } else if matches!(header.tag, b'D' | b'd') {
                 self.row(env, work, *at - run + header.total)
             } else {
                 // What the message causes comes behind what came before it.
@@ -227,11 +244,11 @@ impl Session {
             (b'A', owed) => owed.is_some() || !self.pins.is_empty(),
             (_, None) => false,
             // Swallowed as a whole, whatever they are made of.
-            (tag, Some(Owed::Bring | Owed::Prelude)) => {
+            (tag, Some(Owed::Bring | Owed::Discard | Owed::Prelude | Owed::Look(_))) => {
                 matches!(tag, b'1' | b'2' | b'3' | b't' | b'n' | b'T' | b'D' | b'C' | b'I' | b's' | b'Z')
             }
             (tag, Some(Owed::Begin)) => matches!(tag, b'1' | b'2' | b'C'),
-            (b'Z', Some(Owed::Query(..))) => work.completed || work.segment_failed || work.runs_again(),
+            (b'Z', Some(Owed::Query(..))) => work.completed > 0 || work.segment_failed || work.runs_again(),
             (tag, Some(Owed::Query(..))) => matches!(tag, b'T' | b'D' | b'C' | b'I' | b'G' | b'H' | b'W' | b'd' | b'c'),
             (tag, Some(Owed::FunctionCall)) => matches!(tag, b'V' | b'Z'),
             (_, Some(Owed::Refused { .. })) => false,
@@ -432,33 +449,39 @@ impl Session {
         if !again || work.attempt.is_none() {
             self.deliver(env, work);
         }
-        work.completed = matches!(work.owed.front(), Some(Owed::Query(..)));
         if tag == b's' {
             // A portal that is open is state on this server.
             self.movable = None;
         }
+        let command = if tag == b'C' { view::command_tag(body) } else { b"" };
         if tag == b'C' {
-            let tag = view::command_tag(body);
-            work.rolled_back = tag == b"ROLLBACK";
-            work.undone = work.rolled_back;
+            work.undone = command == b"ROLLBACK";
             // Within a transaction nothing is acknowledged before its COMMIT; outside, a statement may have been committed by itself.
-            if self.status == TxStatus::Idle || tag == b"COMMIT" {
+            if self.status == TxStatus::Idle || command == b"COMMIT" {
                 env.marks.wrote(&self.written, env.now);
             }
         }
         work.copy_in = false;
-        if matches!(work.owed.front(), Some(Owed::Execute(_)))
-            && let Some(Owed::Execute(statement)) = work.owed.pop_front()
-        {
-            match statement {
-                Some(_) if tag == b's' => {}
-                Some(statement) => {
-                    let text = sets(&statement.verdict).then(|| statement.text());
-                    self.apply(&statement.verdict, text, work, server);
+        match work.owed.front() {
+            Some(Owed::Query(verdict, text_hash)) => {
+                let (verdict, text_hash) = (verdict.clone(), *text_hash);
+                let nonce = env.random.wrapping_add(work.completed as u64);
+                let completion = Completion { verdict: &verdict, statement: work.completed, text_hash, tag: command, nonce };
+                self.completed(completion, work, server);
+                // Were the string cut otherwise than PostgreSQL does, nobody would know what has run.
+                server.unsure |= work.completed >= verdict.statements.max(1);
+                work.completed += 1;
+            }
+            Some(Owed::Execute(_)) => match work.owed.pop_front() {
+                Some(Owed::Execute(Some(statement))) => {
+                    let text_hash = text_hash(&statement.verdict, statement.text());
+                    let completion = Completion { verdict: &statement.verdict, statement: 0, text_hash, tag: command, nonce: env.random };
+                    self.completed(completion, work, server);
                 }
                 // Nobody knows what it was: whatever it left stays this session's.
-                None => self.pins.add(PinReason::SettingOutOfSight),
-            }
+                _ => self.pins.add(PinReason::SettingOutOfSight),
+            },
+            _ => {}
         }
         work.alone &= !work.owed.is_empty();
         Fate::Forward
@@ -478,6 +501,8 @@ impl Session {
         }
         work.copy_in = false;
         work.segment_failed = true;
+        // Nobody knows what it was.
+        server.unsure |= matches!(work.owed.front(), Some(Owed::Execute(None)));
         if let Some(Owed::Bind(Some(id)) | Owed::Describe { id: Some(id), .. }) = work.owed.front()
             && fault.routine == RESULT_TYPE_CHANGED
         {
@@ -488,7 +513,18 @@ impl Session {
                 work.prelude_failed = Some(message.to_vec());
                 return Fate::Swallow;
             }
+            Some(Owed::Discard) => {
+                // What is in it is another session's.
+                server.tainted = true;
+                return Fate::Swallow;
+            }
             Some(Owed::Prelude) => return Fate::Swallow,
+            Some(Owed::Look(_)) => {
+                if let Some(seen) = &mut work.seen {
+                    seen.fail();
+                }
+                return Fate::Swallow;
+            }
             Some(Owed::Parse { .. } | Owed::Describe { .. }) if checks(&work.owed) => {
                 // What can't be prepared any more fails again where the client's own messages need it.
                 self.drop_to_sync(work, server, false);
@@ -512,11 +548,25 @@ impl Session {
             }
             _ => {}
         }
+        let vanished = match work.owed.front() {
+            Some(Owed::Bind(Some(id)) | Owed::Describe { id: Some(id), .. }) if sqlstate == INVALID_STATEMENT_NAME => Some(*id),
+            _ => None,
+        };
+        if let Some(id) = vanished {
+            // Code that nobody has read has closed a statement of ours: it is prepared anew where nothing of the batch has run.
+            server.forget_statement(id);
+            server.unsure = true;
+            if work.attempt.is_none() && !work.sent.is_empty() && work.batch.is_empty() {
+                std::mem::swap(&mut work.batch, &mut work.sent);
+                work.attempt = Some(Attempt::default());
+            }
+        }
         // After an error in a simple query or a function call its ReadyForQuery follows.
         let extended = !matches!(work.owed.front(), None | Some(Owed::Query(..) | Owed::FunctionCall | Owed::Sync(_)));
         if let Some(attempt) = &mut work.attempt
             && (attempt.failed.is_some()
                 || (runs_again(env, &self.phase, &sqlstate) && (!attempt.later || is_conflict(&sqlstate)))
+                || vanished.is_some()
                 || others_left_it(env, &work.owed, server, &sqlstate))
         {
             if attempt.failed.replace(sqlstate).is_none() {
@@ -531,10 +581,16 @@ impl Session {
         if matches!(work.owed.front(), Some(Owed::Begin)) {
             work.begin_failed = true;
         }
+        // Before what failed is forgotten.
+        let renamed = self.in_clients_names(message);
         if extended {
             self.drop_to_sync(work, server, false);
         }
         self.deliver(env, work);
+        if let Some(renamed) = renamed {
+            self.forward(work, &renamed);
+            return Fate::Swallow;
+        }
         Fate::Forward
     }
 
@@ -569,7 +625,9 @@ impl Session {
                 Owed::Close { closed: Some((name, statement)), .. } if !runs_again => self.reinstate(name, Some(statement)),
                 Owed::Bring
                 | Owed::Begin
+                | Owed::Discard
                 | Owed::Prelude
+                | Owed::Look(_)
                 | Owed::Query(..)
                 | Owed::FunctionCall
                 | Owed::Refused { .. }
@@ -613,16 +671,21 @@ impl Session {
             return Err(Garbled);
         }
         server.tx = status;
-        work.completed = false;
+        let completed = std::mem::take(&mut work.completed);
         let owed = work.owed.pop_front();
         server.ready = work.owed.is_empty() && work.segment == Segment::Closed;
         match owed {
             Some(Owed::Bring) => self.brought(env, work, server),
-            Some(Owed::Query(verdict, text)) => {
-                if !work.segment_failed && !work.runs_again() {
-                    self.apply(&verdict, text.as_deref(), work, server);
-                } else {
-                    self.apply_failed(&verdict);
+            Some(Owed::Look(look)) => {
+                self.looked(look, work, server);
+                self.unproven = false;
+                if !self.pinned(env) {
+                    self.want = Some(Want::Return);
+                }
+            }
+            Some(Owed::Query(verdict, _)) => {
+                if work.segment_failed {
+                    self.failed(&verdict, completed);
                 }
                 return Ok(self.segment_done(env, work, server, status));
             }
@@ -651,19 +714,19 @@ impl Session {
             Some(Owed::Sync(Sync::Ours)) => {
                 if self.skipping && work.segment_failed && !work.runs_again() {
                     // What the client will be told at its own Sync. What is undone is brought before its next statement.
-                    self.settle(work, server);
+                    self.end_segment(work, server);
                     self.status = status;
                 }
                 work.segment_failed = false;
                 work.alone &= !work.owed.is_empty();
                 if !work.runs_again() {
-                    self.return_if_done(env, work);
+                    self.return_if_done(env, work, server);
                 } else if work.owed.is_empty() {
                     self.run_again(env, work, server);
                 }
             }
             // An error there is what it was for.
-            Some(Owed::Prelude) => work.segment_failed = false,
+            Some(Owed::Prelude | Owed::Discard) => work.segment_failed = false,
             Some(
                 Owed::Begin
                 | Owed::Refused { .. }
@@ -698,7 +761,8 @@ impl Session {
                 self.want = Some(Want::Return);
                 return;
             }
-            if waited && self.starting.is_none() && view::fault(&error[HEADER..]).sqlstate == INVALID_NAME {
+            let is_another = ["role", "session_authorization"].iter().any(|name| self.settings.value(name).is_some());
+            if waited && self.starting.is_none() && !is_another {
                 return self.setting_refused(env, work, server, &error);
             }
             // Without its settings a session can't go on: the next statement could run as somebody else.
@@ -724,15 +788,16 @@ impl Session {
         } else if let Some(status) = ready {
             self.tell_parameters(env, work, server);
             reply::ready_for_query(&mut work.to_client, status);
-            self.return_if_done(env, work);
+            self.return_if_done(env, work, server);
         }
     }
 
-    /// A library that another session has loaded owns the prefix of one of the session's parameters. Nothing of the batch was sent: a server
-    /// that nobody has used is asked, as for the SET itself; if that refuses it as well, the batch gets the server's error, and the session
-    /// goes on.
+    /// A server doesn't take a value that another one has taken: what it names has been dropped since, or a library that another session has loaded owns
+    /// the prefix of its name, in which case a server that nobody has used is asked. Nothing of the batch was sent: it gets the server's error, and the
+    /// session goes on.
     fn setting_refused(&mut self, env: &Env<'_>, work: &mut Work, server: &ServerState, error: &[u8]) {
-        if !server.fresh && server.role == ServerRole::Leader && env.policy.access == Access::ReadWrite {
+        let owned = view::fault(&error[HEADER..]).sqlstate == INVALID_NAME;
+        if owned && !server.fresh && server.role == ServerRole::Leader && env.policy.access == Access::ReadWrite {
             work.fresh = true;
             work.rerun_on_leader = true;
             self.want = Some(Want::Return);
@@ -816,7 +881,7 @@ impl Session {
         }
         self.deliver(env, work);
         self.acknowledge(env, work, status);
-        let went_back = self.settle(work, server);
+        self.end_segment(work, server);
         work.segment_failed = false;
         work.copy_in = false;
         work.alone = false;
@@ -839,13 +904,14 @@ impl Session {
             // Over, or followed by another one (AND CHAIN).
             self.lost = None;
         }
-        if went_back && work.owed.is_empty() && status != TxStatus::Failed && self.differs_from(server) {
+        if work.owed.is_empty() && status != TxStatus::Failed && self.differs_from(server) {
+            // It has gone back to values of its own where the session has others.
             self.bring(work, server);
             work.ready_after_bring = Some(status);
             return Fate::Swallow;
         }
         self.tell_parameters(env, work, server);
-        self.return_if_done(env, work);
+        self.return_if_done(env, work, server);
         if self.status == status {
             return Fate::Forward;
         }
@@ -870,7 +936,7 @@ impl Session {
     }
 
     /// Gives the server connection back where nothing is owed and nothing keeps it.
-    pub(super) fn return_if_done(&mut self, env: &Env<'_>, work: &mut Work) {
+    pub(super) fn return_if_done(&mut self, env: &Env<'_>, work: &mut Work, server: &mut ServerState) {
         if !work.owed.is_empty() || work.segment != Segment::Closed {
             return;
         }
@@ -878,13 +944,14 @@ impl Session {
         work.writing = false;
         let half_a_message = work.client_passing > 0 && work.client_passing_on;
         let outside = self.status == TxStatus::Idle || self.lost == Some(Lost::Told);
-        if outside && !self.pinned(env) && !half_a_message && work.batch.end == End::Open {
+        if outside && !self.pinned(env) && !half_a_message && work.batch.end == End::Open && !self.look(env, work, server) {
+            self.unproven = false;
             self.want = Some(Want::Return);
         }
     }
 
     /// What the server said shows that it couldn't answer: another one will.
-    fn run_again(&mut self, env: &Env<'_>, work: &mut Work, server: &ServerState) {
+    fn run_again(&mut self, env: &Env<'_>, work: &mut Work, server: &mut ServerState) {
         let attempt = work.attempt.take().unwrap_or_default();
         if attempt.failed == Some(READ_ONLY_TRANSACTION) {
             // It writes, though nobody knew.
@@ -895,10 +962,12 @@ impl Session {
         work.segment = Segment::Closed;
         work.alone = false;
         work.begin_failed = false;
-        work.changes.clear();
-        self.undo = None;
+        self.roll_back_changes(Some(server));
         if attempt.failed == Some(INVALID_NAME) && server.role == ServerRole::Leader {
             work.fresh = true;
+        } else if attempt.failed == Some(INVALID_STATEMENT_NAME) && server.role == ServerRole::Leader {
+            // Another connection has its statements, or gets them.
+            server.tainted = true;
         } else {
             work.excluded.push(server.node.clone());
         }

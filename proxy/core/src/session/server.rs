@@ -1,8 +1,11 @@
 //! What a session must know of a server connection that it holds. Plain data, owned by the connection.
 
-use std::sync::Arc;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
 
 use rustc_hash::FxHashMap;
+use siphasher::sip128::{Hasher128, SipHasher13};
 
 use super::settings::{Params, Settings};
 use crate::route::ServerRole;
@@ -27,15 +30,37 @@ pub struct ServerState {
     pub tainted: bool,
     /// Nobody has used it before the session that holds it.
     pub fresh: bool,
+    /// Something has run that isn't proven to leave nothing: it must be looked at before anybody else gets it.
+    pub unsure: bool,
+    /// Whose `currval` and `lastval` are in it, perhaps.
+    pub(super) sequences: Option<SessionId>,
+    /// The custom settings (`prefix.name`) that were ever set on it: to whoever asks for one, '' is something else than none.
+    pub custom: CustomNames,
     prepared: Prepared,
     /// Parameters of extensions (`prefix.name`) that it has taken.
     accepted: Vec<Arc<str>>,
+    /// Who logged in on it, as the server has reported.
+    login: Option<Box<[u8]>>,
     /// The content of the server's unnamed statement.
     pub(super) unnamed: Option<StatementId>,
 }
 
+/// Reported by servers whenever it changes.
+const SESSION_AUTHORIZATION: &str = "session_authorization";
+
 /// Names of parameters that are kept for one connection.
 const ACCEPTED_MAX: usize = 64;
+
+/// A session, among all of this process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct SessionId(u64);
+
+impl SessionId {
+    pub(super) fn next() -> SessionId {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        SessionId(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+}
 
 /// A statement's content: text, parameter types and the settings that analysis reads.
 pub type StatementId = u128;
@@ -47,11 +72,15 @@ impl ServerState {
             role,
             epoch,
             tx: TxStatus::Idle,
+            login: params.value(SESSION_AUTHORIZATION).map(Box::from),
             params,
             settings: Arc::default(),
             ready: true,
             tainted: false,
             fresh: true,
+            unsure: false,
+            sequences: None,
+            custom: CustomNames::default(),
             prepared: Prepared { uses: FxHashMap::default(), clock: 0, max: max_prepared.max(1) },
             accepted: Vec::new(),
             unnamed: None,
@@ -75,19 +104,81 @@ impl ServerState {
         self.unnamed = None;
     }
 
-    /// After DISCARD ALL: defaults, and no prepared statement.
+    /// After DISCARD ALL: defaults, no prepared statement but the unnamed one, no sequence's state.
     pub fn discarded(&mut self) {
         self.settings = Arc::default();
+        self.sequences = None;
         self.forget_prepared();
     }
 
     pub(super) fn forget_prepared(&mut self) {
         self.prepared.uses.clear();
-        self.unnamed = None;
     }
 
     pub(super) fn prepared(&mut self) -> &mut Prepared {
         &mut self.prepared
+    }
+
+    /// Whether its session is another user's than of who logged in: SET SESSION AUTHORIZATION.
+    pub(super) fn is_somebody_else(&self) -> bool {
+        self.params.value(SESSION_AUTHORIZATION) != self.login.as_deref()
+    }
+
+    pub(super) fn forget_statement(&mut self, id: StatementId) {
+        self.prepared.remove(id);
+    }
+
+    pub(super) fn prepared_ids(&self) -> Vec<StatementId> {
+        self.prepared.uses.keys().copied().collect()
+    }
+
+    /// A custom setting is about to be set: from then on it is there, whatever becomes of the transaction.
+    pub(super) fn sets(&mut self, name: &Arc<str>) {
+        if name.contains('.') && !self.custom.add(name) {
+            // What isn't known can't be told to the next session.
+            self.tainted = true;
+        }
+    }
+}
+
+/// Names of custom settings that are kept for one session or one server connection.
+const CUSTOM_NAMES_MAX: usize = 64;
+
+/// Names of custom settings. Cheap to clone: sessions that set the same ones share them with their connections.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CustomNames(Option<Arc<Vec<Arc<str>>>>);
+
+impl CustomNames {
+    /// False where there are too many.
+    pub fn add(&mut self, name: &Arc<str>) -> bool {
+        let known = self.0.get_or_insert_default();
+        let Err(at) = known.binary_search(name) else { return true };
+        if known.len() >= CUSTOM_NAMES_MAX {
+            return false;
+        }
+        Arc::make_mut(known).insert(at, name.clone());
+        true
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.0.iter().flat_map(|known| known.iter())
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_none()
+    }
+
+    pub(super) fn contains(&self, name: &Arc<str>) -> bool {
+        self.0.as_ref().is_some_and(|known| known.binary_search(name).is_ok())
+    }
+
+    /// Whether all of these are among others.
+    pub fn are_among(&self, others: &CustomNames) -> bool {
+        match (&self.0, &others.0) {
+            (None, _) => true,
+            (Some(these), Some(others)) => Arc::ptr_eq(these, others) || these.iter().all(|name| others.binary_search(name).is_ok()),
+            (Some(_), None) => false,
+        }
     }
 }
 
@@ -148,13 +239,40 @@ impl Prepared {
     }
 }
 
-/// A statement's name on servers. No client can collide with it: names that the router doesn't know pass through, but hardly
-/// any client guesses 128 bits.
+/// What is before the hexadecimal digits in the names of statements on servers.
+const NAME_PREFIX: &[u8] = b"sy_";
+
+/// A statement's name on servers. It derives from a hash with a secret of this process: see [`keyed`].
 pub(super) fn server_name(id: StatementId) -> [u8; 35] {
     const HEX: &[u8; 16] = b"0123456789abcdef";
     let mut name = *b"sy_00000000000000000000000000000000";
-    for (index, byte) in name[3..].iter_mut().enumerate() {
+    for (index, byte) in name[NAME_PREFIX.len()..].iter_mut().enumerate() {
         *byte = HEX[((id >> (4 * (31 - index))) & 15) as usize];
     }
     name
+}
+
+/// Whether a client's name looks like one of ours. A client may call its own statements so; what it hasn't prepared itself isn't there for it.
+pub(super) fn is_server_name(name: &[u8]) -> bool {
+    let digits = |digits: &[u8]| digits.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    name.len() == 35 && name.strip_prefix(NAME_PREFIX).is_some_and(digits)
+}
+
+/// Where one of our names stands in a text, and whose it is.
+pub(super) fn find_server_name(text: &[u8]) -> Option<(usize, StatementId)> {
+    memchr::memmem::find_iter(text, NAME_PREFIX).find_map(|at| {
+        let name = text.get(at..at + 35).filter(|name| is_server_name(name))?;
+        let digits = std::str::from_utf8(&name[NAME_PREFIX.len()..]).ok()?;
+        Some((at, StatementId::from_str_radix(digits, 16).ok()?))
+    })
+}
+
+/// A hash of a statement's content that nobody outside of this process can compute: names of statements on servers can be seen by whoever runs text
+/// there, and must not be guessed. Never 0, which is kept for statements that are never shared.
+pub(super) fn keyed(content: &[u8], seed: u64) -> StatementId {
+    static SECRET: LazyLock<[u64; 2]> = LazyLock::new(|| [0u8, 1].map(|part| RandomState::new().hash_one(part)));
+    let mut hasher = SipHasher13::new_with_keys(SECRET[0], SECRET[1]);
+    hasher.write_u64(seed);
+    hasher.write(content);
+    hasher.finish128().as_u128().max(1)
 }

@@ -1,4 +1,7 @@
 //! Settings that a session carries from server connection to server connection, and what servers report.
+//!
+//! Invariant: a setting is brought to a server as a value, bound to `set_config`, and never as text: a text would be read under other settings
+//! than those under which its client wrote it.
 
 use std::sync::Arc;
 
@@ -10,19 +13,19 @@ use crate::wire::reply;
 /// A setting that isn't the servers': name and value.
 pub(super) type Taken = (Arc<str>, Box<[u8]>);
 
-/// How a setting is brought to a server.
+/// A setting's value.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum How {
-    /// By `set_config`, whose text form is that of a startup packet and of ParameterStatus.
-    Value(Box<[u8]>),
-    /// By the client's own SET, for parameters whose value no server reports.
-    Statement(Box<[u8]>),
+pub enum Value {
+    /// In the text form of a startup packet, ParameterStatus and `current_setting`, in the server's encoding.
+    Known(Box<[u8]>),
+    /// Only the server that was told it knows how it reads: it is asked before it goes back to its pool. The number is its own.
+    Unread(u64),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Setting {
     name: Arc<str>,
-    how: How,
+    value: Value,
 }
 
 /// Settings that differ from the server's defaults, in the order in which they were made. Shared between a session and the servers
@@ -34,7 +37,7 @@ pub struct Settings {
 }
 
 /// Parameters that don't change what a statement's text means, so that prepared statements can be shared across them.
-const NOT_READ_BY_ANALYSIS: &[&str] = &[
+pub(super) const NOT_READ_BY_ANALYSIS: &[&str] = &[
     "application_name",
     "client_min_messages",
     "statement_timeout",
@@ -48,12 +51,57 @@ const NOT_READ_BY_ANALYSIS: &[&str] = &[
     "synchronous_commit",
 ];
 
+/// Parameters of which a server takes any value that another one of the cluster has taken: what is valid is in their code (`guc_tables.c`), not in
+/// catalogs, files or libraries. The values of all others are waited for before a statement is sent that may depend on them.
+const SURE: &[&str] = &[
+    "application_name",
+    "backslash_quote",
+    "bytea_output",
+    "client_encoding",
+    "client_min_messages",
+    "constraint_exclusion",
+    "datestyle",
+    "deadlock_timeout",
+    "default_statistics_target",
+    "default_transaction_deferrable",
+    "default_transaction_isolation",
+    "default_transaction_read_only",
+    "effective_cache_size",
+    "enable_hashjoin",
+    "enable_indexscan",
+    "enable_mergejoin",
+    "enable_nestloop",
+    "enable_seqscan",
+    "escape_string_warning",
+    "extra_float_digits",
+    "idle_in_transaction_session_timeout",
+    "idle_session_timeout",
+    "intervalstyle",
+    "jit",
+    "lock_timeout",
+    "maintenance_work_mem",
+    "plan_cache_mode",
+    "quote_all_identifiers",
+    "random_page_cost",
+    "row_security",
+    "search_path",
+    "standard_conforming_strings",
+    "statement_timeout",
+    "synchronous_commit",
+    "temp_buffers",
+    "timezone",
+    "transform_null_equals",
+    "work_mem",
+    "xmlbinary",
+    "xmloption",
+];
+
 impl Settings {
     /// From a startup packet's parameters; names in any case. A parameter given twice counts by its last value, as in PostgreSQL.
     pub fn from_startup<'a>(parameters: impl Iterator<Item = (&'a str, &'a [u8])>) -> Settings {
         let mut settings = Settings::default();
         for (name, value) in parameters {
-            settings.set(&Arc::from(name.to_ascii_lowercase()), How::Value(value.into()));
+            settings.set(&Arc::from(name.to_ascii_lowercase()), Value::Known(value.into()));
         }
         settings
     }
@@ -65,8 +113,8 @@ impl Settings {
     /// Without those whose names are `taken`, and these with their values.
     pub(super) fn without(mut self, taken: impl Fn(&str) -> bool) -> (Settings, Vec<Taken>) {
         let mut out = Vec::new();
-        self.entries.retain(|entry| match &entry.how {
-            How::Value(value) | How::Statement(value) if taken(&entry.name) => {
+        self.entries.retain(|entry| match &entry.value {
+            Value::Known(value) if taken(&entry.name) => {
                 out.push((entry.name.clone(), value.clone()));
                 false
             }
@@ -78,20 +126,31 @@ impl Settings {
         (self, out)
     }
 
-    pub fn value(&self, name: &str) -> Option<&How> {
-        self.entries.iter().find(|entry| &*entry.name == name).map(|entry| &entry.how)
+    pub fn value(&self, name: &str) -> Option<&Value> {
+        self.entries.iter().find(|entry| &*entry.name == name).map(|entry| &entry.value)
     }
 
-    pub fn set(&mut self, name: &Arc<str>, how: How) {
-        // A later SET may depend on an earlier one (client_encoding): the order is that of the last SET of each.
-        self.entries.retain(|entry| entry.name != *name);
-        self.entries.push(Setting { name: name.clone(), how });
+    pub fn set(&mut self, name: &Arc<str>, value: Value) {
+        match self.entries.iter_mut().find(|entry| entry.name == *name) {
+            Some(entry) => entry.value = value,
+            None => self.entries.push(Setting { name: name.clone(), value }),
+        }
         self.rehash();
     }
 
     pub fn remove(&mut self, name: &str) {
         self.entries.retain(|entry| &*entry.name != name);
         self.rehash();
+    }
+
+    /// All of them by name, in the order in which they were made.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&Arc<str>, &Value)> {
+        self.entries.iter().map(|entry| (&entry.name, &entry.value))
+    }
+
+    /// The parameters whose values only the server knows.
+    pub(super) fn unread(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.entries.iter().filter(|entry| matches!(entry.value, Value::Unread(_))).map(|entry| &entry.name)
     }
 
     /// A hash of what analysis may read: part of the names of prepared statements on servers.
@@ -101,30 +160,42 @@ impl Settings {
 
     fn rehash(&mut self) {
         let mut hasher = Xxh3::new();
-        for entry in self.entries.iter().filter(|entry| !NOT_READ_BY_ANALYSIS.contains(&&*entry.name)) {
+        let mut read: Vec<&Setting> = self.entries.iter().filter(|entry| !NOT_READ_BY_ANALYSIS.contains(&&*entry.name)).collect();
+        read.sort_unstable_by(|one, other| one.name.cmp(&other.name));
+        for entry in read {
             hasher.update(entry.name.as_bytes());
-            let (kind, text) = match &entry.how {
-                How::Value(text) => (b"\0v", text),
-                How::Statement(text) => (b"\0s", text),
-            };
-            hasher.update(kind);
-            hasher.update(text);
+            match &entry.value {
+                Value::Known(text) => {
+                    hasher.update(b"\0v");
+                    hasher.update(text);
+                }
+                Value::Unread(number) => {
+                    hasher.update(b"\0u");
+                    hasher.update(&number.to_ne_bytes());
+                }
+            }
             hasher.update(b"\0");
         }
         self.hash = hasher.digest();
     }
 
-    /// Whether a server that was brought to `self` must be told something to be at `wanted`.
-    pub fn differs(&self, wanted: &Settings, role: ServerRole) -> bool {
-        let carried = |entry: &&Setting| carried(&entry.name, role);
-        !self.entries.iter().filter(carried).eq(wanted.entries.iter().filter(carried))
+    /// What a server that was brought to `self` must be told to be at `wanted`: a name and its value, or none for the server's own.
+    fn plan<'a>(&'a self, wanted: &'a Settings, role: ServerRole) -> impl Iterator<Item = (&'a Arc<str>, Option<&'a Value>)> {
+        let gone = self.entries.iter().filter(|entry| wanted.value(&entry.name).is_none()).map(|entry| (&entry.name, None));
+        let new = wanted.entries.iter().filter(|entry| self.value(&entry.name) != Some(&entry.value));
+        gone.chain(new.map(|entry| (&entry.name, Some(&entry.value)))).filter(move |(name, _)| carried(name, role))
     }
 
-    /// Whether bringing a server from `self` to `wanted` sets a parameter of an extension (`prefix.name`) that isn't among `accepted`: a server
-    /// on which a library owns the prefix refuses what all others take (`MarkGUCPrefixReserved`).
+    /// Whether a server that was brought to `self` must be told something to be at `wanted`.
+    pub fn differs(&self, wanted: &Settings, role: ServerRole) -> bool {
+        self.plan(wanted, role).next().is_some()
+    }
+
+    /// Whether a server may refuse what brings it from `self` to `wanted`. `accepted`: extensions' parameters (`prefix.name`) that it has taken; a
+    /// server on which a library owns the prefix refuses what all others take (`MarkGUCPrefixReserved`).
     pub(super) fn may_be_refused(&self, wanted: &Settings, accepted: &[Arc<str>], role: ServerRole) -> bool {
-        let new = |entry: &&Setting| self.value(&entry.name) != Some(&entry.how) && carried(&entry.name, role);
-        wanted.entries.iter().filter(|entry| entry.name.contains('.') && !accepted.contains(&entry.name)).any(|entry| new(&entry))
+        let sure = |name: &Arc<str>| SURE.contains(&&**name) || (name.contains('.') && accepted.contains(name));
+        self.plan(wanted, role).any(|(name, value)| value.is_some() && !sure(name))
     }
 
     /// The names of extensions' parameters.
@@ -132,57 +203,57 @@ impl Settings {
         self.entries.iter().map(|entry| &entry.name).filter(|name| name.contains('.'))
     }
 
-    /// The statements that bring a server from `self` to `wanted`, as one query text.
-    pub fn bring(&self, wanted: &Settings, role: ServerRole, out: &mut Vec<u8>) {
-        let mut text = Vec::new();
-        for entry in self.entries.iter().filter(|entry| carried(&entry.name, role)) {
-            if wanted.value(&entry.name).is_none() {
-                text.extend_from_slice(b"RESET ");
-                quote_name(&mut text, &entry.name);
-                text.push(b';');
+    /// The messages that bring a server from `self` to `wanted`, with a Sync of their own: all of it happens, or nothing.
+    pub fn sync_messages(&self, wanted: &Settings, role: ServerRole, out: &mut Vec<u8>) {
+        let mut parsed = None;
+        for (name, value) in self.plan(wanted, role) {
+            let value = match value {
+                // NULL goes back to the server's own value, as RESET does (`set_config_by_name`).
+                None => None,
+                Some(Value::Known(value)) => Some(&**value),
+                // It never leaves the server that knows it.
+                Some(Value::Unread(_)) => continue,
+            };
+            let ascii = name.is_ascii() && value.is_none_or(<[u8]>::is_ascii);
+            if parsed != Some(ascii) {
+                reply::parse(out, b"", if ascii { SET_CONFIG } else { SET_CONFIG_ENCODED });
+                parsed = Some(ascii);
             }
-        }
-        for entry in wanted.entries.iter().filter(|entry| carried(&entry.name, role)) {
-            if self.value(&entry.name) == Some(&entry.how) {
-                continue;
+            if ascii {
+                bind(out, name.as_bytes(), value);
+            } else {
+                bind(out, &hex(name.as_bytes()), value.map(hex).as_deref());
             }
-            match &entry.how {
-                How::Value(value) => {
-                    text.extend_from_slice(b"SELECT pg_catalog.set_config(");
-                    reply::literal(&mut text, entry.name.as_bytes());
-                    text.push(b',');
-                    reply::literal(&mut text, value);
-                    text.extend_from_slice(b",false);");
-                }
-                How::Statement(statement) => {
-                    text.extend_from_slice(statement);
-                    // The statement may end in a line comment.
-                    text.extend_from_slice(b"\n;");
-                }
-            }
+            reply::message(out, b'E', &[&[0; 5]]);
         }
-        if text.is_empty() {
-            // Only the order differs.
-            text.push(b';');
-        }
-        reply::query(out, &text);
+        reply::sync(out);
     }
+}
+
+/// Parse's body behind the name: two parameters of type text (OID 25).
+const SET_CONFIG: &[u8] = b"SELECT pg_catalog.set_config($1, $2, false)\0\0\x02\0\0\0\x19\0\0\0\x19";
+
+/// As [`SET_CONFIG`], for names and values with other characters than ASCII's: as the hexadecimal digits of their bytes in the server's encoding,
+/// they mean the same whatever encoding the client has set.
+const SET_CONFIG_ENCODED: &[u8] = b"SELECT pg_catalog.set_config(\
+    pg_catalog.convert_from(pg_catalog.decode($1, 'hex'), pg_catalog.getdatabaseencoding()), \
+    pg_catalog.convert_from(pg_catalog.decode($2, 'hex'), pg_catalog.getdatabaseencoding()), false)\0\0\x02\0\0\0\x19\0\0\0\x19";
+
+/// Binds two values in text form to the unnamed statement and portal.
+fn bind(out: &mut Vec<u8>, first: &[u8], second: Option<&[u8]>) {
+    let length = |value: &[u8]| i32::try_from(value.len()).unwrap_or(i32::MAX).to_be_bytes();
+    let (second_length, second) = second.map_or(((-1i32).to_be_bytes(), &b""[..]), |value| (length(value), value));
+    reply::message(out, b'B', &[b"\0\0\0\0\0\x02", &length(first), first, &second_length, second, b"\0\0"]);
+}
+
+pub(super) fn hex(bytes: &[u8]) -> Vec<u8> {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    bytes.iter().flat_map(|byte| [DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]]).collect()
 }
 
 /// A replica connection is read-only by its own startup, whatever its session asks for: it may be promoted under us.
-fn carried(name: &str, role: ServerRole) -> bool {
+pub(super) fn carried(name: &str, role: ServerRole) -> bool {
     role == ServerRole::Leader || name != "default_transaction_read_only"
-}
-
-fn quote_name(out: &mut Vec<u8>, name: &str) {
-    for (index, part) in name.split('.').enumerate() {
-        if index > 0 {
-            out.push(b'.');
-        }
-        out.push(b'"');
-        out.extend(part.bytes().flat_map(|byte| std::iter::repeat_n(byte, if byte == b'"' { 2 } else { 1 })));
-        out.push(b'"');
-    }
 }
 
 /// A reported parameter.
@@ -240,23 +311,56 @@ impl Params {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::session::tests::text;
 
-    fn text(from: &Settings, to: &Settings, role: ServerRole) -> String {
+    fn known(value: &[u8]) -> Value {
+        Value::Known(value.into())
+    }
+
+    fn messages(from: &Settings, to: &Settings, role: ServerRole) -> Vec<String> {
         let mut out = Vec::new();
-        from.bring(to, role, &mut out);
-        String::from_utf8_lossy(&out[5..out.len() - 1]).into_owned()
+        from.sync_messages(to, role, &mut out);
+        text::to_server(&out)
     }
 
     #[test]
     fn a_server_is_brought_from_one_session_to_the_next() {
         let a = Settings::from_startup([("DateStyle", &b"ISO, DMY"[..]), ("app.Tenant", b"it's\\")].into_iter());
         let mut b = Settings::from_startup([("datestyle", &b"ISO, DMY"[..])].into_iter());
-        b.set(&Arc::from("work_mem"), How::Statement((*b"SET work_mem = '1MB' -- x").into()));
+        b.set(&Arc::from("work_mem"), known(b"1MB"));
         assert!(a.differs(&b, ServerRole::Leader));
-        assert_eq!(text(&a, &b, ServerRole::Leader), "RESET \"app\".\"tenant\";SET work_mem = '1MB' -- x\n;");
-        assert_eq!(text(&Settings::default(), &a, ServerRole::Leader).matches("set_config").count(), 2);
-        assert!(text(&b, &a, ServerRole::Leader).contains("set_config('app.tenant', E'it''s\\\\',false)"));
+        assert_eq!(messages(&a, &b, ServerRole::Leader), ["set app.tenant = null", "set work_mem = 1MB", "S"]);
+        assert_eq!(messages(&b, &a, ServerRole::Leader), ["set work_mem = null", "set app.tenant = it's\\", "S"]);
         assert!(!a.differs(&a.clone(), ServerRole::Leader));
+    }
+
+    #[test]
+    fn what_is_not_ascii_is_sent_in_the_servers_encoding() {
+        let a = Settings::from_startup([("app.x", "\u{e9}".as_bytes())].into_iter());
+        let mut out = Vec::new();
+        Settings::default().sync_messages(&a, ServerRole::Leader, &mut out);
+        assert!(out.is_ascii() || !out.windows(2).any(|pair| pair == "\u{e9}".as_bytes()));
+        assert!(out.windows(4).any(|digits| digits == b"c3a9"));
+    }
+
+    #[test]
+    fn what_only_a_server_knows_is_its_own() {
+        let (mut a, mut b) = (Settings::default(), Settings::default());
+        a.set(&Arc::from("search_path"), Value::Unread(1));
+        b.set(&Arc::from("search_path"), Value::Unread(2));
+        assert_ne!(a.analysis_hash(), b.analysis_hash());
+        assert_eq!(a.unread().count(), 1);
+    }
+
+    #[test]
+    fn what_may_be_refused_is_waited_for() {
+        let refused = |name: &str, accepted: &[Arc<str>]| {
+            let wanted = Settings::from_startup([(name, &b"x"[..])].into_iter());
+            Settings::default().may_be_refused(&wanted, accepted, ServerRole::Leader)
+        };
+        assert!(!refused("DateStyle", &[]) && !refused("work_mem", &[]));
+        assert!(refused("default_text_search_config", &[]) && refused("role", &[]) && refused("app.x", &[]));
+        assert!(!refused("app.x", &["app.x".into()]));
     }
 
     #[test]
@@ -269,13 +373,13 @@ mod tests {
     #[test]
     fn only_what_analysis_reads_parts_prepared_statements() {
         let mut a = Settings::default();
-        a.set(&Arc::from("application_name"), How::Value((*b"x").into()));
+        a.set(&Arc::from("application_name"), known(b"x"));
         assert_eq!(a.analysis_hash(), {
             let mut b = Settings::default();
-            b.set(&Arc::from("work_mem"), How::Value((*b"1").into()));
+            b.set(&Arc::from("work_mem"), known(b"1"));
             b.analysis_hash()
         });
-        a.set(&Arc::from("datestyle"), How::Value((*b"ISO").into()));
+        a.set(&Arc::from("datestyle"), known(b"ISO"));
         assert_ne!(a.analysis_hash(), Settings::default().analysis_hash());
     }
 }

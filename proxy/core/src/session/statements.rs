@@ -6,12 +6,12 @@
 use std::sync::Arc;
 
 use super::batch::{Item, Statement};
-use super::server::StatementId;
+use super::server::{StatementId, find_server_name, keyed, server_name};
 use super::{Env, Session, Work};
 use crate::refusal::Refusal;
 use crate::sql::reach::FIRST_NORMAL_OID;
 use crate::sql::{Class, Effect, Reason, Verdict};
-use crate::wire::view;
+use crate::wire::{frame, reply, view};
 
 impl Session {
     pub(super) fn verdict(&self, env: &Env<'_>, sql: &[u8]) -> Arc<Verdict> {
@@ -19,15 +19,25 @@ impl Session {
     }
 
     fn verdict_of(&self, env: &Env<'_>, parse: &view::Parse<'_>) -> Arc<Verdict> {
-        let verdict = self.verdict(env, parse.text);
+        let mut verdict = self.verdict(env, parse.text);
+        if !parse.parameter_types().any(|oid| oid >= FIRST_NORMAL_OID) {
+            return verdict;
+        }
+        // By its OID, a type may be any that people made.
+        let because = |rule| Reason { rule, piece: "a parameter's type".into() };
         if verdict.class < Class::Write
-            && parse.parameter_types().any(|oid| oid >= FIRST_NORMAL_OID)
             && let Some(rule) = env.judge.bad_value()
         {
-            let mut verdict = Verdict::clone(&verdict);
+            let verdict = Arc::make_mut(&mut verdict);
             verdict.class = Class::Write;
-            verdict.reasons.push(Reason { rule, piece: "a parameter's type".into() });
-            return Arc::new(verdict);
+            verdict.reasons.push(because(rule));
+        }
+        if !verdict.unseen.leaves
+            && let Some(rule) = env.judge.leaving_value()
+        {
+            let verdict = Arc::make_mut(&mut verdict);
+            verdict.unseen.leaves = true;
+            verdict.unproven = Some(because(rule));
         }
         verdict
     }
@@ -42,7 +52,13 @@ impl Session {
         if known.verdict.generation == env.judge.generation() {
             return Some(known);
         }
-        let mut verdict = self.verdict(env, known.text());
+        // As its Parse was, without the name: its parameters' types count, too.
+        let mut body = vec![0];
+        body.extend_from_slice(&known.tail);
+        let mut verdict = match view::parse(&body) {
+            Ok(parse) => self.verdict_of(env, &parse),
+            Err(_) => self.verdict(env, known.text()),
+        };
         if verdict.ruling != known.verdict.ruling {
             // Rules are those of its Parse.
             Arc::make_mut(&mut verdict).ruling.clone_from(&known.verdict.ruling);
@@ -98,7 +114,7 @@ impl Session {
     pub(super) fn prepare(&mut self, env: &Env<'_>, work: &Work, body: &[u8]) -> Result<Item, view::Malformed> {
         let parse = view::parse(body)?;
         let mut seed = self.seed();
-        if !work.changes.is_empty()
+        if self.unproven
             || work
                 .batch
                 .executed()
@@ -108,7 +124,7 @@ impl Session {
             // Analysed under settings that aren't known yet: shared with nobody.
             seed ^= env.random | 1;
         }
-        let id = current_id(env, statement_id(parse.tail, seed));
+        let id = current_id(env, keyed(parse.tail, seed));
         if parse.name.is_empty() {
             // Drivers prepare the same unnamed statement over and over.
             let statement = match &self.unnamed {
@@ -142,11 +158,27 @@ impl Session {
         self.settings.analysis_hash() ^ self.local_hash
     }
 
+    /// The client's own name for what a server calls by one of ours.
+    fn name_of(&self, id: StatementId) -> Option<&[u8]> {
+        let named = self.statements.iter().find(|(_, statement)| statement.id == id || self.id_there(statement) == id);
+        named.map(|(name, _)| &**name)
+    }
+
+    /// An error of the server's, with the client's names in the place of ours.
+    pub(super) fn in_clients_names(&self, message: &[u8]) -> Option<Vec<u8>> {
+        let (at, id) = find_server_name(message)?;
+        let name = self.name_of(id).unwrap_or_default();
+        let body = [&message[frame::HEADER..at], name, &message[at + server_name(id).len()..]];
+        let mut renamed = Vec::with_capacity(message.len());
+        reply::message(&mut renamed, message[0], &body);
+        Some(renamed)
+    }
+
     /// What the statement is on a server: where it would be analysed under other settings than those of its Parse, it isn't the one
     /// that other sessions mean.
     pub(super) fn id_there(&self, statement: &Statement) -> StatementId {
         let seed = self.seed();
-        if seed == statement.seed { statement.id } else { statement_id(&statement.id.to_be_bytes(), seed) }
+        if seed == statement.seed { statement.id } else { keyed(&statement.id.to_be_bytes(), seed) }
     }
 }
 
@@ -155,16 +187,10 @@ impl Session {
 fn current_id(env: &Env<'_>, content: StatementId) -> StatementId {
     let mut id = match env.judge.shape() {
         0 => content,
-        shape => statement_id(&content.to_be_bytes(), shape),
+        shape => keyed(&content.to_be_bytes(), shape),
     };
     while env.judge.is_outdated(id) {
-        id = statement_id(&id.to_be_bytes(), 0);
+        id = keyed(&id.to_be_bytes(), 0);
     }
     id
-}
-
-/// Statements of one content and meaning are one on a server.
-fn statement_id(content: &[u8], seed: u64) -> StatementId {
-    // 0 is kept for statements that are never shared.
-    xxhash_rust::xxh3::xxh3_128_with_seed(content, seed).max(1)
 }

@@ -8,5 +8,5 @@ mod rig;
 mod script;
 mod stories;
 mod table;
-mod text;
+pub(super) mod text;
 mod unasked;

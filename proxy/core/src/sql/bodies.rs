@@ -5,6 +5,7 @@
 //! a name in a text is told wherever it stands. Time is linear.
 //! Source: PostgreSQL `src/pl/plpgsql/src/pl_gram.y`, `src/backend/nodes/outfuncs.c`.
 
+use super::catalog::Suspicion;
 use super::keywords::{Category, category};
 use super::lexer::{Lexer, Name, Token, TokenKind};
 
@@ -22,6 +23,8 @@ pub(super) enum Reached<'a> {
     Call {
         schema: Option<&'a str>,
         name: &'a str,
+        /// It may as well be a relation's or an alias's name before its columns.
+        columns: bool,
     },
     /// A name that can be a relation's or a type's.
     Name(&'a str),
@@ -30,6 +33,12 @@ pub(super) enum Reached<'a> {
     Operator(&'a str),
     /// What can't run on a replica by itself, with a stable word that says why.
     Bad(&'static str),
+    /// INSERT, UPDATE, DELETE, MERGE or TRUNCATE.
+    Changes,
+    /// The relation that such a one changes.
+    Target(&'a str),
+    /// What may leave session state behind by itself, or look at it.
+    Traces(Suspicion),
 }
 
 /// Statements of SQL that change something, or that need not be understood. Only at a statement's beginning: all of them are column names too.
@@ -72,11 +81,18 @@ const STATEMENTS: [&str; 36] = [
     "vacuum",
 ];
 
-/// Reads the text of a function's body.
-pub(super) fn read_text(language: Language, text: &str, reach: &mut dyn FnMut(Reached<'_>)) {
+/// Statements of SQL that change something and are undone with their transaction, or leave nothing.
+const HARMLESS_STATEMENTS: [&str; 3] = ["lock", "notify", "truncate"];
+
+/// How a statement of a function in SQL may begin that leaves nothing by itself.
+const SQL_STATEMENTS: [&str; 11] =
+    ["select", "values", "table", "with", "insert", "update", "delete", "merge", "truncate", "lock", "notify"];
+
+/// Reads the text of a function's body, as a session reads it that has left `standard_conforming_strings` on, or has not.
+pub(super) fn read_text(language: Language, text: &str, standard_strings: bool, reach: &mut dyn FnMut(Reached<'_>)) {
     let sql = text.as_bytes();
-    let tokens: Vec<Token> = Lexer::new(sql, true).collect();
-    let reader = TextReader { language, sql, tokens: &tokens };
+    let tokens: Vec<Token> = Lexer::new(sql, standard_strings).collect();
+    let reader = TextReader { language, sql, tokens: &tokens, standard_strings };
     let mut at = 0;
     while at < tokens.len() {
         at = reader.step(at, reach);
@@ -87,6 +103,7 @@ struct TextReader<'a> {
     language: Language,
     sql: &'a [u8],
     tokens: &'a [Token],
+    standard_strings: bool,
 }
 
 impl TextReader<'_> {
@@ -112,8 +129,17 @@ impl TextReader<'_> {
         match self.kind(at) {
             Some(TokenKind::Word | TokenKind::QuotedName) => return self.chain(at, reach),
             Some(TokenKind::Operator) => reach(Reached::Operator(self.text(at))),
-            Some(TokenKind::Invalid) => reach(Reached::Bad("unparsed")),
-            Some(TokenKind::UnicodeName) => reach(Reached::Bad("unicode_name")),
+            Some(TokenKind::Invalid) => {
+                reach(Reached::Bad("unparsed"));
+                // In a reading that a session must have asked for it's an error.
+                if self.standard_strings {
+                    reach(Reached::Traces(Suspicion::anything("unparsed")));
+                }
+            }
+            Some(TokenKind::UnicodeName) => {
+                reach(Reached::Bad("unicode_name"));
+                reach(Reached::Traces(Suspicion::anything("unicode_name")));
+            }
             _ => {}
         }
         at + 1
@@ -132,6 +158,9 @@ impl TextReader<'_> {
         if word && let Some(rule) = self.key_word(at) {
             reach(Reached::Bad(rule));
         }
+        if word {
+            self.traces(at, reach);
+        }
         let calls = self.kind(end) == Some(TokenKind::OpenParen);
         for part in (at..end).step_by(2) {
             let Some(name) = self.name(part) else { continue };
@@ -139,7 +168,8 @@ impl TextReader<'_> {
                 let schema = if last > at { self.name(last - 2) } else { None };
                 let syntax = word && matches!(category(name.as_str()), Category::Reserved | Category::ColumnName);
                 if !syntax && !self.reads_own_setting(last) {
-                    reach(Reached::Call { schema: schema.as_ref().map(Name::as_str), name: name.as_str() });
+                    let columns = self.may_have_columns(at, name.as_str());
+                    reach(Reached::Call { schema: schema.as_ref().map(Name::as_str), name: name.as_str(), columns });
                 }
             } else if part > at || continues {
                 reach(Reached::Attribute(name.as_str()));
@@ -164,6 +194,82 @@ impl TextReader<'_> {
             return Some("select_into");
         }
         (self.begins_statement(at) && self.is_word(at, &STATEMENTS) && !self.is_assigned(at)).then_some("body_writes")
+    }
+
+    /// What a lone unquoted word may leave behind.
+    fn traces(&self, at: usize, reach: &mut dyn FnMut(Reached<'_>)) {
+        let name = self.name(at);
+        let name = name.as_ref().map_or("", Name::as_str);
+        let is_behind = |words: &[&str]| at > 0 && self.is_word(at - 1, words);
+        let target = match name {
+            "insert" | "merge" => {
+                reach(Reached::Changes);
+                self.is_word(at + 1, &["into"]).then_some(at + 2)
+            }
+            "update" if !is_behind(&["for", "key"]) => {
+                reach(Reached::Changes);
+                (!is_behind(&["do", "then", "on"])).then_some(at + 1)
+            }
+            "delete" => {
+                reach(Reached::Changes);
+                self.is_word(at + 1, &["from"]).then_some(at + 2)
+            }
+            "truncate" => {
+                reach(Reached::Changes);
+                if (at..self.tokens.len()).any(|at| self.is_word(at, &["cascade"])) {
+                    reach(Reached::Traces(Suspicion::leaves("cascade")));
+                }
+                None
+            }
+            "execute" => return reach(Reached::Traces(Suspicion::anything("body_runs_text"))),
+            "into" if self.language == Language::Sql && !is_behind(&["insert", "merge"]) => {
+                return reach(Reached::Traces(Suspicion::leaves("select_into")));
+            }
+            _ => None,
+        };
+        if let Some(target) = target {
+            self.target(target, reach);
+        }
+        let statement = Reached::Traces(Suspicion::anything("body_statement"));
+        match self.language {
+            Language::Sql => {
+                if (at == 0 || self.kind(at - 1) == Some(TokenKind::Semicolon)) && !SQL_STATEMENTS.contains(&name) {
+                    reach(statement);
+                }
+            }
+            Language::PlPgSql => {
+                let begins = self.begins_statement(at) && !self.is_assigned(at);
+                if begins && STATEMENTS.contains(&name) && !HARMLESS_STATEMENTS.contains(&name) {
+                    reach(statement);
+                }
+                if begins && name == "show" {
+                    reach(Reached::Traces(Suspicion { sees_settings: true, ..Suspicion::NONE }));
+                }
+            }
+        }
+    }
+
+    /// The relation whose name begins at a place, behind ONLY.
+    fn target(&self, at: usize, reach: &mut dyn FnMut(Reached<'_>)) {
+        let at = at + usize::from(self.is_word(at, &["only"]));
+        let mut last = at + usize::from(self.kind(at) == Some(TokenKind::OpenParen));
+        while self.kind(last + 1) == Some(TokenKind::Dot) && self.name(last + 2).is_some() {
+            last += 2;
+        }
+        match self.name(last) {
+            Some(name) => reach(Reached::Target(name.as_str())),
+            None => reach(Reached::Traces(Suspicion::anything("unparsed"))),
+        }
+    }
+
+    /// Whether a name before a parenthesis may have its columns in it, or is a word of the grammar.
+    fn may_have_columns(&self, at: usize, name: &str) -> bool {
+        const WORDS: [&str; 8] = ["if", "elsif", "elseif", "while", "return", "perform", "assert", "foreach"];
+        let Some(previous) = at.checked_sub(1) else { return false };
+        self.kind(previous) == Some(TokenKind::CloseParen)
+            || self.is_word(previous, &["into", "as", "with", "recursive", "ordinality"])
+            || category(name) != Category::Name
+            || WORDS.contains(&name)
     }
 
     fn begins_statement(&self, at: usize) -> bool {
@@ -208,8 +314,38 @@ pub(super) enum Node {
     Relation(u32),
     Operator(u32),
     Type(u32),
+    /// A type of which there is a value: its constraints and casts may be called without an expression that says so.
+    Value(u32),
     Bad(&'static str),
+    /// INSERT, UPDATE, DELETE or MERGE: in rules and in standard SQL bodies.
+    Changes,
+    /// Another statement, such as NOTIFY.
+    Utility,
 }
+
+/// Fields that hold the type of a value, but [`Node::Type`]'s.
+const VALUES: [&str; 20] = [
+    ":aggtype",
+    ":array_typeid",
+    ":arraytype",
+    ":casetype",
+    ":coalescetype",
+    ":consttype",
+    ":element_typeid",
+    ":funcresulttype",
+    ":minmaxtype",
+    ":multidims_typeid",
+    ":opresulttype",
+    ":paramtype",
+    ":refelemtype",
+    ":refrestype",
+    ":restype",
+    ":row_typeid",
+    ":typeId",
+    ":typid",
+    ":vartype",
+    ":wintype",
+];
 
 /// Reads a `pg_node_tree` as text. Names that people gave stand in it with blanks and parentheses escaped, so that they can't look like a field
 /// with its value.
@@ -232,8 +368,22 @@ pub(super) fn read_tree(tree: &str, reach: &mut dyn FnMut(Node)) {
             (":resulttype", Some(oid)) => Node::Type(oid),
             (":seqid", Some(_)) => Node::Bad("sequence"),
             // CMD_SELECT is 1 (`nodes.h`).
-            (":commandType", _) if number != Some(1) => Node::Bad("body_writes"),
-            (":utilityStmt", _) if *value != "<>" => Node::Bad("body_writes"),
+            (":commandType", _) if number != Some(1) => {
+                reach(Node::Changes);
+                Node::Bad("body_writes")
+            }
+            (field, Some(oid)) if VALUES.contains(&field) => Node::Value(oid),
+            (":coltypes" | ":funccoltypes" | ":colltypes", _) => {
+                // `(o 23 16500)`
+                for oid in rest.split(' ').skip(1).map_while(|oid| oid.trim_end_matches(')').parse().ok()) {
+                    reach(Node::Value(oid));
+                }
+                continue;
+            }
+            (":utilityStmt", _) if *value != "<>" => {
+                reach(Node::Utility);
+                Node::Bad("body_writes")
+            }
             (":rowMarks", _) if *value != "<>" => Node::Bad("locking_clause"),
             (":opnos", _) => {
                 // `(o 97 98)`

@@ -40,6 +40,51 @@ pub struct RelationFact {
     pub writes: Touched,
 }
 
+/// What can't be ruled out about an object, or about all objects of a name: what it may do or see of its session that no effect tells.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Suspicion {
+    /// Why it may leave session state behind: a stable word, such as `set_config`, `language`, `body_runs_text`.
+    pub leaves: Option<&'static str>,
+    /// It may see whether a custom setting was ever set on the connection.
+    pub sees_settings: bool,
+    /// It may see which statements are prepared on the connection.
+    pub sees_statements: bool,
+}
+
+impl Suspicion {
+    pub const NONE: Suspicion = Suspicion { leaves: None, sees_settings: false, sees_statements: false };
+
+    /// Leaves state, and looks at nothing.
+    pub const fn leaves(rule: &'static str) -> Suspicion {
+        Suspicion { leaves: Some(rule), ..Suspicion::NONE }
+    }
+
+    /// Code that nobody has read, or that runs text.
+    pub const fn anything(rule: &'static str) -> Suspicion {
+        Suspicion { leaves: Some(rule), sees_settings: true, sees_statements: true }
+    }
+
+    pub fn is_none(self) -> bool {
+        self == Suspicion::NONE
+    }
+
+    /// Adds another one's; the first reason stays. Whether anything was new.
+    pub fn merge(&mut self, other: Suspicion) -> bool {
+        let before = *self;
+        self.leaves = self.leaves.or(other.leaves);
+        self.sees_settings |= other.sees_settings;
+        self.sees_statements |= other.sees_statements;
+        *self != before
+    }
+}
+
+/// The suspicions of a name: of reading, calling or casting to what it names, and of changing data of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NameSuspicion {
+    pub used: Suspicion,
+    pub changed: Suspicion,
+}
+
 /// Catalog facts of one database. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Facts {
@@ -63,6 +108,14 @@ struct Known {
     key_word_reads: Touched,
     bad_value: Option<&'static str>,
     outside: FxHashSet<Box<str>>,
+    /// Only names that have any.
+    suspicions: FxHashMap<Box<str>, NameSuspicion>,
+    operator_suspicions: FxHashMap<Box<str>, Suspicion>,
+    /// Of what every statement may use without naming it.
+    key_word_suspicion: Suspicion,
+    /// Of the event triggers.
+    ddl_suspicion: Suspicion,
+    value_suspicion: Suspicion,
 }
 
 /// Operators that the grammar puts for key words (`gram.y`: LIKE, ILIKE, SIMILAR TO, BETWEEN, IN, CASE, NULLIF, IS DISTINCT FROM, USING).
@@ -146,6 +199,36 @@ impl Facts {
     /// that people made in its defaults, constraints, indexes, policies and types.
     pub fn may_act_outside(&self, relation: &str) -> bool {
         self.known.outside.contains(relation)
+    }
+
+    /// What can't be ruled out about the functions, relations and types of a name, in any schema: the worst of them.
+    pub fn suspicion(&self, name: &str) -> NameSuspicion {
+        self.known.suspicions.get(name).copied().unwrap_or_default()
+    }
+
+    /// As [`Facts::suspicion`], about the user-defined operators of a symbol.
+    pub fn operator_suspicion(&self, symbol: &str) -> Suspicion {
+        self.known.operator_suspicions.get(symbol).copied().unwrap_or_default()
+    }
+
+    /// As [`Facts::suspicion`], about operators behind key words, implicit casts and comparisons for sorting.
+    pub fn key_word_suspicion(&self) -> Suspicion {
+        self.known.key_word_suspicion
+    }
+
+    /// As [`Facts::suspicion`], about what DDL runs: event triggers.
+    pub fn ddl_suspicion(&self) -> Suspicion {
+        self.known.ddl_suspicion
+    }
+
+    /// As [`Facts::suspicion`], about values of the types that people made: where a parameter's type is told by its OID, it may be any of them.
+    pub fn value_suspicion(&self) -> Suspicion {
+        self.known.value_suspicion
+    }
+
+    /// Why a value of some own type may leave session state behind.
+    pub fn leaving_value(&self) -> Option<&'static str> {
+        self.known.value_suspicion.leaves
     }
 
     /// Why a type's casts or constraints can't run on a replica.
@@ -233,6 +316,42 @@ impl FactsBuilder {
     /// Says what every statement may read without naming it.
     pub fn key_word_reads(mut self, reads: &Touched) -> FactsBuilder {
         self.known.key_word_reads.merge(reads);
+        self
+    }
+
+    /// Adds what can't be ruled out about one more object of a name.
+    pub fn suspicion(mut self, name: &str, suspicion: NameSuspicion) -> FactsBuilder {
+        if suspicion != NameSuspicion::default() {
+            let known = self.known.suspicions.entry(name.into()).or_default();
+            known.used.merge(suspicion.used);
+            known.changed.merge(suspicion.changed);
+        }
+        self
+    }
+
+    /// Adds what can't be ruled out about one more operator of a symbol.
+    pub fn operator_suspicion(mut self, symbol: &str, suspicion: Suspicion) -> FactsBuilder {
+        if !suspicion.is_none() {
+            self.known.operator_suspicions.entry(symbol.into()).or_default().merge(suspicion);
+        }
+        self
+    }
+
+    /// Adds what can't be ruled out about what every statement may use without naming it.
+    pub fn key_word_suspicion(mut self, suspicion: Suspicion) -> FactsBuilder {
+        self.known.key_word_suspicion.merge(suspicion);
+        self
+    }
+
+    /// Adds what can't be ruled out about event triggers.
+    pub fn ddl_suspicion(mut self, suspicion: Suspicion) -> FactsBuilder {
+        self.known.ddl_suspicion.merge(suspicion);
+        self
+    }
+
+    /// Adds what can't be ruled out about values of one more type.
+    pub fn value_suspicion(mut self, suspicion: Suspicion) -> FactsBuilder {
+        self.known.value_suspicion.merge(suspicion);
         self
     }
 

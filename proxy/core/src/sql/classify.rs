@@ -11,7 +11,7 @@ use super::fingerprint::{Fingerprint, leading_hint};
 use super::lexer::{Lexer, Name, Token, TokenKind};
 use super::touch::Causes;
 use super::verdict::{Class, Effect, Kind, PinReason, REASONS_LIMIT, Reason, Unseen, Verdict};
-use super::{control, inside, query, touch, tree};
+use super::{control, inside, query, touch, tree, unseen};
 use crate::marks::Touched;
 
 /// What decides how a session's text is read.
@@ -45,6 +45,8 @@ pub fn classify(sql: &[u8], facts: &Facts, dialect: Dialect) -> Verdict {
         judge.verdict.kind = Kind::Unknown;
         judge.write("encoding", "non-ASCII text in an encoding that can hide a backslash");
         judge.effect(Effect::SetUnknown);
+        judge.verdict.unseen = Unseen { leaves: true, sees_settings: true, sees_statements: true };
+        judge.verdict.unproven = judge.verdict.reasons.first().cloned();
         (judge.verdict.reads, judge.verdict.writes) = (Touched::Cluster, Touched::Cluster);
     }
     judge.verdict
@@ -82,6 +84,8 @@ pub(super) struct Judge<'a> {
     once: Vec<Effect>,
     /// Something in the statement may do more than its transaction undoes.
     pub(super) outside: bool,
+    /// Why the statement that is being read may leave session state behind, where a reader has found something.
+    pub(super) doubt: Option<Reason>,
     /// Tokens that the second reader may still be given, whose time is many times the first one's.
     pub(super) budget: usize,
 }
@@ -94,6 +98,7 @@ impl<'a> Judge<'a> {
             effects: Vec::new(),
             effect_ends: Vec::new(),
             unseen: Unseen::default(),
+            unproven: None,
             statements: 0,
             kind: Kind::Empty,
             command: "",
@@ -105,7 +110,8 @@ impl<'a> Judge<'a> {
             writes: Touched::Nothing,
             generation: facts.generation(),
         };
-        Judge { sql, facts, dialect, verdict, causes: Causes::default(), once: Vec::new(), outside: false, budget: tree::BUDGET }
+        let (causes, once, outside, doubt) = (Causes::default(), Vec::new(), false, None);
+        Judge { sql, facts, dialect, verdict, causes, once, outside, doubt, budget: tree::BUDGET }
     }
 
     fn all_statements(&mut self) {
@@ -133,6 +139,8 @@ impl<'a> Judge<'a> {
         let words = Words { sql: self.sql, tokens };
         self.causes = Causes::default();
         self.once.clear();
+        self.doubt = None;
+        let first_effect = self.verdict.effects.len();
         let described = if last.kind == TokenKind::Invalid || tokens.iter().any(|token| token.kind == TokenKind::Invalid) {
             // PostgreSQL's own scanner refuses it, or would read it otherwise than we do.
             self.write("unparsed", "text that can't be scanned");
@@ -144,6 +152,7 @@ impl<'a> Judge<'a> {
             (self.verdict.kind, self.verdict.command) = described;
         }
         touch::note(self, words, self.causes, described);
+        unseen::note(self, words, self.causes.class, first_effect);
         self.verdict.effect_ends.push(u32::try_from(self.verdict.effects.len()).unwrap_or(u32::MAX));
         self.verdict.acts_inside = self.verdict.statements == 1 && inside::is_inside(self, words);
     }
@@ -174,6 +183,11 @@ impl<'a> Judge<'a> {
         if reasons.len() < REASONS_LIMIT && !reasons.iter().any(|reason| reason.rule == rule && &*reason.piece == piece) {
             reasons.push(Reason { rule, piece: Arc::from(piece) });
         }
+    }
+
+    /// Something in the statement may leave session state behind.
+    pub(super) fn doubt(&mut self, rule: &'static str, piece: &str) {
+        self.doubt.get_or_insert_with(|| Reason { rule, piece: Arc::from(piece) });
     }
 
     pub(super) fn effect(&mut self, effect: Effect) {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::classify::{Judge, Setting, Words};
 use super::lexer::TokenKind;
 use super::query;
-use super::verdict::{Class, Effect, Kind, PinReason, TransactionModes};
+use super::verdict::{Class, Effect, Kind, PinReason, SetTo, TransactionModes};
 
 type Described = (Kind, &'static str);
 
@@ -213,9 +213,9 @@ fn transaction(judge: &mut Judge<'_>, words: Words<'_>, first: &str) -> Describe
         "commit" if prepared => return utility(judge, "two_phase", "COMMIT PREPARED"),
         "rollback" if prepared => return utility(judge, "two_phase", "ROLLBACK PREPARED"),
         "commit" | "end" => (Effect::Commit { chain }, "COMMIT"),
-        "savepoint" => (Effect::Savepoint, "SAVEPOINT"),
-        "release" => (Effect::Release, "RELEASE"),
-        "rollback" if to => (Effect::RollbackTo, "ROLLBACK"),
+        "savepoint" => (Effect::Savepoint { name: name_at(words, 1) }, "SAVEPOINT"),
+        "release" => (Effect::Release { name: name_at(words, words.len() - 1) }, "RELEASE"),
+        "rollback" if to => (Effect::RollbackTo { name: name_at(words, words.len() - 1) }, "ROLLBACK"),
         _ => (Effect::Rollback { chain }, "ROLLBACK"),
     };
     let ends = matches!(effect, Effect::Commit { .. } | Effect::Rollback { .. });
@@ -282,10 +282,24 @@ fn set(judge: &mut Judge<'_>, words: Words<'_>) -> Described {
     if &*name == "transaction_isolation" || &*name == "transaction_read_only" {
         judge.write("set_transaction", &name);
     }
-    let none = &*name == "role" && words.is(value, "none");
-    let to_default = none || words.is(value, "default") || (words.is(value, "local") && &*name == "timezone");
-    judge.effect(Effect::Set { name, local, to_default });
+    let to = if words.is(value, "default") || (words.is(value, "local") && &*name == "timezone") {
+        SetTo::Default
+    } else if &*name == "role" && words.is(value, "none") {
+        SetTo::NoRole
+    } else {
+        match setting(words).filter(|_| own_parameter(&name)) {
+            Some(Setting { value, .. }) => SetTo::Plain(value.into()),
+            None => SetTo::Other,
+        }
+    };
+    judge.effect(Effect::Set { name, local, to });
     (Kind::Utility, "SET")
+}
+
+/// Whether a parameter is the router's own.
+pub(crate) fn own_parameter(name: &str) -> bool {
+    const PREFIX: &str = "switchyard.";
+    name.len() > PREFIX.len() && name.as_bytes()[..PREFIX.len()].eq_ignore_ascii_case(PREFIX.as_bytes())
 }
 
 /// A setting's name is a few names of at most 63 bytes; a longer one is left to the server, so that verdicts stay small.

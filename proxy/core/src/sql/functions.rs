@@ -360,19 +360,34 @@ pub(super) fn relation(schema: Option<&str>, name: &str, facts: &Facts, bound_he
         }
         known = true;
     }
+    (!known && !bound_here && is_unknown_relation(schema, name, facts)).then_some("unknown_relation")
+}
+
+/// Whether a relation is none that the facts know, though they know all: it is younger, or temporary.
+pub(super) fn is_unknown_relation(schema: Option<&str>, name: &str, facts: &Facts) -> bool {
     let of_the_system =
         matches!(schema, Some("pg_catalog" | "information_schema" | "pg_toast")) || (schema.is_none() && name.starts_with("pg_"));
-    (facts.is_complete() && !known && !bound_here && !of_the_system).then_some("unknown_relation")
+    let is_meant = |of: &str| schema.is_none_or(|schema| schema == of);
+    facts.is_complete() && !of_the_system && !facts.relations(name).iter().any(|fact| is_meant(&fact.schema))
+}
+
+/// Whether an operator is PostgreSQL's, or one that the facts know.
+pub(super) fn is_known_operator(symbol: &str, facts: &Facts) -> bool {
+    is_builtin_operator(symbol) || facts.operator(symbol).is_some()
+}
+
+fn is_builtin_operator(symbol: &str) -> bool {
+    static OPERATORS: LazyLock<FxHashSet<&str>> = LazyLock::new(|| builtins::OPERATORS.iter().copied().collect());
+    OPERATORS.contains(symbol)
 }
 
 /// Why an operator can't run on a replica; `None` where it can.
 pub(super) fn operator(symbol: &str, facts: &Facts) -> Option<&'static str> {
-    static OPERATORS: LazyLock<FxHashSet<&str>> = LazyLock::new(|| builtins::OPERATORS.iter().copied().collect());
     match facts.operator(symbol) {
         Some((Class::Read, _)) if facts.is_in_doubt() => Some(IN_DOUBT),
         Some((Class::Read, _)) => None,
         Some((_, rule)) => Some(rule),
-        None if OPERATORS.contains(symbol) => None,
+        None if is_builtin_operator(symbol) => None,
         None => Some("unknown_operator"),
     }
 }

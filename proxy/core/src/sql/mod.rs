@@ -18,10 +18,12 @@ pub mod reach;
 pub mod shown;
 mod touch;
 mod tree;
+mod unseen;
 pub mod verdict;
 
 pub use catalog::{Facts, FactsBuilder};
 pub use classify::{Dialect, Setting, classify, setting};
+pub(crate) use control::own_parameter;
 pub use fingerprint::Fingerprint;
 pub use memo::Memo;
 pub use verdict::*;

@@ -9,7 +9,7 @@ use super::functions::{self, Call};
 use super::keywords::{Category, category};
 use super::lexer::{Name, TokenKind};
 use super::tree;
-use super::verdict::{Class, Effect, Kind, PinReason};
+use super::verdict::{Class, Effect, Kind, PinReason, SetTo};
 
 /// Judges a query: SELECT, VALUES, TABLE or WITH, in parentheses or not.
 pub(super) fn judge(judge: &mut Judge<'_>, words: Words<'_>) -> (Kind, &'static str) {
@@ -33,6 +33,9 @@ pub(super) fn effects(judge: &mut Judge<'_>, words: Words<'_>) {
 pub(super) fn relation(judge: &mut Judge<'_>, schema: Option<&str>, name: &str, bound_here: bool) {
     if let Some(reason) = functions::pinning_relation(schema, name) {
         judge.effect(Effect::Pin(reason));
+    }
+    if !bound_here && functions::is_unknown_relation(schema, name, judge.facts) {
+        judge.doubt("unknown_relation", name);
     }
     if let Some(rule) = functions::relation(schema, name, judge.facts, bound_here) {
         judge.write(rule, name);
@@ -254,6 +257,9 @@ impl<'j, 'a, 'w> Reader<'j, 'a, 'w> {
         {
             self.judge.effect(Effect::Pin(reason));
         }
+        if !bound && functions::is_unknown_relation(schema_name, relation_name, self.judge.facts) {
+            self.judge.doubt("unknown_relation", relation_name);
+        }
         if let Some(rule) = functions::relation(schema_name, relation_name, self.judge.facts, bound)
             && self.purpose == Purpose::Verdict
         {
@@ -299,6 +305,7 @@ impl<'j, 'a, 'w> Reader<'j, 'a, 'w> {
             return;
         }
         if self.before(at, "tablesample") {
+            self.judge.doubt("unknown_function", name);
             return self.write("unknown_function", at);
         }
         let call = functions::call(schema, name, self.judge.facts);
@@ -313,6 +320,9 @@ impl<'j, 'a, 'w> Reader<'j, 'a, 'w> {
             Call::Read => {}
             Call::Clock => self.judge.effect(Effect::UsesClock),
             Call::Write { rule, command, effect } => {
+                if effect == functions::CallEffect::Pin(PinReason::UserCode) {
+                    self.judge.doubt(rule, name);
+                }
                 // A value that a sequence gave is lost, as ever after a rollback.
                 self.judge.outside |= name != "nextval";
                 if let Some(effect) = effect.effect().filter(|_| effect != functions::CallEffect::SetConfig) {
@@ -351,7 +361,7 @@ impl<'j, 'a, 'w> Reader<'j, 'a, 'w> {
         });
         let name = plain_string(self.words, at + 2).filter(|_| told);
         self.judge.effect(match (name, local) {
-            (Some(name), Some(local)) => Effect::Set { name: name.into(), local, to_default: false },
+            (Some(name), Some(local)) => Effect::Set { name: name.into(), local, to: SetTo::Other },
             _ => Effect::SetUnknown,
         });
     }

@@ -3,12 +3,16 @@
 //! A graph of functions, relations, operators and types, fed row by row with what the catalogs say; from the objects that are bad by
 //! themselves, badness goes to all that reach them. Names in bodies stand for all objects of that name, as `search_path` isn't known.
 //! Invariant: an object that was reached and never described is bad, unless it is a type.
+//!
+//! A second property goes the same ways, and more: what an object may leave behind in its session, or see of it ([`Suspicion`]). It is about all that
+//! runs, where badness is about reads only: triggers, defaults, checks, both halves of policies, and bodies whatever their volatility.
 
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::bodies::{self, Language, Node, Reached};
-use super::catalog::{Facts, FunctionFact, KEY_WORD_OPERATORS, RelationFact};
+use super::catalog::{Facts, FunctionFact, KEY_WORD_OPERATORS, NameSuspicion, RelationFact, Suspicion};
 use super::functions::{self, Call};
+use super::unseen;
 use super::verdict::Class;
 use crate::marks::Touched;
 
@@ -57,6 +61,24 @@ const EXTENSIONS: [&str; 34] = [
     "zhparser",
 ];
 
+/// Further extensions whose functions in C leave nothing behind in their session.
+const TRACELESS_EXTENSIONS: [&str; 14] = [
+    "autoinc",
+    "insert_username",
+    "lo",
+    "moddatetime",
+    "pageinspect",
+    "pg_buffercache",
+    "pg_freespacemap",
+    "pg_prewarm",
+    "pg_stat_statements",
+    "pg_visibility",
+    "pg_walinspect",
+    "pgrowlocks",
+    "pgstattuple",
+    "sslinfo",
+];
+
 /// An object of the database, by the catalog that holds it and its OID there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Object {
@@ -66,6 +88,12 @@ pub enum Object {
     Relation(u32),
     /// What a data change of a relation runs: triggers, rules, cascades, defaults, constraints, policies.
     Change(u32),
+    /// The expressions of a relation's partition key (`pg_partitioned_table`), which a change of its partitions checks.
+    Key(u32),
+    /// `pg_opfamily`: what stands in for one another, and is called by indexes and sorts.
+    Family(u32),
+    /// What DDL runs: event triggers.
+    Ddl,
     /// `pg_operator`
     Operator(u32),
     /// `pg_type`
@@ -105,6 +133,8 @@ pub struct Function<'a> {
     pub one_argument: bool,
     /// Its own `search_path` looks elsewhere before `pg_catalog`, so that built-in names may mean something else in it.
     pub hides_builtins: bool,
+    /// It sets a parameter with a prefix for its own time (`proconfig`), of which the connection knows for ever after.
+    pub sets_custom: bool,
 }
 
 /// A row of `pg_class`: what can stand in FROM.
@@ -126,6 +156,7 @@ struct NodeState {
     /// The relations that it reaches, itself among them.
     reads: Touched,
     bad: Option<Rule>,
+    suspicion: Suspicion,
     described: bool,
     /// The rule it gets by reaching a bad one.
     inherits: Rule,
@@ -150,6 +181,16 @@ pub struct Catalog {
     symbols: FxHashMap<Box<str>, u32>,
     /// (reached, reaching)
     edges: Vec<(u32, u32)>,
+    /// As `edges`, for suspicions alone.
+    trace_edges: Vec<(u32, u32)>,
+    /// As `called`, with what a built-in function hides unless `search_path` says otherwise.
+    called_anyhow: FxHashMap<Box<str>, u32>,
+    /// What a data change of a name in a body may change.
+    changed: FxHashMap<Box<str>, u32>,
+    /// Names of functions that come with PostgreSQL.
+    builtin_names: FxHashSet<Box<str>>,
+    /// Functions whose bodies tell what they leave, and that haven't been read.
+    untraced: FxHashSet<u32>,
     /// In C or internal, immutable, and an extension's: trusted where it implements an operator or a cast.
     trusted: FxHashSet<u32>,
     /// In C and of an extension that is known: none of them writes a relation, volatile or not (`uuid_generate_v4`).
@@ -168,8 +209,8 @@ fn inherits(object: Object) -> Rule {
     match object {
         Object::Function(_) => "body",
         Object::Relation(_) => "view",
-        Object::Change(_) => "runs_code",
-        Object::Operator(_) => "operator",
+        Object::Change(_) | Object::Key(_) | Object::Ddl => "runs_code",
+        Object::Operator(_) | Object::Family(_) => "operator",
         Object::Type(_) => "type",
         Object::Value(_) | Object::Operators(_) => "operator_of_type",
         Object::KeyWords => "key_word_operator",
@@ -182,13 +223,13 @@ impl Catalog {
     }
 
     fn new_node(nodes: &mut Vec<NodeState>, described: bool, inherits: Rule) -> u32 {
-        nodes.push(NodeState { reads: Touched::Nothing, bad: None, described, inherits });
+        nodes.push(NodeState { reads: Touched::Nothing, bad: None, suspicion: Suspicion::NONE, described, inherits });
         u32::try_from(nodes.len() - 1).unwrap_or(u32::MAX)
     }
 
     fn node(&mut self, object: Object) -> u32 {
         let nodes = &mut self.nodes;
-        let described = matches!(object, Object::Type(_) | Object::Value(_) | Object::Operators(_) | Object::KeyWords | Object::Change(_));
+        let described = !matches!(object, Object::Function(_) | Object::Relation(_) | Object::Operator(_));
         *self.objects.entry(object).or_insert_with(|| Catalog::new_node(nodes, described, inherits(object)))
     }
 
@@ -227,8 +268,27 @@ impl Catalog {
         self.edges.push((to, from));
     }
 
+    fn suspect(&mut self, node: u32, suspicion: Suspicion) {
+        self.nodes[node as usize].suspicion.merge(suspicion);
+    }
+
+    /// An object of which nobody knows what it runs.
+    pub fn untold(&mut self, object: Object, rule: Rule) {
+        let node = self.node(object);
+        self.suspect(node, Suspicion::anything(rule));
+    }
+
+    /// One object may run another, which counts for what it leaves behind.
+    pub fn runs(&mut self, from: Object, to: Object) {
+        let (from, to) = (self.node(from), self.node(to));
+        if from != to {
+            self.trace_edges.push((to, from));
+        }
+    }
+
     /// An operator, a cast or the like is made of a function.
     pub fn made_of(&mut self, object: Object, function: u32) {
+        self.runs(object, Object::Function(function));
         if self.trusted.contains(&function) {
             self.node(object);
         } else {
@@ -238,6 +298,7 @@ impl Catalog {
 
     /// A data change of a relation calls a function: by a default, a constraint, an index or a policy.
     pub fn change_calls(&mut self, relation: u32, function: u32) {
+        self.runs(Object::Change(relation), Object::Function(function));
         if !self.quiet.contains(&function) {
             self.made_of(Object::Change(relation), function);
         }
@@ -252,10 +313,12 @@ impl Catalog {
         if schema == "pg_catalog" && name == "current_setting" {
             self.current_setting.insert(oid);
         }
+        self.suspect(node, unseen::of_builtin(name));
+        self.builtin_names.insert(name.into());
     }
 
     /// A function that people made. `true`: its body decides, and must be given to [`Catalog::body`] or [`Catalog::sql_body`]; without, the
-    /// function is a write.
+    /// function is a write. Of every function in SQL or PL/pgSQL the body tells what it leaves behind.
     pub fn function(&mut self, function: Function<'_>) -> bool {
         let Function { oid, schema, name, .. } = function;
         let node = self.describe(Object::Function(oid));
@@ -295,6 +358,17 @@ impl Catalog {
         if reads_body {
             self.unread.insert(node);
         }
+        match function.traces() {
+            Traces::Body => _ = self.untraced.insert(node),
+            Traces::Nothing => {}
+            Traces::Unknown => self.suspect(node, Suspicion::anything("language")),
+            Traces::State => self.suspect(node, Suspicion::leaves("session_state")),
+        }
+        if function.sets_custom {
+            self.suspect(node, Suspicion::leaves("set_config"));
+        }
+        let called_anyhow = Catalog::name_node(&mut self.nodes, &mut self.called_anyhow, name);
+        self.trace_edges.push((node, called_anyhow));
         if !function.hidden_by_builtin || functions::builtin(name).is_none() {
             let called = Catalog::name_node(&mut self.nodes, &mut self.called, name);
             self.edges.push((node, called));
@@ -327,6 +401,9 @@ impl Catalog {
             if let Some(rule) = functions::relation(Some(schema), name, &Facts::empty(), true) {
                 self.bad_node(node, rule);
             }
+            self.suspect(node, unseen::of_builtin(name));
+            let change = self.node(Object::Change(oid));
+            self.suspect(change, unseen::change_of_builtin(name));
             return;
         }
         let (kind, rule) = match (relation.kind, relation.persistence) {
@@ -345,6 +422,13 @@ impl Catalog {
         self.edges.push((node, named));
         self.nodes[node as usize].reads = Touched::relation(name);
         let change = self.node(Object::Change(oid));
+        if relation.kind == b'f' {
+            // A foreign-data wrapper keeps connections, and runs what the other side likes.
+            self.suspect(node, Suspicion::anything("foreign"));
+        }
+        let changed = Catalog::name_node(&mut self.nodes, &mut self.changed, name);
+        let key = self.node(Object::Key(oid));
+        self.trace_edges.extend([(change, changed), (node, change), (key, change)]);
         let fact =
             RelationFact { schema: schema.into(), class: Class::Read, rule: kind, reads: Touched::Nothing, writes: Touched::Nothing };
         self.relations.push((node, change, name.into(), fact));
@@ -406,26 +490,29 @@ impl Catalog {
         let node = self.node(Object::Function(oid));
         self.unread.remove(&node);
         if text.len() > BODY_BYTES_MAX {
+            // `untraced` still has it.
             return self.bad_node(node, "body_too_long");
         }
         let key_words = self.node(Object::KeyWords);
         let mut bad = None;
         let mut reached = Vec::new();
-        bodies::read_text(language, text, &mut |thing| match thing {
+        self.traces_of_body(node, language, text);
+        bodies::read_text(language, text, true, &mut |thing| match thing {
+            Reached::Changes | Reached::Target(_) | Reached::Traces(_) => {}
             Reached::Bad(rule) => bad = bad.or(Some(rule)),
-            Reached::Call { schema: None, name } => {
+            Reached::Call { schema: None, name, .. } => {
                 if let Some(Call::Write { rule, .. }) = functions::builtin(name) {
                     bad = bad.or(Some(rule));
                 }
                 reached.extend(self.called.get(name));
             }
-            Reached::Call { schema: Some("pg_catalog"), name } => {
+            Reached::Call { schema: Some("pg_catalog"), name, .. } => {
                 if let Some(Call::Write { rule, .. }) = functions::builtin(name) {
                     bad = bad.or(Some(rule));
                 }
                 reached.extend(self.called_in_schema.get(&("pg_catalog".into(), name.into()) as &(Box<str>, Box<str>)));
             }
-            Reached::Call { schema: Some(schema), name } => {
+            Reached::Call { schema: Some(schema), name, .. } => {
                 reached.extend(self.called_in_schema.get(&(schema.into(), name.into()) as &(Box<str>, Box<str>)));
             }
             Reached::Attribute(name) => {
@@ -450,19 +537,78 @@ impl Catalog {
         }
     }
 
+    /// What a body may leave behind. A text with backslashes is read both ways that a session can choose.
+    fn traces_of_body(&mut self, node: u32, language: Language, text: &str) {
+        self.untraced.remove(&node);
+        let readings: &[bool] = if text.contains('\\') { &[true, false] } else { &[true] };
+        let mut suspicion = Suspicion::NONE;
+        let mut reached = Vec::new();
+        let (mut changes, mut names) = (false, Vec::new());
+        for standard_strings in readings {
+            bodies::read_text(language, text, *standard_strings, &mut |thing| match thing {
+                Reached::Bad(_) => {}
+                Reached::Traces(traces) => _ = suspicion.merge(traces),
+                Reached::Changes => changes = true,
+                Reached::Target(name) => {
+                    if !self.changed.contains_key(name) && unseen::change_of_builtin(name).is_none() {
+                        suspicion.merge(Suspicion::leaves("unknown_relation"));
+                    }
+                }
+                Reached::Call { schema, name, columns } => {
+                    if matches!(schema, None | Some("pg_catalog")) {
+                        suspicion.merge(unseen::of_builtin(name));
+                    }
+                    let known = match schema {
+                        None => self.called_anyhow.get(name),
+                        Some(schema) => self.called_in_schema.get(&(schema.into(), name.into()) as &(Box<str>, Box<str>)),
+                    };
+                    let built_in = || functions::builtin(name).is_some() || self.builtin_names.contains(name);
+                    if known.is_none() && !columns && !built_in() && !self.named.contains_key(name) {
+                        suspicion.merge(Suspicion::anything("unknown_function"));
+                    }
+                    reached.extend(known);
+                }
+                Reached::Attribute(name) => {
+                    suspicion.merge(unseen::of_builtin(name));
+                    reached.extend(self.attributes.get(name));
+                }
+                Reached::Name(name) => {
+                    suspicion.merge(of_builtin_relation(name));
+                    reached.extend(self.named.get(name));
+                    names.push(Box::<str>::from(name));
+                }
+                Reached::Operator(symbol) => reached.extend(self.symbols.get(symbol)),
+            });
+        }
+        if changes {
+            for name in &names {
+                suspicion.merge(unseen::change_of_builtin(name));
+                reached.extend(self.changed.get(name));
+            }
+        }
+        reached.push(self.node(Object::KeyWords));
+        reached.sort_unstable();
+        reached.dedup();
+        self.trace_edges.extend(reached.into_iter().map(|to| (to, node)));
+        self.suspect(node, suspicion);
+    }
+
     /// A body in standard SQL (`prosqlbody`).
     pub fn sql_body(&mut self, oid: u32, tree: &str) {
         let node = self.node(Object::Function(oid));
         self.unread.remove(&node);
+        self.untraced.remove(&node);
         self.tree(Object::Function(oid), tree);
     }
 
     /// A `pg_node_tree` that belongs to an object. Built-in functions must have been given before.
     pub fn tree(&mut self, of: Object, tree: &str) {
         let from = self.node(of);
+        self.traces_of_tree(of, tree);
         let mut bad = None;
         let mut reached = Vec::new();
         bodies::read_tree(tree, &mut |node| match node {
+            Node::Value(_) | Node::Changes | Node::Utility => {}
             Node::Bad(rule) => bad = bad.or(Some(rule)),
             Node::Function { oid, dotted: true } if self.current_setting.contains(&oid) => {}
             Node::Function { oid, .. } => reached.push(Object::Function(oid)),
@@ -481,6 +627,34 @@ impl Catalog {
         }
     }
 
+    /// As [`Catalog::tree`], for a tree that counts for what it leaves behind alone: of defaults, checks, indexes, rules, conditions of triggers.
+    pub fn traces_of_tree(&mut self, of: Object, tree: &str) {
+        let mut suspicion = Suspicion::NONE;
+        let (mut changes, mut reached) = (false, Vec::new());
+        bodies::read_tree(tree, &mut |node| match node {
+            Node::Changes => changes = true,
+            Node::Utility => _ = suspicion.merge(Suspicion::anything("body_statement")),
+            Node::Bad(_) => {}
+            Node::Function { oid, .. } => reached.push(Object::Function(oid)),
+            Node::Relation(oid) => reached.push(Object::Relation(oid)),
+            Node::Operator(oid) => reached.push(Object::Operator(oid)),
+            Node::Type(oid) | Node::Value(oid) => reached.push(Object::Type(oid)),
+        });
+        reached.sort_unstable_by_key(|object| object.key());
+        reached.dedup();
+        for object in reached {
+            match object {
+                // Nothing is known of PostgreSQL's own types but the casts that people made to them.
+                Object::Type(oid) if oid < FIRST_NORMAL_OID && !self.objects.contains_key(&object) => continue,
+                Object::Relation(oid) if changes => self.runs(of, Object::Change(oid)),
+                _ => {}
+            }
+            self.runs(of, object);
+        }
+        let node = self.node(of);
+        self.suspect(node, suspicion);
+    }
+
     /// A relation on which a write may do more than its transaction undoes.
     pub fn acts_outside(&mut self, name: &str) {
         self.outside.push(name.into());
@@ -490,8 +664,11 @@ impl Catalog {
     pub fn finish(mut self, generation: u64) -> Facts {
         self.spread();
         self.spread_reads();
+        self.spread_suspicions();
         let bad = |node: u32| self.nodes[node as usize].bad;
         let reads = |node: u32| &self.nodes[node as usize].reads;
+        let suspicion = |node: u32| self.nodes[node as usize].suspicion;
+        let used = |node: u32| NameSuspicion { used: suspicion(node), changed: Suspicion::NONE };
         let mut facts = Facts::builder(generation);
         self.functions.sort_by(|left, right| (&left.name, &left.fact.schema).cmp(&(&right.name, &right.fact.schema)));
         for mut function in self.functions {
@@ -499,6 +676,7 @@ impl Catalog {
                 (function.fact.class, function.fact.rule) = (Class::Write, rule);
             }
             function.fact.reads = reads(function.node).clone();
+            facts = facts.suspicion(&function.name, used(function.node));
             facts = facts.function(&function.name, function.fact);
         }
         for (node, change, name, mut fact) in self.relations {
@@ -512,19 +690,20 @@ impl Catalog {
                 (fact.class, fact.rule) = (Class::Write, rule);
             }
             facts = facts.relation(&name, fact);
+            facts = facts.suspicion(&name, NameSuspicion { used: suspicion(node), changed: suspicion(change) });
         }
         for (node, symbol) in self.operators {
             facts = match bad(node) {
                 Some(rule) => facts.operator(&symbol, Class::Write, rule),
                 None => facts.operator(&symbol, Class::Read, "operator"),
             };
-            facts = facts.operator_reads(&symbol, reads(node));
+            facts = facts.operator_reads(&symbol, reads(node)).operator_suspicion(&symbol, suspicion(node));
         }
         for (node, name) in self.types {
             if let Some(rule) = bad(node) {
                 facts = facts.bad_type(&name, rule);
             }
-            facts = facts.type_reads(&name, reads(node));
+            facts = facts.type_reads(&name, reads(node)).suspicion(&name, used(node));
         }
         // A parameter's type is told by its OID: a value of any type may be one.
         let unnamed = self.objects.iter().filter(|(object, _)| matches!(object, Object::KeyWords | Object::Value(_)));
@@ -539,6 +718,14 @@ impl Catalog {
         }
         if let Some(rule) = self.objects.get(&Object::KeyWords).and_then(|node| bad(*node)) {
             facts = facts.bad_key_word_operator(rule);
+        }
+        for (object, node) in &self.objects {
+            match object {
+                Object::Value(_) | Object::Type(_) => facts = facts.value_suspicion(suspicion(*node)),
+                Object::KeyWords => facts = facts.key_word_suspicion(suspicion(*node)),
+                Object::Ddl => facts = facts.ddl_suspicion(suspicion(*node)),
+                _ => {}
+            }
         }
         for name in &self.outside {
             facts = facts.acts_outside(name);
@@ -588,7 +775,83 @@ impl Catalog {
     }
 }
 
+impl Catalog {
+    /// What an object may leave or see, all that reach it may. Behind [`Catalog::spread`].
+    fn spread_suspicions(&mut self) {
+        for node in std::mem::take(&mut self.untraced) {
+            self.suspect(node, Suspicion::anything("body_unread"));
+        }
+        for node in &mut self.nodes {
+            if !node.described {
+                node.suspicion.merge(Suspicion::anything("unknown_object"));
+            }
+        }
+        let mut edges = std::mem::take(&mut self.trace_edges);
+        edges.extend_from_slice(&self.edges);
+        edges.sort_unstable();
+        edges.dedup();
+        let mut waiting: Vec<u32> = (0..self.nodes.len() as u32).filter(|node| !self.nodes[*node as usize].suspicion.is_none()).collect();
+        // Each node is told three new things at most: it ends.
+        while let Some(reached) = waiting.pop() {
+            let suspicion = self.nodes[reached as usize].suspicion;
+            let first = edges.partition_point(|(to, _)| *to < reached);
+            for (_, from) in edges[first..].iter().take_while(|(to, _)| *to == reached) {
+                if self.nodes[*from as usize].suspicion.merge(suspicion) {
+                    waiting.push(*from);
+                }
+            }
+        }
+    }
+}
+
+/// How what a function leaves behind is known.
+enum Traces {
+    Body,
+    /// It leaves nothing by itself; an aggregate's functions are told apart from it.
+    Nothing,
+    Unknown,
+    /// It is known to keep something in its server process.
+    State,
+}
+
+impl Object {
+    fn key(self) -> (u8, u32) {
+        match self {
+            Object::Function(oid) => (0, oid),
+            Object::Relation(oid) => (1, oid),
+            Object::Change(oid) => (2, oid),
+            Object::Key(oid) => (3, oid),
+            Object::Family(oid) => (4, oid),
+            Object::Operator(oid) => (5, oid),
+            Object::Type(oid) => (6, oid),
+            Object::Value(oid) => (7, oid),
+            Object::Operators(oid) => (8, oid),
+            Object::KeyWords => (9, 0),
+            Object::Ddl => (10, 0),
+        }
+    }
+}
+
 impl Function<'_> {
+    fn traces(&self) -> Traces {
+        let known = |extension: &str| EXTENSIONS.contains(&extension) || TRACELESS_EXTENSIONS.contains(&extension);
+        match self.language {
+            _ if self.aggregate => Traces::Nothing,
+            "sql" | "plpgsql" => Traces::Body,
+            "c" | "internal" if self.extension.is_some_and(known) => {
+                if unseen::keeps_state(self.name) {
+                    Traces::State
+                } else {
+                    Traces::Nothing
+                }
+            }
+            "internal" if self.internal.is_some_and(|source| harmless_internal(source) && unseen::of_builtin(source).is_none()) => {
+                Traces::Nothing
+            }
+            _ => Traces::Unknown,
+        }
+    }
+
     fn language_rule(&self) -> Rule {
         match (self.aggregate, self.volatility) {
             (true, _) => "aggregate",
@@ -597,6 +860,11 @@ impl Function<'_> {
             (false, Volatility::Volatile) => "volatile",
         }
     }
+}
+
+/// What a relation of the system shows, by its name; a function's name that isn't called means nothing.
+fn of_builtin_relation(name: &str) -> Suspicion {
+    if matches!(name, "pg_settings" | "pg_prepared_statements") { unseen::of_builtin(name) } else { Suspicion::NONE }
 }
 
 /// A function of the language `internal` is a built-in one by another name. `source` is the name of PostgreSQL's C function, which is mostly that

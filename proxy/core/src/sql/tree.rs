@@ -10,10 +10,10 @@ use sqlparser::dialect::PostgreSqlDialect;
 use sqlparser::parser::Parser;
 
 use super::classify::{Judge, Words};
-use super::functions::{self, Call};
+use super::functions::{self, Call, CallEffect};
 use super::keywords::{Category, category};
 use super::lexer::TokenKind;
-use super::verdict::Effect;
+use super::verdict::{Effect, PinReason};
 
 /// Tokens that a tree may be made of: a chain of operators nests one deep for every two.
 const TOKENS_LIMIT: usize = 1000;
@@ -97,6 +97,9 @@ impl Walk<'_, '_> {
             Call::Clock => self.judge.effect(Effect::UsesClock),
             Call::Write { rule, effect, .. } => {
                 self.judge.write(rule, &name);
+                if effect == CallEffect::Pin(PinReason::UserCode) {
+                    self.judge.doubt(rule, &name);
+                }
                 if let Some(effect) = effect.effect() {
                     self.judge.effect(effect);
                 }

@@ -40,6 +40,18 @@ pub struct TransactionModes {
     pub deferrable: Option<bool>,
 }
 
+/// What a SET sets its parameter to, as far as the text tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SetTo {
+    Default,
+    /// `SET ROLE NONE`: whoever the session's user is, whatever role the session began with.
+    NoRole,
+    /// One plain literal or word, of a parameter of the router's own.
+    Plain(Arc<str>),
+    /// Only the server knows how it reads the value.
+    Other,
+}
+
 /// What a statement does to session state, if it succeeds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Effect {
@@ -52,9 +64,15 @@ pub enum Effect {
     Rollback {
         chain: bool,
     },
-    Savepoint,
-    RollbackTo,
-    Release,
+    Savepoint {
+        name: Arc<str>,
+    },
+    RollbackTo {
+        name: Arc<str>,
+    },
+    Release {
+        name: Arc<str>,
+    },
     PrepareTransaction,
     /// `SET TRANSACTION`, `SET SESSION CHARACTERISTICS AS TRANSACTION` with `session`.
     SetTransaction {
@@ -67,7 +85,7 @@ pub enum Effect {
     Set {
         name: Arc<str>,
         local: bool,
-        to_default: bool,
+        to: SetTo,
     },
     Reset {
         name: Arc<str>,
@@ -211,6 +229,8 @@ pub struct Verdict {
     pub effect_ends: Vec<u32>,
     /// What it may do or see that `effects` don't tell.
     pub unseen: Unseen,
+    /// Why `unseen.leaves`, by the first thing that isn't proven to leave nothing.
+    pub unproven: Option<Reason>,
     /// How many statements (0: empty query).
     pub statements: usize,
     /// The first statement's kind.

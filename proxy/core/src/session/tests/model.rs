@@ -3,7 +3,7 @@
 //! It knows transactions, settings, prepared statements, portals, COPY and skipping to Sync. A row shows the statement's text and the
 //! settings under which it ran, so that whatever leaks from another session is seen.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::text;
 use crate::wire::frame;
@@ -28,7 +28,9 @@ pub(super) struct Server {
     block: Block,
     read_only: bool,
     pub(super) prepared: BTreeMap<String, String>,
-    portals: BTreeMap<String, (String, bool)>,
+    /// Custom settings that were ever set.
+    custom: BTreeSet<String>,
+    portals: BTreeMap<String, (String, bool, Vec<Option<String>>)>,
     skipping: bool,
     /// COPY FROM STDIN: whether by the extended protocol.
     copy: Option<bool>,
@@ -58,6 +60,7 @@ impl Server {
             block: Block::None,
             read_only: false,
             prepared: BTreeMap::new(),
+            custom: BTreeSet::new(),
             portals: BTreeMap::new(),
             skipping: false,
             copy: None,
@@ -70,7 +73,8 @@ impl Server {
     }
 
     pub(super) fn value(&self, name: &str) -> String {
-        self.local.get(name).or_else(|| self.values.get(name)).cloned().unwrap_or_else(|| "none".to_owned())
+        let placeholder = || if self.custom.contains(name) { String::new() } else { "none".to_owned() };
+        self.local.get(name).or_else(|| self.values.get(name)).cloned().unwrap_or_else(placeholder)
     }
 
     /// Nothing is under way: another session may have it.
@@ -233,7 +237,7 @@ impl Server {
                 if !words[0].is_empty() && self.portals.contains_key(&words[0]) {
                     return Err("42P03");
                 }
-                self.portals.insert(words[0].clone(), (sql, false));
+                self.portals.insert(words[0].clone(), (sql, false, text::bound(body)));
                 out.extend(text::server("2"));
             }
             b'D' => {
@@ -250,8 +254,12 @@ impl Server {
                 out.extend(if sql.starts_with("select") { rows() } else { text::server("n") });
             }
             b'E' => {
-                let (sql, done) = self.portals.get_mut(&words[0]).ok_or("34000")?;
-                let (sql, again) = (sql.clone(), std::mem::replace(done, true));
+                let (sql, done, values) = self.portals.get_mut(&words[0]).ok_or("34000")?;
+                let (sql, again, values) = (sql.clone(), std::mem::replace(done, true), values.clone());
+                if sql.starts_with("SELECT pg_catalog.set_config($1, $2, false)") || sql.starts_with("SELECT '") {
+                    self.routers_own(&sql, &values, out);
+                    return Ok(());
+                }
                 if again && sql.starts_with("select") {
                     out.extend(text::server("C SELECT 0"));
                 } else if again {
@@ -274,6 +282,44 @@ impl Server {
         Ok(())
     }
 
+    /// What the router asks and sets itself.
+    fn routers_own(&mut self, sql: &str, values: &[Option<String>], out: &mut Vec<u8>) {
+        let row = |kind: &str, name: &str, value: &str| text::server(&format!("L {kind} {name} {value}"));
+        if sql.starts_with("SELECT pg_catalog.set_config") {
+            let name = values[0].clone().expect("a name");
+            match &values[1] {
+                Some(value) => self.values.insert(name, value.clone()),
+                None => match self.startup.get(&name) {
+                    Some(value) => self.values.insert(name, value.clone()),
+                    None => self.values.remove(&name),
+                },
+            };
+        } else {
+            let names = values[0].clone().expect("names");
+            for name in names.trim_matches(['{', '}']).split(',').filter(|name| !name.is_empty()) {
+                let name = String::from_utf8(text::unhex(name)).expect("a name");
+                let value = self.values.get(&name).cloned().or_else(|| self.custom.contains(&name).then(|| "-".to_owned()));
+                match value {
+                    Some(value) => out.extend(row("v", &name, &value)),
+                    None if name.contains('.') => out.extend(text::server(&format!("L v {name}"))),
+                    None => out.extend(row("v", &name, "none")),
+                }
+            }
+            if sql.starts_with("SELECT 's'") {
+                for (name, value) in
+                    self.values.iter().filter(|(name, value)| !name.contains('.') && self.startup.get(*name) != Some(value))
+                {
+                    out.extend(row("s", name, value));
+                }
+                out.extend(row("r", "-", "none"));
+                for name in self.prepared.keys().filter(|name| !name.is_empty()) {
+                    out.extend(row("p", name, "-"));
+                }
+            }
+        }
+        out.extend(text::server("C SELECT 1"));
+    }
+
     /// In a transaction that has failed only its end is accepted.
     fn alive(&self, sql: &str) -> Result<(), Failed> {
         let ends = ["commit", "rollback", "COMMIT", "ROLLBACK"].iter().any(|end| sql.starts_with(end));
@@ -283,6 +329,12 @@ impl Server {
     fn run(&mut self, sql: &str, extended: bool, out: &mut Vec<u8>) -> Result<(), Failed> {
         self.alive(sql)?;
         self.undo.get_or_insert_with(|| self.values.clone());
+        self.custom.extend(
+            ["app.x"]
+                .iter()
+                .filter(|name| sql.starts_with(&format!("set {name}")) || sql.starts_with(&format!("set local {name}")))
+                .map(|name| (*name).to_owned()),
+        );
         let lower = sql.to_ascii_lowercase();
         let words: Vec<&str> = lower.split_whitespace().collect();
         let last = sql.split_whitespace().next_back().unwrap_or_default().trim_matches('\'').to_owned();
@@ -344,11 +396,6 @@ impl Server {
             }
             ["select", "pg_catalog.int4div(1,", "0)"] | ["select", "fail"] => return Err("22012"),
             ["select", "unlogged"] if self.replica => return Err("0A000"),
-            ["select", call, ..] if call.starts_with("pg_catalog.set_config(") => {
-                let parts: Vec<&str> = sql.split('\'').collect();
-                self.values.insert(parts[1].to_owned(), parts[3].to_owned());
-                "SELECT 1"
-            }
             ["select", ..] => {
                 let row = format!("{sql}|{}|{}|{}", self.value("datestyle"), self.value("work_mem"), self.value("app.x"));
                 out.extend(text::server(&format!("D {row}")));

@@ -8,10 +8,11 @@ use proptest::prelude::*;
 use proptest::sample::{Index, select};
 use proptest::test_runner::RngSeed;
 
-use super::super::{Access, CancelKey, How, Params, ServerState, Session, Settings, TxStatus, Want, Work};
+use super::super::{Access, CancelKey, CustomNames, Params, ServerState, Session, Settings, TxStatus, Want, Work};
 use super::rig::Rig;
 use super::{model, text};
 use crate::route::ServerRole;
+use crate::session::Value;
 use crate::session::server::server_name;
 
 /// A server connection, and what the router believes of it.
@@ -77,9 +78,13 @@ impl World {
         client
     }
 
-    fn take(&mut self, node: &str, role: ServerRole) -> Server {
+    /// `known`: the custom settings that the session may find to have been set.
+    fn take(&mut self, node: &str, role: ServerRole, known: Option<&CustomNames>) -> Server {
         self.leased += 1;
-        if let Some(at) = self.pool.iter().position(|server| &*server.state.node == node && server.state.role == role) {
+        let fits = |server: &Server| {
+            &*server.state.node == node && server.state.role == role && known.is_none_or(|known| server.state.custom.are_among(known))
+        };
+        if let Some(at) = self.pool.iter().position(fits) {
             return self.pool.swap_remove(at);
         }
         let mut params = Params::default();
@@ -100,10 +105,16 @@ impl World {
         let there: Vec<String> = server.model.prepared.keys().filter(|name| !name.is_empty()).cloned().collect();
         assert_eq!(ids, there, "prepared statements");
         let mut expected = model::Server::new(false, &[]);
-        let mut bring = Vec::new();
-        Settings::default().bring(&server.state.settings, ServerRole::Leader, &mut bring);
-        expected.receive(&bring);
-        assert_eq!(expected.values, server.model.values, "settings");
+        let mut sync = Vec::new();
+        Settings::default().sync_messages(&server.state.settings, ServerRole::Leader, &mut sync);
+        expected.receive(&sync);
+        // A custom setting that has none any more is '' for ever, whether it was set to that or not.
+        let values = |model: &model::Server| {
+            let mut values = model.values.clone();
+            values.retain(|_, value| !value.is_empty());
+            values
+        };
+        assert_eq!(values(&expected), values(&server.model), "settings");
         self.pool.push(server);
     }
 
@@ -114,7 +125,8 @@ impl World {
             match want {
                 Want::Lease(need) => {
                     assert!(client.held.is_none(), "leases one at a time");
-                    let mut server = self.take(&need.node, need.role);
+                    let known = client.session.known_custom_settings(&client.work);
+                    let mut server = self.take(&need.node, need.role, known.as_ref());
                     let member = self.rig.topology.member(&need.node).expect("a member").clone();
                     client.session.granted(&self.rig.env(), &mut client.work, &mut server.state, member);
                     client.held = Some(server);
@@ -511,11 +523,11 @@ proptest! {
 }
 
 #[test]
-fn a_statement_is_replayed_as_a_value_or_as_its_text() {
+fn a_setting_is_brought_as_a_value() {
     let mut settings = Settings::default();
-    settings.set(&"work_mem".into(), How::Statement((*b"set work_mem = '1MB'").into()));
+    settings.set(&"work_mem".into(), Value::Known((*b"1MB").into()));
     let mut out = Vec::new();
-    Settings::default().bring(&settings, ServerRole::Leader, &mut out);
+    Settings::default().sync_messages(&settings, ServerRole::Leader, &mut out);
     let mut server = model::Server::new(false, &[]);
     server.receive(&out);
     assert_eq!(server.value("work_mem"), "1MB");

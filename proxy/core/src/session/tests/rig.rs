@@ -12,7 +12,7 @@ use crate::lsn::{Lsn, Timeline};
 use crate::marks::{ClusterMark, Marks, Touched};
 use crate::route::Loads;
 use crate::sql::catalog::RelationFact;
-use crate::sql::{Class, Dialect, Facts, Verdict, classify};
+use crate::sql::{Class, Dialect, Facts, Unseen, Verdict, classify};
 use crate::topology::{ClusterState, Epoch, Leader, Member, Probed, Role, Sample, Topology};
 
 pub(super) struct Rig {
@@ -46,12 +46,30 @@ impl Voices for Two {
 pub(super) struct Real {
     facts: Facts,
     pub(super) shape: Cell<u64>,
+    /// Whether what isn't proven to leave nothing is looked at; else the facts, which know nothing, would have everything looked at.
+    pub(super) looks: bool,
+    /// The commands of what leaders were about to be sent to be run, and of what Execute has asked for.
+    pub(super) ran: RefCell<Vec<&'static str>>,
+    pub(super) asked: RefCell<Vec<&'static str>>,
     outdated: RefCell<FxHashSet<StatementId>>,
 }
 
 impl Judge for Real {
     fn verdict(&self, sql: &[u8], standard_conforming_strings: bool, client_encoding_is_ascii_safe: bool) -> Arc<Verdict> {
-        Arc::new(classify(sql, &self.facts, Dialect { standard_conforming_strings, client_encoding_is_ascii_safe }))
+        let mut verdict = classify(sql, &self.facts, Dialect { standard_conforming_strings, client_encoding_is_ascii_safe });
+        if !self.looks {
+            // A row of the model shows a custom setting.
+            verdict.unseen = Unseen { sees_settings: true, ..Unseen::default() };
+        }
+        Arc::new(verdict)
+    }
+
+    fn about_to_run(&self, verdict: &Verdict) {
+        self.ran.borrow_mut().push(verdict.command);
+    }
+
+    fn asked_to_run(&self, verdict: &Verdict) {
+        self.asked.borrow_mut().push(verdict.command);
     }
 
     fn shape(&self) -> u64 {
@@ -101,7 +119,14 @@ impl Rig {
                 verify_returns: 0.0,
                 zone: None,
             },
-            judge: Real { facts: Facts::empty(), shape: Cell::default(), outdated: RefCell::default() },
+            judge: Real {
+                facts: Facts::empty(),
+                looks: false,
+                shape: Cell::default(),
+                ran: RefCell::default(),
+                asked: RefCell::default(),
+                outdated: RefCell::default(),
+            },
             random: 0,
             marks: Marks::new(ClusterMark::new(zero()), zero()),
         };

@@ -216,7 +216,7 @@ impl Story {
     fn give_back(&mut self) {
         let Some(key) = self.held.take() else { return };
         let server = self.servers.get_mut(&key).expect("held");
-        self.work.let_go(server);
+        self.session.let_go(Some(&mut self.work), server);
         server.fresh = false;
         if server.tainted || !server.ready || server.tx != TxStatus::Idle {
             self.servers.remove(&key);

@@ -14,7 +14,7 @@ mod start_up {
         Story::fresh(Access::ReadWrite, &[("DateStyle", "ISO, DMY")]).tell(
             "start
              lease l leader
-             S> Q SELECT pg_catalog.set_config('datestyle','ISO, DMY',false);
+             S> set datestyle = ISO, DMY / S
              S< T / D x / S DateStyle ISO,DMY / C SELECT 1 / Z I
              C< S in_hot_standby off / S DateStyle ISO,DMY / K / Z I
              return",
@@ -26,7 +26,7 @@ mod start_up {
         Story::fresh(Access::ReadWrite, &[("datestyle", "nonsense")]).tell(
             "start
              lease l leader
-             S> Q SELECT pg_catalog.set_config('datestyle','nonsense',false);
+             S> set datestyle = nonsense / S
              S< E 22023 nonsense / Z I
              C< FATAL 22023
              close",
@@ -54,10 +54,10 @@ mod start_up {
         Story::fresh(Access::ReadWrite, &[("work_mem", "1MB")]).tell(
             "start
              lease l leader
-             S> Q SELECT pg_catalog.set_config('work_mem','1MB',false);
+             S> set work_mem = 1MB / S
              lost
              lease r replica
-             S> Q SELECT pg_catalog.set_config('work_mem','1MB',false);
+             S> set work_mem = 1MB / S
              S< C SELECT 1 / Z I
              C< S in_hot_standby off / S DateStyle ISO / K / Z I
              return",
@@ -971,7 +971,7 @@ mod prepared {
              cluster l 2:
              C> B - a / E - / S
              lease l leader
-             S> Q SELECT pg_catalog.set_config('datestyle','ISO,DMY',false); / P sy2 insert into t values ('1/2/2020'::date) / B - sy2 / E - / S
+             S> set datestyle = ISO,DMY / S / P sy2 insert into t values ('1/2/2020'::date) / B - sy2 / E - / S
              S< S DateStyle ISO,DMY / C SELECT 1 / Z I / 1 / 2 / C INSERT 0 1 / Z I
              C< 2 / C INSERT 0 1 / Z I
              return",
@@ -1209,6 +1209,56 @@ mod outdated {
     }
 }
 
+mod run {
+    use super::*;
+
+    #[test]
+    fn what_a_leader_is_sent_to_run_is_told_once_and_a_question_never() {
+        let mut story = Story::on(Access::ReadWrite);
+        story.tell(
+            "C> P a drop database x / D S a / S
+             lease l leader
+             S> P sy1 drop database x / D S sy1 / S
+             S< 1 / t x / n / Z I
+             C< 1 / t x / n / Z I
+             return",
+        );
+        assert!(story.rig.judge.ran.borrow().is_empty() && story.rig.judge.asked.borrow().is_empty());
+        story.tell("C> B - a / E -");
+        assert!(story.rig.judge.ran.borrow().is_empty(), "nothing was sent yet");
+        assert_eq!(*story.rig.judge.asked.borrow(), ["DROP DATABASE"]);
+        story.tell(
+            "C> S
+             lease l leader
+             S> B - sy1 / E - / S
+             S< 2 / C DROP DATABASE / Z I
+             C< 2 / C DROP DATABASE / Z I
+             return
+             C> Q create table t ()
+             lease l leader
+             S> Q create table t ()
+             S< C CREATE TABLE / Z I
+             C< C CREATE TABLE / Z I
+             return",
+        );
+        assert_eq!(*story.rig.judge.ran.borrow(), ["DROP DATABASE", "CREATE TABLE"]);
+    }
+
+    #[test]
+    fn what_a_replica_is_sent_is_not_told() {
+        let mut story = Story::on(Access::ReadOnly);
+        story.tell(
+            "C> Q drop database x
+             lease r replica
+             S> Q drop database x
+             S< E 25006 no / Z I
+             C< E 25006 / Z I
+             return",
+        );
+        assert!(story.rig.judge.ran.borrow().is_empty());
+    }
+}
+
 mod shapes {
     use super::*;
 
@@ -1272,7 +1322,7 @@ mod shapes {
              C< C BEGIN / Z T
              C> B - a / E - / S
              lease l leader
-             S> Q SELECT pg_catalog.set_config('datestyle','ISO',false);
+             S> set datestyle = ISO / S
              S< T / D x / C SELECT 1 / Z I
              S> P sy2 insert into t select / D S sy2 / S
              S< 1 / t / {} / Z I
@@ -1546,8 +1596,8 @@ mod copy {
         // The server fails in the middle of the message: it gets the rest of it before anybody else gets the server.
         story.tell("S< E 22P02 bad / Z I\n C< E 22P02 / Z I");
         story.work.client_in = row[50..].to_vec();
-        let Story { rig, session, work, .. } = &mut story;
-        session.client_bytes(&rig.env(), work, None);
+        story.go_on();
+        let Story { session, work, .. } = &mut story;
         assert_eq!(work.to_server, row[50..]);
         assert_eq!(session.take_want(Some(work)), None, "not before it is written");
         work.to_server.clear();
@@ -1592,12 +1642,14 @@ mod settings {
              S> Q set work_mem = '1MB'
              S< C SET / Z I
              C< C SET / Z I
+             S> look work_mem / S
+             S< 1 / 2 / L v work_mem 1MB / C SELECT 1 / Z I
              return
              caught up
              C> Q select 1
              lease r replica
-             S> Q set work_mem = '1MB'; / Q select 1
-             S< C SET / Z I / T / D 1 / C SELECT 1 / Z I
+             S> set work_mem = 1MB / S / Q select 1
+             S< 1 / 2 / C SELECT 1 / Z I / T / D 1 / C SELECT 1 / Z I
              C< T / D 1 / C SELECT 1 / Z I
              return",
         );
@@ -1622,7 +1674,7 @@ mod settings {
              caught up
              C> Q select 1
              lease r replica
-             S> Q SELECT pg_catalog.set_config('datestyle','ISO,DMY',false); / Q select 1
+             S> set datestyle = ISO,DMY / S / Q select 1
              S< T / D x / S DateStyle ISO,DMY / C SELECT 1 / Z I / T / D 1 / C SELECT 1 / Z I
              C< T / D 1 / C SELECT 1 / Z I
              return",
@@ -1642,7 +1694,8 @@ mod settings {
         story.tell(&format!("{begun} C> Q rollback\n S> Q rollback\n S< C ROLLBACK / Z I\n C< C ROLLBACK / Z I\n return"));
         assert!(story.session.settings.is_empty());
         let mut story = Story::on(Access::ReadWrite);
-        story.tell(&format!("{begun} C> Q commit\n S> Q commit\n S< C COMMIT / Z I\n C< C COMMIT / Z I\n return"));
+        let look = "S> look work_mem / S\n S< 1 / 2 / L v work_mem 1MB / C SELECT 1 / Z I";
+        story.tell(&format!("{begun} C> Q commit\n S> Q commit\n S< C COMMIT / Z I\n C< C COMMIT / Z I\n {look}\n return"));
         assert!(story.session.settings.value("work_mem").is_some());
         // A transaction that failed says ROLLBACK to COMMIT.
         let mut story = Story::on(Access::ReadWrite);
@@ -1655,7 +1708,7 @@ mod settings {
         let mut story = Story::on(Access::ReadWrite);
         story.tell(&format!(
             "{begun} C> Q commit and chain\n S> Q commit and chain\n S< C COMMIT / Z T\n C< C COMMIT / Z T
-             C> Q rollback\n S> Q rollback\n S< C ROLLBACK / Z I\n C< C ROLLBACK / Z I\n return"
+             C> Q rollback\n S> Q rollback\n S< C ROLLBACK / Z I\n C< C ROLLBACK / Z I\n {look}\n return"
         ));
         assert!(story.session.settings.value("work_mem").is_some());
         let mut story = Story::on(Access::ReadWrite);
@@ -1667,7 +1720,7 @@ mod settings {
     }
 
     #[test]
-    fn a_savepoint_that_may_undo_it_pins() {
+    fn it_goes_back_to_a_savepoint() {
         let mut story = Story::on(Access::ReadWrite);
         story.tell(
             "C> Q begin
@@ -1684,9 +1737,14 @@ mod settings {
              C> Q rollback to a
              S> Q rollback to a
              S< C ROLLBACK / Z T
-             C< C ROLLBACK / Z T",
+             C< C ROLLBACK / Z T
+             C> Q commit
+             S> Q commit
+             S< C COMMIT / Z I
+             C< C COMMIT / Z I
+             return",
         );
-        assert!(story.session.pins().has(PinReason::SettingOutOfSight));
+        assert!(story.session.settings.is_empty() && story.session.pins().is_empty());
     }
 
     #[test]
@@ -1729,7 +1787,7 @@ mod settings {
         story.tell(
             "start
              lease l leader
-             S> Q SELECT pg_catalog.set_config('datestyle','dmy',false);
+             S> set datestyle = dmy / S
              S< S DateStyle ISO,DMY / C SELECT 1 / Z I
              C< S in_hot_standby off / S DateStyle ISO,DMY / K / Z I
              return
@@ -1744,7 +1802,7 @@ mod settings {
              S> Q reset all
              S< C RESET / S DateStyle ISO / Z I
              C< C RESET
-             S> Q SELECT pg_catalog.set_config('datestyle','dmy',false);
+             S> set datestyle = dmy / S
              S< S DateStyle ISO,DMY / C SELECT 1 / Z I
              C< S DateStyle ISO,DMY / Z I
              return
@@ -1785,12 +1843,14 @@ mod settings {
              S> Q set default_tablespace = 'new'
              S< C SET / Z I
              C< C SET / Z I
+             S> look default_tablespace / S
+             S< 1 / 2 / L v default_tablespace new / C SELECT 1 / Z I
              return
              caught up
              C> Q select 1
              lease r replica
-             S> Q set default_tablespace = 'new'; / Q select 1
-             S< E 42704 unknown / Z I / T / D 1 / C SELECT 1 / Z I
+             S> set default_tablespace = new / S
+             S< 1 / E 42704 unknown / Z I
              return
              lease l leader
              S> Q select 1
@@ -2238,6 +2298,8 @@ mod waiting {
              S> Q set work_mem to '1MB'
              S< C SET / Z I
              C< C SET / Z I
+             S> look work_mem / S
+             S< 1 / 2 / L v work_mem 1MB / C SELECT 1 / Z I
              return",
         );
         Story::run_read_only(
@@ -2486,18 +2548,20 @@ mod a_name_that_is_somebody_elses {
         S> Q set plpgsql.x = 1
         S< C SET / Z I
         C< C SET / Z I
+        S> look plpgsql.x / S
+        S< 1 / 2 / L v plpgsql.x 1 / C SELECT 1 / Z I
         return
         cluster l 2:
         C> Q insert into t select
         lease l leader
-        S> Q set plpgsql.x = 1;\n";
+        S> set plpgsql.x = 1 / S\n";
 
     #[test]
     fn that_is_carried_is_waited_for_once_on_each_server() {
         Story::run(
             &[
                 CARRIED,
-                "S< C SET / Z I
+                "S< 1 / 2 / C SELECT 1 / Z I
                  S> Q insert into t select
                  S< C INSERT 0 1 / Z I
                  C< C INSERT 0 1 / Z I
@@ -2517,8 +2581,8 @@ mod a_name_that_is_somebody_elses {
             "S< E 42602 invalid configuration parameter name / Z I
              return
              lease l leader
-             S> Q set plpgsql.x = 1;
-             S< C SET / Z I
+             S> set plpgsql.x = 1 / S
+             S< 1 / 2 / C SELECT 1 / Z I
              S> Q insert into t select
              S< C INSERT 0 1 / Z I
              C< C INSERT 0 1 / Z I",
@@ -2536,7 +2600,7 @@ mod a_name_that_is_somebody_elses {
                  return
                  C> Q reset plpgsql.x
                  lease l leader
-                 S> Q set plpgsql.x = 1;
+                 S> set plpgsql.x = 1 / S
                  S< E 42602 invalid configuration parameter name / Z I
                  C< E 42602 / Z I
                  return",
@@ -2754,6 +2818,8 @@ mod pipelines_that_fail {
              S> Q BEGIN / Q SELECT pg_catalog.int4div(1, 0) / P - rollback / B - - / E - / P - set app.x = 1 / B - - / E - / S
              S< C BEGIN / Z T / E 22012 by zero / Z E / 1 / 2 / C ROLLBACK / 1 / 2 / C SET / Z I
              C< 1 / 2 / C ROLLBACK / 1 / 2 / C SET / Z I
+             S> look app.x / S
+             S< 1 / 2 / L v app.x 1 / C SELECT 1 / Z I
              return",
         );
         assert!(story.session.settings.value("app.x").is_some());

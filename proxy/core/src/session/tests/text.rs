@@ -1,5 +1,6 @@
 //! Messages as text: `Q select 1`, `D s1`, `Z T`. One line holds several, with ` / ` between them.
 
+use crate::session::settings::hex;
 use crate::wire::frame;
 use crate::wire::reply::message;
 
@@ -54,6 +55,22 @@ pub(super) fn server(text: &str) -> Vec<u8> {
         "C" => message(&mut out, b'C', &[rest.as_bytes(), b"\0"]),
         "T" | "t" | "V" | "d" => message(&mut out, word.as_bytes()[0], &[rest.as_bytes()]),
         "D" => message(&mut out, b'D', &[rest.as_bytes()]),
+        // A row of the router's look at what is left: kind, name, value.
+        "L" => {
+            let (name, value) = second.split_once(' ').map_or((second, None), |(name, value)| (name, Some(value)));
+            let digits = |text: &str| hex(if text == "-" { b"" } else { text.as_bytes() });
+            let mut row = vec![0, 3];
+            for column in [Some(first.as_bytes().to_vec()), Some(digits(name)), value.map(digits)] {
+                match column {
+                    Some(column) => {
+                        row.extend(i32::try_from(column.len()).expect("short").to_be_bytes());
+                        row.extend(column);
+                    }
+                    None => row.extend((-1i32).to_be_bytes()),
+                }
+            }
+            message(&mut out, b'D', &[&row]);
+        }
         "S" => message(&mut out, b'S', &[first.as_bytes(), b"\0", second.as_bytes(), b"\0"]),
         "E" => fault(&mut out, b'E', "ERROR", first, second),
         // An error that tells where it was found.
@@ -115,8 +132,71 @@ pub(super) fn to_client(bytes: &[u8]) -> Vec<String> {
         .collect()
 }
 
+/// The values of a Bind in text form.
+pub(super) fn bound(body: &[u8]) -> Vec<Option<String>> {
+    let bind = crate::wire::view::bind(body).expect("a Bind");
+    let mut rest = bind.tail.strip_prefix(b"\0\0").expect("text form");
+    let mut short = || {
+        let (count, behind) = rest.split_first_chunk::<2>().expect("a count");
+        rest = behind;
+        i16::from_be_bytes(*count)
+    };
+    (0..short())
+        .map(|_| {
+            let (length, behind) = rest.split_first_chunk::<4>().expect("a length");
+            let length = i32::from_be_bytes(*length);
+            let (value, behind) = behind.split_at(usize::try_from(length).unwrap_or(0));
+            rest = behind;
+            (length >= 0).then(|| String::from_utf8_lossy(value).into_owned())
+        })
+        .collect()
+}
+
+/// What the router has bound to a statement of its own: a setting, or the names at which it looks.
+fn own_bind(text: &str, body: &[u8]) -> Option<String> {
+    let values = bound(body);
+    if text.starts_with("SELECT pg_catalog.set_config($1, $2, false)") {
+        return Some(format!("set {} = {}", values[0].as_deref().unwrap_or("null"), values[1].as_deref().unwrap_or("null")));
+    }
+    let names = values.first().cloned().flatten().map(|names| {
+        let names = names.trim_matches(['{', '}']).split(',').map(|name| String::from_utf8_lossy(&unhex(name)).into_owned());
+        names.collect::<Vec<_>>().join(" ")
+    });
+    match text {
+        _ if text.starts_with("SELECT 'v'") => Some(format!("look {}", names?).trim_end().to_owned()),
+        _ if text.starts_with("SELECT 's'") => Some(format!("look at all {}", names?).trim_end().to_owned()),
+        _ => None,
+    }
+}
+
+pub(super) fn unhex(digits: &str) -> Vec<u8> {
+    digits.as_bytes().chunks(2).map(|pair| u8::from_str_radix(std::str::from_utf8(pair).expect("digits"), 16).expect("digits")).collect()
+}
+
 /// What a server is sent.
-pub(super) fn to_server(bytes: &[u8]) -> Vec<String> {
+pub(in crate::session) fn to_server(bytes: &[u8]) -> Vec<String> {
+    let mut out: Vec<String> = Vec::new();
+    // The text of the router's own statement that is parsed last, and whether it is bound.
+    let (mut own, mut bound_own) = (String::new(), false);
+    for ((tag, body), plain) in cut(bytes).into_iter().zip(plainly(bytes)) {
+        let text = strings(body).get(1).cloned().unwrap_or_default();
+        match tag {
+            b'P' if ["SELECT pg_catalog.set_config(", "SELECT 'v'", "SELECT 's'"].iter().any(|start| text.starts_with(start)) => own = text,
+            b'B' if !own.is_empty() && body.starts_with(b"\0\0") => {
+                out.extend(own_bind(&own, body));
+                bound_own = true;
+            }
+            b'E' if bound_own => bound_own = false,
+            _ => {
+                own.clear();
+                out.push(plain);
+            }
+        }
+    }
+    out
+}
+
+fn plainly(bytes: &[u8]) -> Vec<String> {
     cut(bytes)
         .into_iter()
         .map(|(tag, body)| {

@@ -2,14 +2,17 @@ use super::*;
 
 fn told(language: Language, text: &str) -> Vec<String> {
     let mut told = Vec::new();
-    read_text(language, text, &mut |thing| {
+    read_text(language, text, true, &mut |thing| {
         told.push(match thing {
-            Reached::Call { schema: None, name } => format!("{name}()"),
-            Reached::Call { schema: Some(schema), name } => format!("{schema}.{name}()"),
+            Reached::Call { schema: None, name, .. } => format!("{name}()"),
+            Reached::Call { schema: Some(schema), name, .. } => format!("{schema}.{name}()"),
             Reached::Name(name) => name.to_owned(),
             Reached::Attribute(name) => format!(".{name}"),
             Reached::Operator(symbol) => symbol.to_owned(),
             Reached::Bad(rule) => format!("!{rule}"),
+            Reached::Changes => "?changes".to_owned(),
+            Reached::Target(name) => format!("?target {name}"),
+            Reached::Traces(suspicion) => format!("?{}", suspicion.leaves.unwrap_or("shows")),
         })
     });
     told
@@ -91,6 +94,35 @@ fn nodes(tree: &str) -> Vec<Node> {
 }
 
 #[test]
+fn what_a_body_may_leave_is_told() {
+    use Language::{PlPgSql, Sql};
+    let traces = |language, text: &str| -> Vec<String> {
+        told(language, text).into_iter().filter_map(|thing| thing.strip_prefix('?').map(str::to_owned)).collect()
+    };
+    for (language, text, expected) in [
+        (PlPgSql, "BEGIN NEW.updated_at = now(); RETURN NEW; END", &[][..]),
+        (PlPgSql, "BEGIN IF TG_OP = 'UPDATE' THEN RETURN NEW; END IF; PERFORM 1 FROM t FOR NO KEY UPDATE; RETURN NULL; END", &[]),
+        (PlPgSql, "BEGIN INSERT INTO s.log (a) VALUES (1) ON CONFLICT DO UPDATE SET a = 2; END", &["changes", "target log", "changes"]),
+        (PlPgSql, "BEGIN UPDATE ONLY a SET b = 1; DELETE FROM c; END", &["changes", "target a", "changes", "target c"]),
+        (PlPgSql, "BEGIN TRUNCATE a; LOCK b; NOTIFY c; END", &["changes"]),
+        (PlPgSql, "BEGIN TRUNCATE a CASCADE; END", &["changes", "cascade"]),
+        (PlPgSql, "BEGIN EXECUTE 'x'; END", &["body_runs_text"]),
+        (PlPgSql, "BEGIN FOR r IN EXECUTE x LOOP END LOOP; END", &["body_runs_text"]),
+        (PlPgSql, "BEGIN IF a THEN SET ROLE b; END IF; END", &["body_statement"]),
+        (PlPgSql, "BEGIN LISTEN a; END", &["body_statement"]),
+        (PlPgSql, "BEGIN CREATE TEMP TABLE a (b int); END", &["body_statement"]),
+        (PlPgSql, "BEGIN NULL; EXCEPTION WHEN OTHERS THEN RESET ALL; END", &["body_statement"]),
+        (PlPgSql, "BEGIN SHOW a; END", &["shows"]),
+        (Sql, "SELECT 1; WITH a AS (SELECT 2) TABLE a", &[]),
+        (Sql, "DECLARE a CURSOR WITH HOLD FOR SELECT 1", &["body_statement"]),
+        (Sql, "SELECT 1; DISCARD TEMP", &["body_statement"]),
+        (Sql, "SELECT 1 INTO a", &["select_into"]),
+    ] {
+        assert_eq!(traces(language, text), expected, "{text}");
+    }
+}
+
+#[test]
 fn a_tree_tells_oids() {
     let tree = "({QUERY :commandType 1 :utilityStmt <> :rtable ({RTE :relid 1259 :relkind r}) :targetList ({TARGETENTRY :expr {FUNCEXPR \
                 :funcid 3810 :funcresulttype 16 :args <> :location 7} :resname a\\ :funcid\\ 9}) :rowMarks <> {ROWCOMPAREEXPR :opnos (o 97 98) \
@@ -98,19 +130,22 @@ fn a_tree_tells_oids() {
     let expected = [
         Node::Relation(1259),
         Node::Function { oid: 3810, dotted: false },
+        Node::Value(16),
         Node::Operator(97),
         Node::Operator(98),
         Node::Operator(96),
         Node::Type(16500),
     ];
     assert_eq!(nodes(tree), expected);
-    assert_eq!(nodes("{QUERY :commandType 3 :rowMarks ({ROWMARKCLAUSE :rti 1})}"), [Node::Bad("body_writes"), Node::Bad("locking_clause")]);
+    let writes = [Node::Changes, Node::Bad("body_writes"), Node::Bad("locking_clause")];
+    assert_eq!(nodes("{QUERY :commandType 3 :rowMarks ({ROWMARKCLAUSE :rti 1})}"), writes);
 }
 
 #[test]
 fn a_constant_argument_with_a_dot_is_seen() {
+    let calls = |tree: &str| -> Vec<Node> { nodes(tree).into_iter().filter(|node| matches!(node, Node::Function { .. })).collect() };
     let setting = |bytes: &str| {
-        nodes(&format!(
+        calls(&format!(
             "{{FUNCEXPR :funcid 2077 :funcresulttype 25 :args ({{CONST :consttype 25 :constlen -1 :constisnull false :location 23 \
              :constvalue 7 [ {bytes} ]}}) :location 7}}"
         ))
@@ -118,5 +153,5 @@ fn a_constant_argument_with_a_dot_is_seen() {
     assert_eq!(setting("28 0 0 0 97 46 98"), [Node::Function { oid: 2077, dotted: true }]);
     assert_eq!(setting("46 0 0 0 97 98 99"), [Node::Function { oid: 2077, dotted: false }]);
     let computed = "{FUNCEXPR :funcid 2077 :args ({FUNCEXPR :funcid 1258 :args ({CONST :constvalue 7 [ 28 0 0 0 97 46 98 ]})})}";
-    assert_eq!(nodes(computed)[0], Node::Function { oid: 2077, dotted: false });
+    assert_eq!(calls(computed)[0], Node::Function { oid: 2077, dotted: false });
 }

@@ -1,6 +1,7 @@
 use std::time::Duration;
 
 use super::*;
+use crate::sql::SetTo;
 use crate::sql::catalog::{FunctionFact, RelationFact};
 
 const ROUTING: &str = include_str!("../../../corpus/routing.tsv");
@@ -79,7 +80,8 @@ fn effects_are_told() {
         repeatable_read: Some(true),
         deferrable: Some(false),
     };
-    let set = |name: &str, local, to_default| Set { name: name.into(), local, to_default };
+    let set = |name: &str, local, to| Set { name: name.into(), local, to };
+    let (other, default) = (|| SetTo::Other, || SetTo::Default);
     let temp = |name: &str, on_commit_drop| TempTable { name: name.into(), on_commit_drop };
     let alone = |database: &str| AloneIn { database: database.into() };
     let dropped = |name: &str| DropTable { name: name.into() };
@@ -87,15 +89,18 @@ fn effects_are_told() {
         ("BEGIN", vec![Begin(Default::default())]),
         ("START TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY NOT DEFERRABLE", vec![Begin(modes)]),
         ("COMMIT AND CHAIN; END AND NO CHAIN", vec![Commit { chain: true }, Commit { chain: false }]),
-        ("ABORT; ROLLBACK AND CHAIN; ROLLBACK TO a", vec![Rollback { chain: false }, Rollback { chain: true }, RollbackTo]),
-        ("SAVEPOINT a; RELEASE a", vec![Savepoint, Release]),
-        ("SET Search_Path = a, b", vec![set("search_path", false, false)]),
-        ("SET LOCAL switchyard.route TO 'leader'", vec![set("switchyard.route", true, false)]),
-        ("SET SESSION x TO DEFAULT", vec![set("x", false, true)]),
-        ("SET TIME ZONE LOCAL", vec![set("timezone", false, true)]),
-        ("SET ROLE a; SET role = b", vec![set("role", false, false), set("role", false, false)]),
-        ("SET SESSION AUTHORIZATION DEFAULT", vec![set("session_authorization", false, true)]),
-        ("SELECT set_config('A.b', $1, true)", vec![set("a.b", true, false)]),
+        (
+            "ABORT; ROLLBACK AND CHAIN; ROLLBACK TO a",
+            vec![Rollback { chain: false }, Rollback { chain: true }, RollbackTo { name: "a".into() }],
+        ),
+        ("SAVEPOINT a; RELEASE a", vec![Savepoint { name: "a".into() }, Release { name: "a".into() }]),
+        ("SET Search_Path = a, b", vec![set("search_path", false, other())]),
+        ("SET LOCAL switchyard.route TO 'leader'", vec![set("switchyard.route", true, SetTo::Plain("leader".into()))]),
+        ("SET SESSION x TO DEFAULT", vec![set("x", false, default())]),
+        ("SET TIME ZONE LOCAL", vec![set("timezone", false, default())]),
+        ("SET ROLE a; SET role = b", vec![set("role", false, other()), set("role", false, other())]),
+        ("SET SESSION AUTHORIZATION DEFAULT", vec![set("session_authorization", false, default())]),
+        ("SELECT set_config('A.b', $1, true)", vec![set("a.b", true, other())]),
         ("SELECT set_config($1, 'a', true)", vec![SetUnknown]),
         ("RESET ALL; RESET ROLE", vec![ResetAll, Reset { name: "role".into() }]),
         ("DISCARD ALL; DEALLOCATE PREPARE x; DEALLOCATE ALL", vec![DiscardAll, Deallocate { name: "x".into() }, DeallocateAll]),
@@ -120,7 +125,7 @@ fn effects_are_told() {
         ("CREATE DATABASE a WITH OWNER b TEMPLATE = c; CREATE DATABASE d TEMPLATE e", vec![alone("c"), Ddl, alone("e"), Ddl]),
         ("CREATE DATABASE a", vec![alone("template1"), Ddl]),
         ("CLOSE a; CLOSE ALL", vec![CloseCursor { name: Some("a".into()) }, CloseCursor { name: None }]),
-        ("SET ROLE NONE", vec![set("role", false, true)]),
+        ("SET ROLE NONE", vec![set("role", false, SetTo::NoRole)]),
         ("CREATE TABLE a (b) AS SELECT pg_advisory_lock(1)", vec![Ddl, Pin(PinReason::AdvisoryLock)]),
         ("CREATE TABLE a AS SELECT n_tup_ins FROM pg_catalog.pg_stat_user_tables s", vec![Ddl, Pin(PinReason::Statistics)]),
         ("SELECT pg_stat_get_xact_numscans(1), pg_stat_force_next_flush()", vec![Pin(PinReason::Statistics)]),

@@ -14,6 +14,7 @@ fn user<'a>(oid: u32, name: &'a str, language: &'a str) -> Function<'a> {
         hidden_by_builtin: false,
         one_argument: true,
         hides_builtins: false,
+        sets_custom: false,
     }
 }
 
@@ -186,4 +187,61 @@ fn an_implicit_cast_from_a_built_in_type_is_used_where_something_wants_its_targe
         let facts = facts(source, operator, cast);
         assert_eq!(class(&facts, "SELECT * FROM t WHERE id = 1"), expected, "{source:?} {operator:?} {cast}");
     }
+}
+
+/// What a name's objects may leave, when they are used and when they are changed.
+fn left(facts: &Facts, name: &str) -> (Option<Rule>, Option<Rule>) {
+    let known = facts.suspicion(name);
+    (known.used.leaves, known.changed.leaves)
+}
+
+#[test]
+fn what_is_left_behind_goes_through_triggers_bodies_and_cascades() {
+    let mut catalog = Catalog::new();
+    catalog.builtin(2078, "pg_catalog", "set_config");
+    catalog.builtin(1299, "pg_catalog", "now");
+    let volatile = |oid, name| Function { volatility: Volatility::Volatile, one_argument: false, ..user(oid, name, "plpgsql") };
+    for (oid, name) in [(20000, "touched"), (20001, "audited"), (20002, "leaky"), (20003, "unread"), (20004, "calls"), (20005, "dynamic")] {
+        catalog.function(volatile(oid, name));
+    }
+    catalog.function(Function { language: "plpython3u", ..volatile(20006, "python") });
+    for (oid, name) in [(30000, "plain"), (30001, "log"), (30002, "watched"), (30003, "leaked"), (30004, "referred"), (30005, "through")] {
+        catalog.relation(table(oid, name));
+    }
+    for (relation, function) in [(30000, 20000), (30002, 20001), (30003, 20002)] {
+        catalog.runs(Object::Change(relation), Object::Function(function));
+    }
+    catalog.runs(Object::Change(30004), Object::Change(30003));
+    catalog.traces_of_tree(Object::Change(30005), "{QUERY :commandType 3 :rtable ({RTE :relid 30003})}");
+    catalog.body(20000, Language::PlPgSql, "BEGIN NEW.updated_at = now(); RETURN NEW; END");
+    catalog.body(20001, Language::PlPgSql, "BEGIN INSERT INTO log (what) VALUES (TG_OP); RETURN NULL; END");
+    catalog.body(20002, Language::PlPgSql, "BEGIN PERFORM set_config('a.b', 'x', false); RETURN NULL; END");
+    catalog.body(20004, Language::PlPgSql, "BEGIN UPDATE ONLY leaked SET a = 1; RETURN NULL; END");
+    catalog.body(20005, Language::PlPgSql, "BEGIN EXECUTE $1; END");
+    let facts = catalog.finish(1);
+    for name in ["plain", "log", "watched", "touched", "audited"] {
+        assert_eq!(left(&facts, name), (None, None), "{name}");
+    }
+    for name in ["leaked", "referred", "through"] {
+        assert_eq!(left(&facts, name), (None, Some("set_config")), "{name}");
+    }
+    for (name, rule) in
+        [("leaky", "set_config"), ("calls", "set_config"), ("unread", "body_unread"), ("dynamic", "body_runs_text"), ("python", "language")]
+    {
+        assert_eq!(left(&facts, name), (Some(rule), None), "{name}");
+    }
+    // What is volatile is still the leader's, whatever it leaves.
+    assert_eq!(class(&facts, "SELECT touched()"), Class::Write);
+}
+
+#[test]
+fn a_body_counts_in_either_reading_of_its_backslashes() {
+    let mut catalog = Catalog::new();
+    catalog.function(user(20000, "either", "plpgsql"));
+    catalog.function(user(20001, "regex", "plpgsql"));
+    catalog.body(20000, Language::PlPgSql, "BEGIN RETURN 'x\\'', set_config($q$a.b$q$, $q$y$q$, false) --'\n; END");
+    catalog.body(20001, Language::PlPgSql, "BEGIN RETURN $1 ~ '^\\d+$'; END");
+    let facts = catalog.finish(1);
+    assert_eq!(left(&facts, "either"), (Some("set_config"), None));
+    assert_eq!(left(&facts, "regex"), (None, None));
 }

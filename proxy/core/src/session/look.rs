@@ -1,0 +1,433 @@
+//! A look at what a server connection holds of its session, before it is given back.
+//!
+//! No reading of a statement's text tells all that its triggers, views and functions do. Where something has run that isn't proven to leave nothing,
+//! the server is asked, in one round trip. Settings become the session's own; other state pins it, with its reason. Invariant: a connection of
+//! which a look has failed is not given back: its session keeps it.
+
+use std::sync::Arc;
+
+use super::effects::is_transactions;
+use super::replies::Owed;
+use super::server::server_name;
+use super::settings::{Value, carried, hex};
+use super::{Env, ServerState, Session, Work};
+use crate::sql::PinReason;
+use crate::wire::reply;
+
+/// What is looked at, and why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Look {
+    /// All that a session may leave: something ran that isn't proven to leave nothing.
+    All,
+    /// The values of parameters that only the server knows.
+    Values,
+    /// All, though nothing is expected: whether the ledger is right.
+    Check,
+}
+
+/// What a look at what a session has left on its server connection has come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LookResult {
+    /// Nothing was left that the books don't have.
+    Clean,
+    /// Settings were left: they are the session's own from then on.
+    Settings,
+    /// Other state was left: the session keeps the connection.
+    Pinned,
+    /// Nobody can say what was left: the connection is closed.
+    Closed,
+}
+
+impl LookResult {
+    pub const ALL: [LookResult; 4] = [LookResult::Clean, LookResult::Settings, LookResult::Pinned, LookResult::Closed];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            LookResult::Clean => "clean",
+            LookResult::Settings => "settings",
+            LookResult::Pinned => "pinned",
+            LookResult::Closed => "closed",
+        }
+    }
+}
+
+/// Rows of one look, at most, and their bytes. A session with more of anything keeps its connection.
+const ROWS_MAX: usize = 4096;
+const ROW_BYTES_MAX: usize = 1024 * 1024;
+
+/// Behind the text of a Parse: its terminator, and one parameter of type text[] (OID 1009).
+const TEXT_ARRAY: &[u8] = b"\0\0\x01\0\0\x03\xf1";
+
+/// Kind, name and value.
+type Row = (u8, Box<[u8]>, Option<Box<[u8]>>);
+
+/// What the server has said so far.
+#[derive(Debug, Default)]
+pub(super) struct Seen {
+    rows: Vec<Row>,
+    bytes: usize,
+    /// It can't be told what is there.
+    failed: bool,
+}
+
+macro_rules! in_hex {
+    ($text:literal) => {
+        concat!("pg_catalog.encode(pg_catalog.convert_to(", $text, ", pg_catalog.getdatabaseencoding()), 'hex')")
+    };
+}
+
+macro_rules! values {
+    () => {
+        concat!(
+            "SELECT 'v', n, ",
+            in_hex!(
+                "pg_catalog.current_setting(pg_catalog.convert_from(pg_catalog.decode(n, 'hex'), pg_catalog.getdatabaseencoding()), true)"
+            ),
+            " FROM pg_catalog.unnest($1) n"
+        )
+    };
+}
+
+/// The values of parameters, by their names.
+const VALUES: &str = values!();
+
+/// Settings whose source is the session; values of custom ones, of which no view tells; the role; objects in the temporary schema (2615 is
+/// `pg_namespace`); channels, session-level advisory locks, cursors that are held, and prepared statements. All of it qualified: the session's
+/// `search_path` may hold operators and functions of anybody's.
+const ALL: &str = concat!(
+    "SELECT 's', ",
+    in_hex!("s.name"),
+    ", ",
+    in_hex!("pg_catalog.current_setting(s.name, true)"),
+    " FROM pg_catalog.pg_show_all_settings() s WHERE s.source OPERATOR(pg_catalog.=) 'session'",
+    " UNION ALL ",
+    values!(),
+    " UNION ALL SELECT 'r', ",
+    in_hex!(
+        "COALESCE((SELECT pg_catalog.substr(c, 6) FROM pg_catalog.pg_db_role_setting g, pg_catalog.unnest(g.setconfig) c \
+         WHERE pg_catalog.starts_with(c, 'role=') AND g.setrole OPERATOR(pg_catalog.=) ANY (ARRAY[0::pg_catalog.oid, \
+         pg_catalog.to_regrole(pg_catalog.quote_ident(SESSION_USER::pg_catalog.text))::pg_catalog.oid]) \
+         AND g.setdatabase OPERATOR(pg_catalog.=) ANY (ARRAY[0::pg_catalog.oid, (SELECT d.oid FROM pg_catalog.pg_database d \
+         WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database())]) \
+         ORDER BY g.setrole OPERATOR(pg_catalog.<>) 0::pg_catalog.oid DESC, \
+         g.setdatabase OPERATOR(pg_catalog.<>) 0::pg_catalog.oid DESC LIMIT 1), 'none')"
+    ),
+    ", ",
+    in_hex!("pg_catalog.current_setting('role')"),
+    " UNION ALL SELECT 't', '', '' WHERE EXISTS (SELECT FROM pg_catalog.pg_depend d",
+    " WHERE d.refclassid OPERATOR(pg_catalog.=) 2615::pg_catalog.oid AND d.refobjid OPERATOR(pg_catalog.=) pg_catalog.pg_my_temp_schema())",
+    " UNION ALL SELECT 'l', ",
+    in_hex!("c"),
+    ", '' FROM pg_catalog.pg_listening_channels() c",
+    " UNION ALL SELECT 'a', '', '' WHERE EXISTS (SELECT FROM pg_catalog.pg_lock_status() l",
+    " WHERE l.locktype OPERATOR(pg_catalog.=) 'advisory' AND l.pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid())",
+    " UNION ALL SELECT 'h', ",
+    in_hex!("h.name"),
+    ", '' FROM pg_catalog.pg_cursor() h WHERE h.name OPERATOR(pg_catalog.<>) ''",
+    " UNION ALL SELECT 'p', ",
+    in_hex!("p.name"),
+    ", '' FROM pg_catalog.pg_prepared_statement() p"
+);
+
+impl Session {
+    /// Sends the look that the connection needs before it is given back. False where it needs none.
+    pub(super) fn look(&mut self, env: &Env<'_>, work: &mut Work, server: &mut ServerState) -> bool {
+        let look = if server.unsure {
+            Look::All
+        } else if self.settings.unread().next().is_some() || self.unresolved().next().is_some() {
+            Look::Values
+        } else if !server.tainted && is_drawn(env) {
+            Look::Check
+        } else {
+            return false;
+        };
+        let mut names: Vec<Arc<str>> = self.settings.unread().chain(self.unresolved()).cloned().collect();
+        if look != Look::Values {
+            names.extend(env.judge.custom_settings().iter().cloned());
+            names.extend(server.custom.iter().cloned());
+            names.extend(self.settings.dotted().cloned());
+        }
+        names.sort_unstable();
+        names.dedup();
+        let mut array = vec![b'{'];
+        for name in &names {
+            if array.len() > 1 {
+                array.push(b',');
+            }
+            array.extend(hex(name.as_bytes()));
+        }
+        array.push(b'}');
+        let text = if look == Look::Values { VALUES } else { ALL };
+        reply::parse(&mut work.to_server, b"", &[text.as_bytes(), TEXT_ARRAY].concat());
+        let length = i32::try_from(array.len()).unwrap_or(i32::MAX).to_be_bytes();
+        reply::message(&mut work.to_server, b'B', &[b"\0\0\0\0\0\x01", &length, &array, b"\0\0"]);
+        reply::message(&mut work.to_server, b'E', &[&[0; 5]]);
+        reply::sync(&mut work.to_server);
+        server.unnamed = None;
+        server.ready = false;
+        // What comes next may depend on what is seen.
+        work.alone = true;
+        work.seen = Some(Box::default());
+        work.owed.push_back(Owed::Look(look));
+        true
+    }
+
+    /// Custom settings that the session has touched, and that have no value among its settings: what is left of them, only the server knows.
+    fn unresolved(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.touched.iter().filter(|name| self.settings.value(name).is_none() && !self.plain.contains(name))
+    }
+
+    /// The server's answer is complete. What the session has now, and whether its connection can be given back.
+    pub(super) fn looked(&mut self, look: Look, work: &mut Work, server: &mut ServerState) {
+        work.alone = false;
+        work.segment_failed = false;
+        let seen = work.seen.take().map_or_else(Seen::failed, |seen| *seen);
+        if seen.failed {
+            // Only its session knows what is there.
+            if look == Look::Check {
+                server.tainted = true;
+            } else {
+                self.pins.add(PinReason::SettingOutOfSight);
+            }
+            work.tally.looks.push(LookResult::Closed);
+            return;
+        }
+        let (settings, pins) = (self.settings.clone(), self.pins);
+        let differences = self.take_over(&seen, look, server);
+        if look == Look::Check && (!differences.is_empty() || !Arc::ptr_eq(&settings, &self.settings) || pins != self.pins) {
+            server.tainted = true;
+            work.tally.looks.push(LookResult::Closed);
+            work.tally.differences.push(self.tell_difference(differences, &settings, pins, &seen));
+            // Whatever it is, it is the session's: it must not be missed, and nobody else gets it.
+            self.pins.add(PinReason::SettingOutOfSight);
+            return;
+        }
+        server.unsure = false;
+        work.tally.looks.push(match () {
+            () if !self.pins.is_empty() => LookResult::Pinned,
+            () if look == Look::All && !Arc::ptr_eq(&settings, &self.settings) => LookResult::Settings,
+            () => LookResult::Clean,
+        });
+    }
+
+    /// Makes what was seen the session's own. What the server connection itself was wrong about, in words.
+    fn take_over(&mut self, seen: &Seen, look: Look, server: &mut ServerState) -> Vec<String> {
+        let mut differences = Vec::new();
+        let mut set_there: Vec<String> = Vec::new();
+        let mut prepared = Vec::new();
+        for (kind, name, value) in &seen.rows {
+            let text = std::str::from_utf8(name).ok();
+            // Parameters' names mean the same in any case.
+            let parameter = text.filter(|_| matches!(kind, b's' | b'v')).map(str::to_ascii_lowercase).unwrap_or_default();
+            match (kind, text, value) {
+                // The transaction's own, and a replica connection's protection.
+                (b's', Some(_), _) if is_transactions(&parameter) || !carried(&parameter, server.role) => {}
+                (b's', Some(_), Some(value)) => {
+                    self.take_setting(&parameter, value, server);
+                    set_there.push(parameter);
+                }
+                (b'v', Some(_), Some(value)) => self.take_value(&parameter, value, look, server),
+                // It was never set.
+                (b'v', Some(_), None) => self.forget_setting(&parameter, server),
+                // The role with which it began, and the one that it has.
+                (b'r', _, Some(role)) => {
+                    let began = match self.settings.value("role") {
+                        Some(Value::Known(role)) => role,
+                        _ => name,
+                    };
+                    if role != began {
+                        self.pins.add(PinReason::SetRole);
+                    }
+                }
+                (b't', ..) => {
+                    self.held.temp_tables.add_unknown();
+                    self.pins.add(PinReason::TempTable);
+                }
+                (b'l', Some(channel), _) => {
+                    self.held.channels.add(&Arc::from(channel));
+                    self.pins.add(PinReason::Listen);
+                }
+                (b'a', ..) => self.pins.add(PinReason::AdvisoryLock),
+                (b'h', Some(cursor), _) => {
+                    self.held.cursors.add(&Arc::from(cursor));
+                    self.pins.add(PinReason::WithHoldCursor);
+                }
+                (b'p', Some(statement), _) => prepared.push(statement),
+                // A name that isn't UTF-8: it can't be carried.
+                _ => self.pins.add(PinReason::SettingOutOfSight),
+            }
+        }
+        if look == Look::Values {
+            return differences;
+        }
+        if server.is_somebody_else() {
+            self.pins.add(PinReason::SetRole);
+        }
+        // What somebody has reset out of sight.
+        let gone: Vec<Arc<str>> = server
+            .settings
+            .iter()
+            .map(|(name, _)| name)
+            .filter(|name| !name.contains('.') && !is_hidden(name) && carried(name, server.role))
+            .filter(|name| !set_there.iter().any(|known| **known == ***name))
+            .cloned()
+            .collect();
+        for name in gone {
+            self.forget_setting(&name, server);
+        }
+        self.compare_prepared(&prepared, &mut differences, server);
+        differences
+    }
+
+    fn take_setting(&mut self, name: &str, value: &[u8], server: &mut ServerState) {
+        if server.settings.value(name).is_some_and(|known| same_value(known, value)) {
+            return;
+        }
+        let (name, value) = (Arc::from(name), Value::Known(value.into()));
+        Arc::make_mut(&mut self.settings).set(&name, value.clone());
+        Arc::make_mut(&mut server.settings).set(&name, value);
+        self.share_settings(server);
+    }
+
+    /// The value of a parameter whose source isn't told: of a custom one, or of one that was set by a statement that tells its name.
+    fn take_value(&mut self, name: &str, value: &[u8], look: Look, server: &mut ServerState) {
+        let set_here = server.settings.value(name).is_some();
+        let own = name.contains('.');
+        let shared: Arc<str> = Arc::from(name);
+        if value.is_empty() && !set_here && server.custom.contains(&shared) && !self.touched.contains(&shared) {
+            // Another session's, of which nothing is left but that.
+            return;
+        }
+        if set_here || (own && look != Look::Values) || (own && value.is_empty()) {
+            let name: Arc<str> = Arc::from(name);
+            if own {
+                server.custom.add(&name);
+                self.touched.add(&name);
+                server.accepts(&name);
+            }
+            return self.take_setting(&name, value, server);
+        }
+        // A library's parameter, or one that the server's configuration sets: it has gone back to its own value.
+        self.plain.add(&Arc::from(name));
+    }
+
+    fn forget_setting(&mut self, name: &str, server: &mut ServerState) {
+        if self.settings.value(name).is_none() && server.settings.value(name).is_none() {
+            return;
+        }
+        Arc::make_mut(&mut server.settings).remove(name);
+        match self.startup.value(name).cloned() {
+            // RESET goes back to the session's start.
+            Some(value) => Arc::make_mut(&mut self.settings).set(&Arc::from(name), value),
+            None => Arc::make_mut(&mut self.settings).remove(name),
+        }
+        self.share_settings(server);
+    }
+
+    /// The statements that the server has, against those that it is known to have.
+    fn compare_prepared(&mut self, there: &[&str], differences: &mut Vec<String>, server: &mut ServerState) {
+        let known: Vec<_> = server.prepared_ids();
+        for id in known {
+            let name = server_name(id);
+            if !there.iter().any(|known| known.as_bytes() == name) {
+                differences.push("a prepared statement of ours is gone".to_owned());
+                server.forget_statement(id);
+            }
+        }
+        let ours = |name: &str| server.prepared_ids().into_iter().any(|id| server_name(id) == *name.as_bytes());
+        if self.pins.has(PinReason::PreparedNames) {
+            return;
+        }
+        for name in there.iter().filter(|name| !ours(name)) {
+            if !self.sql_prepared.contains(name.as_bytes()) {
+                self.sql_prepared.add(&Arc::from(*name));
+            }
+            self.pins.add(PinReason::SqlPrepare);
+        }
+    }
+
+    fn tell_difference(&self, mut differences: Vec<String>, before: &super::Settings, pins: super::Pins, seen: &Seen) -> String {
+        let names = |settings: &super::Settings| {
+            settings.iter().map(|(name, value)| format!("{name}={}", shown(value))).collect::<Vec<_>>().join(", ")
+        };
+        differences.push(format!("settings known: [{}]; there: [{}]", names(before), names(&self.settings)));
+        let reasons = |pins: super::Pins| pins.iter().map(PinReason::as_str).collect::<Vec<_>>().join(", ");
+        differences.push(format!("pins known: [{}]; seen: [{}]", reasons(pins), reasons(self.pins)));
+        let rows = seen.rows.iter().filter(|(kind, ..)| !matches!(kind, b'v'));
+        differences.extend(rows.map(|(kind, name, _)| format!("{}:{}", char::from(*kind), String::from_utf8_lossy(name))));
+        differences.join("; ")
+    }
+}
+
+/// Parameters that no view shows: their source can't be looked up.
+fn is_hidden(name: &str) -> bool {
+    matches!(name, "role" | "session_authorization" | "is_superuser")
+}
+
+fn same_value(known: &Value, value: &[u8]) -> bool {
+    matches!(known, Value::Known(known) if **known == *value)
+}
+
+/// Enough of a value to tell it from another.
+fn shown(value: &Value) -> String {
+    const SHOWN: usize = 60;
+    match value {
+        Value::Known(value) => String::from_utf8_lossy(&value[..value.len().min(SHOWN)]).into_owned(),
+        Value::Unread(_) => "?".to_owned(),
+    }
+}
+
+/// Whether this return is one of those that are looked at though nothing is expected.
+fn is_drawn(env: &Env<'_>) -> bool {
+    let share = env.policy.verify_returns;
+    share >= 1.0 || (share > 0.0 && (env.random as f64) < share * (u64::MAX as f64))
+}
+
+impl Seen {
+    fn failed() -> Seen {
+        Seen { failed: true, ..Seen::default() }
+    }
+
+    pub(super) fn fail(&mut self) {
+        self.failed = true;
+    }
+
+    /// A DataRow's body; `None` where it isn't here as a whole.
+    pub(super) fn row(&mut self, body: Option<&[u8]>) {
+        let Some((kind, name, value)) = body.and_then(columns).filter(|_| self.rows.len() < ROWS_MAX && self.bytes < ROW_BYTES_MAX) else {
+            self.failed = true;
+            return;
+        };
+        self.bytes += name.len() + value.as_ref().map_or(0, |value| value.len());
+        self.rows.push((kind, name, value));
+    }
+}
+
+/// Kind, name and value of a row. A value that isn't in hexadecimal digits is none of ours.
+fn columns(body: &[u8]) -> Option<Row> {
+    let mut rest = body.strip_prefix(&[0, 3])?;
+    let mut column = || {
+        let (length, behind) = rest.split_first_chunk::<4>()?;
+        let length = i32::from_be_bytes(*length);
+        let Ok(length) = usize::try_from(length) else {
+            rest = behind;
+            return Some(None);
+        };
+        let (value, behind) = behind.split_at_checked(length)?;
+        rest = behind;
+        Some(Some(value))
+    };
+    let kind = *column()??.first()?;
+    let name = unhex(column()??)?;
+    let value = match column()? {
+        Some(value) => Some(unhex(value)?),
+        None => None,
+    };
+    Some((kind, name, value))
+}
+
+fn unhex(digits: &[u8]) -> Option<Box<[u8]>> {
+    let (pairs, rest) = digits.as_chunks::<2>();
+    let byte = |pair: &[u8; 2]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
+    if rest.is_empty() { pairs.iter().map(byte).collect() } else { None }
+}

@@ -1,0 +1,118 @@
+//! What of two answers must be the same: all of it, but for what the servers themselves make different.
+//!
+//! Each exception stands in [`line`] or [`lines`], with its reason.
+
+use std::fmt::Write;
+
+use super::wire::{Answer, Stop, Told};
+
+/// OIDs from here on are of objects that people made (FirstNormalObjectId). Temporary ones get new OIDs each time.
+const FIRST_NORMAL_OBJECT: u32 = 16_384;
+
+/// An answer in lines, for comparison and for people.
+pub(super) fn lines(answer: &Answer) -> Vec<String> {
+    let mut lines = Vec::new();
+    // Reports and notifications are asynchronous: they count by what comes before which ReadyForQuery, not by their
+    // place before it.
+    let mut reports = Vec::new();
+    for told in &answer.told {
+        match told.tag {
+            b'S' | b'A' => reports.push(line(told)),
+            // Another process on each side, with another secret.
+            b'K' => {}
+            b'Z' => {
+                reports.sort();
+                lines.append(&mut reports);
+                lines.push(line(told));
+            }
+            _ => lines.push(line(told)),
+        }
+    }
+    reports.sort();
+    lines.append(&mut reports);
+    match answer.stop {
+        Stop::Whole => {}
+        Stop::Closed => lines.push("(the connection was closed)".to_owned()),
+        Stop::Hung => lines.push("(no more came)".to_owned()),
+    }
+    lines
+}
+
+fn line(told: &Told) -> String {
+    let mut out = String::from(char::from(told.tag));
+    let mut body = Body(&told.body);
+    match told.tag {
+        b'E' | b'N' => {
+            while let Some((&code, rest)) = body.0.split_first().filter(|(code, _)| **code != 0) {
+                body.0 = rest;
+                let text = body.text();
+                // File, line and routine of PostgreSQL's source: an error that the router words has none.
+                if !matches!(code, b'F' | b'L' | b'R' | b'S') {
+                    let _ = write!(out, " {}:{text}", char::from(code));
+                }
+            }
+        }
+        b'D' => {
+            for _ in 0..body.int16() {
+                match body.int32() {
+                    u32::MAX => out.push_str(" NULL"),
+                    length => {
+                        let _ = write!(out, " \"{}\"", body.bytes(length as usize).escape_ascii());
+                    }
+                }
+            }
+        }
+        b'T' => {
+            for _ in 0..body.int16() {
+                let name = body.text();
+                let (table, column, kind) = (object(body.int32()), body.int16(), object(body.int32()));
+                let (size, modifier, format) = (body.int16(), body.int32(), body.int16());
+                let _ = write!(out, " {name}:{table}.{column}:{kind}/{size}/{modifier}/{format}");
+            }
+        }
+        b't' => {
+            for _ in 0..body.int16() {
+                let _ = write!(out, " {}", object(body.int32()));
+            }
+        }
+        b'A' => {
+            // The sender's process id differs from server to server.
+            let _ = body.int32();
+            let _ = write!(out, " {}", body.0.escape_ascii());
+        }
+        _ => {
+            let _ = write!(out, " {}", body.0.strip_suffix(b"\0").unwrap_or(body.0).escape_ascii());
+        }
+    }
+    out
+}
+
+fn object(oid: u32) -> String {
+    if oid < FIRST_NORMAL_OBJECT { oid.to_string() } else { "own".to_owned() }
+}
+
+/// What of a message hasn't been read yet. Behind its end there are zeros and nothing.
+struct Body<'a>(&'a [u8]);
+
+impl<'a> Body<'a> {
+    fn bytes(&mut self, count: usize) -> &'a [u8] {
+        let (taken, rest) = self.0.split_at(count.min(self.0.len()));
+        self.0 = rest;
+        taken
+    }
+
+    fn int16(&mut self) -> u16 {
+        self.bytes(2).try_into().map(u16::from_be_bytes).unwrap_or_default()
+    }
+
+    fn int32(&mut self) -> u32 {
+        self.bytes(4).try_into().map(u32::from_be_bytes).unwrap_or_default()
+    }
+
+    fn text(&mut self) -> String {
+        let end = self.0.iter().position(|byte| *byte == 0).unwrap_or(self.0.len());
+        let text = self.bytes(end).escape_ascii().to_string();
+        self.bytes(1);
+        text
+    }
+}

@@ -1,0 +1,533 @@
+//! Plays a script on both sides in step, and says what differs. One for each worker: it owns a database on each side,
+//! a second client on the router's, and superusers that look at what was written.
+//!
+//! A player begins each script with a pool in which nobody has left anything: after a difference, [`Player::clean`]
+//! has its server connections ended.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+
+use super::compare::lines;
+use super::encode::{self, Write};
+use super::objects::Databases;
+use super::script::{End, Message, Script, Step};
+use super::wire::{Answer, Stop, Until, Wire, query};
+use super::{Blind, Port};
+
+/// For what ends a moment behind its answer: a server process whose session has gone, a row that a replica is yet to
+/// show.
+const MOMENT: Duration = Duration::from_secs(2);
+const LOOK_AGAIN: Duration = Duration::from_millis(2);
+/// Scripts that one second client sees before another takes its place.
+const LOOKS_MAX: usize = 12;
+const SUPERUSER: &str = "postgres";
+
+/// Who somebody is, and settings of which some script changes each. Nothing in it pins.
+const SEEN: &str = "SELECT concat_ws(' ', current_user, session_user, 'tenant=' || coalesce(quote_literal(current_setting('app.tenant', true)), 'NULL'), \
+    'x=' || coalesce(quote_literal(current_setting('my.x', true)), 'NULL'), 'role=' || current_setting('role'), \
+    'super=' || current_setting('is_superuser'), 'mem=' || current_setting('work_mem'), 'style=' || current_setting('DateStyle'), \
+    'zone=' || current_setting('TimeZone'), 'interval=' || current_setting('IntervalStyle'), \
+    'path=' || current_setting('search_path'), 'application=' || current_setting('application_name'), \
+    'strings=' || current_setting('standard_conforming_strings'), 'quote=' || current_setting('backslash_quote'), \
+    'encoding=' || current_setting('client_encoding'), 'words=' || current_setting('default_text_search_config'), \
+    'timeout=' || current_setting('statement_timeout'), 'lock=' || current_setting('lock_timeout'), \
+    'digits=' || current_setting('extra_float_digits'), 'messages=' || current_setting('client_min_messages'), \
+    'bytea=' || current_setting('bytea_output'), 'seqscan=' || current_setting('enable_seqscan'), \
+    'warning=' || current_setting('escape_string_warning'), 'isolation=' || current_setting('default_transaction_isolation'), \
+    'now=' || current_setting('transaction_isolation')) AS seen";
+/// What lives in the session: temporary objects, channels, cursors. (Functions and types by their names in the
+/// grammar: looking for all takes longer than a script.)
+const HELD: &str = "SELECT (SELECT string_agg(relname, ' ' ORDER BY relname) FROM pg_class \
+        WHERE relnamespace = pg_my_temp_schema() AND relkind <> 'i') AS temporary, \
+    to_regprocedure('pg_temp.f()')::text AS function, to_regtype('pg_temp.ty')::text AS type, \
+    (SELECT string_agg(channel, ' ' ORDER BY channel) FROM pg_listening_channels() channel) AS channels, \
+    (SELECT string_agg(name, ' ' ORDER BY name) FROM pg_cursors WHERE name <> '') AS cursors";
+/// What only the session itself is asked for: it pins.
+const OWN: [&str; 2] = [
+    "SELECT count(*) AS locks FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()",
+    "SELECT name, from_sql FROM pg_prepared_statements WHERE name <> '' ORDER BY name",
+];
+/// And what may end a transaction in an error, at the end.
+const LAST: [&str; 3] = ["FETCH ALL FROM k1", "SELECT lastval()", "SELECT currval('seq')"];
+/// The session's numbers, which a session has none of that has drawn none.
+const NUMBERS: &str = "SELECT lastval()";
+
+/// Where the sides came apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kind {
+    /// An answer differs.
+    Answer,
+    /// No answer came, or the router broke the connection off.
+    Hang,
+    /// What the session says of itself differs.
+    State,
+    /// A second client sees what it shouldn't.
+    Leak,
+    /// What is in the tables differs, or locks are left.
+    Effects,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Difference {
+    pub kind: Kind,
+    pub place: String,
+    pub direct: Vec<String>,
+    pub routed: Vec<String>,
+}
+
+/// The ports of one run.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ports {
+    pub(super) side: Port,
+    /// Of the server that the direct side talks to.
+    pub(super) direct: u16,
+    pub(super) routed: u16,
+    pub(super) leader: u16,
+    pub(super) replica: u16,
+}
+
+pub(super) struct Player {
+    ports: Ports,
+    databases: Databases,
+    /// What a fresh direct session sees, by user.
+    fresh: HashMap<String, Vec<String>>,
+    /// What a fresh direct session says of its numbers.
+    no_numbers: Option<Answer>,
+    /// The second client, its user, and how often it has looked.
+    second: Option<(Wire, String, usize)>,
+    /// Superusers on the leader, one in each database, and on the replica in the router's.
+    judges: [Wire; 3],
+    /// What the tables hold at the beginning.
+    base: String,
+    /// Whether the script under way has changed that.
+    changed: bool,
+    blind: Blind,
+}
+
+/// What a script has under way.
+struct Game {
+    direct: Wire,
+    routed: Wire,
+    holders: Vec<Wire>,
+}
+
+impl Player {
+    /// # Errors
+    /// If a server doesn't answer.
+    pub(super) fn new(ports: Ports, databases: Databases, blind: Blind) -> anyhow::Result<Player> {
+        let mut judges = judges(ports, &databases)?;
+        let base = judges[0].value("SELECT contents || ' / 0 locks' FROM judge_base")?;
+        Ok(Player { ports, databases, fresh: HashMap::new(), no_numbers: None, second: None, judges, base, changed: true, blind })
+    }
+
+    /// Plays a script; `None` if both sides are the same.
+    ///
+    /// # Errors
+    /// If the direct side can't play it: then nothing is said of the router.
+    pub(super) fn play(&mut self, script: &Script) -> anyhow::Result<Option<Difference>> {
+        // Until the tables were looked at, nothing is known of them.
+        self.changed = true;
+        let difference = self.played(script);
+        let clean = matches!(difference, Ok(None));
+        if clean && self.changed && self.ports.side == Port::ReadWrite {
+            // What the script wrote was compared; the next one finds the tables as they were.
+            self.reset()?;
+        }
+        // What isn't looked for would be found by the next script.
+        let clean = clean && !self.blind.placeholders && !self.blind.numbers;
+        if !clean && self.clean().is_err() {
+            // The server may have crashed over the script: it is back in a while.
+            self.eventually(|player| {
+                player.judges = judges(player.ports, &player.databases)?;
+                Ok(true)
+            })?;
+            self.clean()?;
+        }
+        difference
+    }
+
+    fn played(&mut self, script: &Script) -> anyhow::Result<Option<Difference>> {
+        let copies_by_parse = script.texts().any(|text| text.contains("FROM STDIN"))
+            && script.steps.iter().any(|step| {
+                matches!(step, Step::Write { messages, .. }
+                    if messages.iter().any(|message| matches!(message, Message::Parse { text, .. } if text.contains("FROM STDIN"))))
+            });
+        let (mut game, login) = match self.begin(script)? {
+            Ok(begun) => begun,
+            Err(difference) => return Ok(difference),
+        };
+        if let Some(difference) = login {
+            return Ok(Some(difference));
+        }
+        for (index, step) in script.steps.iter().enumerate() {
+            let place = format!("step {}", index + 1);
+            let difference = match step {
+                Step::Write { messages, split } => self.write(&mut game, &encode::writes(messages, copies_by_parse), *split, &place)?,
+                Step::Cancel => self.cancel(&mut game, &place)?,
+                Step::Look if game.direct.status == b'I' => self.look(&script.user, &place)?,
+                Step::Hold if game.direct.status == b'I' && game.holders.is_empty() => {
+                    self.hold(&mut game, &script.user)?;
+                    None
+                }
+                Step::Look | Step::Hold => None,
+            };
+            if difference.is_some() {
+                return Ok(difference);
+            }
+        }
+        game.holders.clear();
+        if script.state
+            && let Some(difference) = self.state(&mut game)?
+        {
+            return Ok(Some(difference));
+        }
+        if let Some(difference) = self.end(game, &script.end)? {
+            return Ok(Some(difference));
+        }
+        if let Some(difference) = self.effects()? {
+            return Ok(Some(difference));
+        }
+        if let Some(difference) = self.look(&script.user, "after the first client has gone")? {
+            return Ok(Some(difference));
+        }
+        let draws = |text: &str| ["INTO ser", "seq", "commits"].iter().any(|word| text.contains(word));
+        if !self.blind.numbers && script.texts().any(draws) { self.look_at_numbers(&script.user) } else { Ok(None) }
+    }
+
+    /// Asked by itself, and the client that asks is given up: it is pinned then.
+    fn look_at_numbers(&mut self, user: &str) -> anyhow::Result<Option<Difference>> {
+        let asked = |port: u16, database: &str| -> anyhow::Result<Answer> {
+            let (mut wire, _) = Wire::log_in(port, &[("user", user), ("database", database)])?;
+            Ok(wire.ask(NUMBERS)?)
+        };
+        if self.no_numbers.is_none() {
+            self.no_numbers = Some(asked(self.ports.direct, &self.databases.direct)?);
+        }
+        let got = asked(self.ports.routed, &self.databases.routed)?;
+        let place = "a second client, after the first has gone, of its numbers";
+        let difference = self.no_numbers.as_ref().and_then(|expected| self.compared(place, expected, &got));
+        Ok(difference.map(|difference| Difference { kind: Kind::Leak, ..difference }))
+    }
+
+    /// Both logins. The inner error ends the script: the logins were refused, with a difference or the same.
+    #[expect(clippy::type_complexity, reason = "said in its place")]
+    fn begin(&mut self, script: &Script) -> anyhow::Result<Result<(Game, Option<Difference>), Option<Difference>>> {
+        let parameters = |database: &str| -> Vec<(String, String)> {
+            let own = [("user", script.user.as_str()), ("database", database)];
+            let own = own.map(|(name, value)| (name.to_owned(), value.to_owned()));
+            own.into_iter().chain(script.options.iter().cloned()).collect()
+        };
+        let log_in = |port: u16, database: &str| {
+            let parameters = parameters(database);
+            let borrowed: Vec<_> = parameters.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+            Wire::log_in(port, &borrowed)
+        };
+        let (direct, expected) = log_in(self.ports.direct, &self.databases.direct)?;
+        ensure!(expected.stop != Stop::Hung, "the server doesn't answer a login");
+        let (routed, got) = log_in(self.ports.routed, &self.databases.routed)?;
+        let refused = expected.told.last().is_none_or(|told| told.tag != b'Z');
+        let difference = self.compared("the login", &expected, &got);
+        if refused {
+            return Ok(Err(difference));
+        }
+        Ok(Ok((Game { direct, routed, holders: Vec::new() }, difference)))
+    }
+
+    fn write(&mut self, game: &mut Game, writes: &[Write], split: bool, place: &str) -> anyhow::Result<Option<Difference>> {
+        let (mut expected, mut got) = (empty(), empty());
+        for Write { bytes, until } in writes {
+            // Behind an error, a server skips what comes up to the Sync: no answer will tell that it has come to a
+            // Flush.
+            let skips = expected.told.iter().rev().take_while(|told| told.tag != b'Z').any(|told| told.tag == b'E');
+            let until = match until {
+                Until::Counted { readies: 0, .. } if skips => &Until::Counted { readies: 0, completed: 0 },
+                until => until,
+            };
+            let sent = if split { send_in_pieces(&mut game.routed, bytes) } else { game.routed.send(bytes) };
+            game.direct.send(bytes).context("the direct connection is gone")?;
+            append(&mut expected, game.direct.read(*until));
+            ensure!(expected.stop != Stop::Hung, "{place}: the server itself doesn't answer");
+            // PostgreSQL 15 ends a session that runs some transaction control by EXECUTE of a statement of the
+            // protocol's.
+            ensure!(expected.stop != Stop::Closed, "{place}: the server itself closed the connection");
+            // What a router says before it goes away is read, too.
+            let read = game.routed.read(*until);
+            append(&mut got, read);
+            if sent.is_err() || got.stop != Stop::Whole {
+                break;
+            }
+        }
+        Ok(self.compared(place, &expected, &got))
+    }
+
+    fn cancel(&mut self, game: &mut Game, place: &str) -> anyhow::Result<Option<Difference>> {
+        if game.direct.status == b'E' {
+            return Ok(None);
+        }
+        let bytes = query("SELECT pg_sleep(5)");
+        game.direct.send(&bytes)?;
+        if game.routed.send(&bytes).is_err() {
+            return Ok(None);
+        }
+        let sleeps = "SELECT count(*) FROM pg_stat_activity WHERE datname IN (current_database(), \
+            replace(current_database(), 'diff_r', 'diff_d')) AND state = 'active' AND query = 'SELECT pg_sleep(5)'";
+        self.eventually(|player| {
+            let on_leader: usize = player.judges[1].value(sleeps)?.parse()?;
+            let on_replica: usize = player.judges[2].value(sleeps)?.parse()?;
+            Ok(on_leader + on_replica >= 2)
+        })?;
+        game.direct.cancel()?;
+        game.routed.cancel()?;
+        let until = Until::Counted { readies: 1, completed: 0 };
+        let (expected, got) = (game.direct.read(until), game.routed.read(until));
+        Ok(self.compared(place, &expected, &got))
+    }
+
+    /// Another client's transaction takes the connection that the session has used, so that it gets another one.
+    fn hold(&mut self, game: &mut Game, user: &str) -> anyhow::Result<()> {
+        let (mut holder, _) = Wire::log_in(self.ports.routed, &[("user", user), ("database", &self.databases.routed)])?;
+        holder.ask("BEGIN; SELECT count(*) FROM t")?;
+        game.holders.push(holder);
+        Ok(())
+    }
+
+    /// What a second client sees, against what a fresh direct session sees.
+    fn look(&mut self, user: &str, place: &str) -> anyhow::Result<Option<Difference>> {
+        let bytes = self.look_bytes();
+        let until = Until::Counted { readies: self.looks() * LOOK_QUERIES, completed: 0 };
+        if !self.fresh.contains_key(user) {
+            let (mut wire, _) = Wire::log_in(self.ports.direct, &[("user", user), ("database", &self.databases.direct)])?;
+            wire.send(&bytes)?;
+            let answer = wire.read(until);
+            ensure!(answer.stop == Stop::Whole, "a fresh direct session doesn't answer");
+            let mut seen = lines(&answer);
+            self.look_away(&mut seen);
+            self.fresh.insert(user.to_owned(), seen);
+        }
+        let (mut wire, looks) = match self.second.take() {
+            Some((wire, of, looks)) if of == user && looks < LOOKS_MAX => (wire, looks),
+            _ => (Wire::log_in(self.ports.routed, &[("user", user), ("database", &self.databases.routed)])?.0, 0),
+        };
+        let answer = if wire.send(&bytes).is_ok() { wire.read(until) } else { Answer { told: Vec::new(), stop: Stop::Closed } };
+        let (expected, mut got) = (&self.fresh[user], lines(&answer));
+        self.look_away(&mut got);
+        if *expected == got {
+            self.second = Some((wire, user.to_owned(), looks + 1));
+            return Ok(None);
+        }
+        let kind = if answer.stop == Stop::Whole { Kind::Leak } else { Kind::Hang };
+        let (direct, routed) = apart(expected, &got);
+        Ok(Some(Difference { kind, place: format!("a second client, {place}"), direct, routed }))
+    }
+
+    /// On the read/write port, a look goes to the leader and to the replica.
+    fn looks(&self) -> usize {
+        if self.ports.side == Port::ReadWrite { 2 } else { 1 }
+    }
+
+    fn look_bytes(&self) -> Vec<u8> {
+        let hints: &[&str] =
+            if self.ports.side == Port::ReadWrite { &["/* switchyard: leader */ ", "/* switchyard: replica */ "] } else { &[""] };
+        let asked = |hint: &&str| {
+            let mut bytes = query(&format!("{hint}{SEEN}"));
+            bytes.extend(query(&format!("{hint}{HELD}")));
+            for statement in ["a", "w"] {
+                bytes.extend(query(&format!("{hint}EXECUTE {statement}")));
+            }
+            bytes
+        };
+        hints.iter().flat_map(asked).collect()
+    }
+
+    fn state(&mut self, game: &mut Game) -> anyhow::Result<Option<Difference>> {
+        let rollback: &[&str] = if game.direct.status == b'E' { &["ROLLBACK"] } else { &[] };
+        let asked = |texts: &[&str]| -> Vec<Message> { texts.iter().map(|text| Message::Query(vec![(*text).to_owned()])).collect() };
+        let own = if self.blind.names { &OWN[..1] } else { &OWN };
+        let mut messages = [asked(rollback), asked(&[SEEN, HELD]), asked(own)].concat();
+        for name in ["a", "w", ""] {
+            messages.extend([Message::DescribeStatement(name.to_owned()), Message::Sync]);
+        }
+        messages.extend(asked(if self.blind.numbers { &LAST[..1] } else { &LAST }));
+        let difference = self.write(game, &encode::writes(&messages, false), false, "the session's own state")?;
+        Ok(difference.map(|difference| Difference {
+            kind: if difference.kind == Kind::Answer { Kind::State } else { difference.kind },
+            ..difference
+        }))
+    }
+
+    fn end(&mut self, game: Game, end: &End) -> anyhow::Result<Option<Difference>> {
+        let Game { mut direct, mut routed, .. } = game;
+        let (messages, terminate): (&[Message], bool) = match end {
+            End::Terminate => (&[], true),
+            End::Behind(messages) => (messages, true),
+            End::HalfClose(messages) => (messages, false),
+            End::Reset => {
+                routed.reset();
+                direct.reset();
+                return Ok(None);
+            }
+        };
+        let mut bytes = encode::all(messages);
+        if terminate {
+            bytes.extend(super::wire::message(b'X', b""));
+        }
+        for wire in [&mut direct, &mut routed] {
+            let _ = wire.send(&bytes);
+            if !terminate {
+                wire.end_input();
+            }
+        }
+        let (expected, got) = (direct.read(Until::Closed), routed.read(Until::Closed));
+        ensure!(expected.stop == Stop::Whole, "the server itself doesn't end");
+        Ok(self.compared("the end", &expected, &got))
+    }
+
+    /// The tables of both databases, and the advisory locks that are held in the router's.
+    fn effects(&mut self) -> anyhow::Result<Option<Difference>> {
+        let asked = "SELECT judge_contents() || ' / ' || (SELECT count(*) FROM pg_locks l JOIN pg_database d ON d.oid = l.database \
+            WHERE d.datname = current_database() AND l.locktype = 'advisory') || ' locks'";
+        let locks = "SELECT (SELECT count(*) FROM pg_locks l JOIN pg_database d ON d.oid = l.database \
+            WHERE d.datname = current_database() AND l.locktype = 'advisory') || ' locks'";
+        let deadline = Instant::now() + MOMENT;
+        loop {
+            let writes = self.ports.side == Port::ReadWrite;
+            let expected = if writes { self.judges[0].value(asked)? } else { "0 locks".to_owned() };
+            let got = if writes { self.judges[1].value(asked)? } else { self.judges[2].value(locks)? };
+            if expected == got {
+                self.changed = writes && expected != self.base;
+                return Ok(None);
+            }
+            if Instant::now() > deadline {
+                let (direct, routed) = (vec![expected], vec![got]);
+                return Ok(Some(Difference { kind: Kind::Effects, place: "what is left in the database".to_owned(), direct, routed }));
+            }
+            std::thread::sleep(LOOK_AGAIN);
+        }
+    }
+
+    /// Ends every server connection that a script may have left something on, and brings the tables back.
+    fn clean(&mut self) -> anyhow::Result<()> {
+        self.second = None;
+        let end = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname IN (current_database(), \
+            replace(current_database(), 'diff_r', 'diff_d')) AND usename LIKE 'diff\\_app%'";
+        self.eventually(|player| {
+            let ended = [player.judges[1].value(end)?, player.judges[2].value(end)?];
+            Ok(ended.iter().all(|count| count == "0"))
+        })?;
+        self.reset()?;
+        // The router has noticed when a new session gets a new connection, on each node.
+        let user = super::objects::USERS[0];
+        let database = self.databases.routed.clone();
+        let side = if self.ports.side == Port::ReadWrite { "/* switchyard: leader */ SELECT 1" } else { "SELECT 1" };
+        let port = self.ports.routed;
+        self.eventually(|_| {
+            let (mut wire, _) = Wire::log_in(port, &[("user", user), ("database", &database)])?;
+            let answers = [wire.value(side), wire.value("/* switchyard: replica */ SELECT 1")];
+            Ok(answers.iter().all(Result::is_ok))
+        })
+    }
+
+    fn reset(&mut self) -> anyhow::Result<()> {
+        for judge in &mut self.judges[..2] {
+            judge.ask("SELECT judge_reset()")?;
+        }
+        // The router doesn't know of this write: without a wait, the next script could read a replica that is yet to
+        // replay it.
+        let written = self.judges[1].value("SELECT pg_current_wal_lsn()")?;
+        self.eventually(|player| Ok(player.judges[2].value(&format!("SELECT pg_last_wal_replay_lsn() >= '{written}'"))? == "t"))
+    }
+
+    fn compared(&self, place: &str, expected: &Answer, got: &Answer) -> Option<Difference> {
+        let (mut direct, mut routed) = (lines(expected), lines(got));
+        self.look_away(&mut direct);
+        self.look_away(&mut routed);
+        if direct == routed {
+            return None;
+        }
+        let kind = if got.stop == expected.stop { Kind::Answer } else { Kind::Hang };
+        let (direct, routed) = apart(&direct, &routed);
+        Some(Difference { kind, place: place.to_owned(), direct, routed })
+    }
+
+    fn look_away(&self, lines: &mut [String]) {
+        for line in lines {
+            if self.blind.placeholders {
+                *line = line.replace("tenant=\\'\\'", "tenant=NULL").replace(" x=\\'\\'", " x=NULL");
+            }
+            if self.blind.names
+                && let Some((before, behind)) = line.split_once("prepared statement \\\"")
+            {
+                let behind = behind.split_once('"').map_or("", |(_, behind)| behind);
+                *line = format!("{before}prepared statement *{behind}");
+            }
+        }
+    }
+
+    fn eventually(&mut self, mut look: impl FnMut(&mut Player) -> anyhow::Result<bool>) -> anyhow::Result<()> {
+        let deadline = Instant::now() + 10 * MOMENT;
+        loop {
+            let looked = look(self);
+            if matches!(looked, Ok(true)) {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                looked?;
+                anyhow::bail!("what was waited for didn't come");
+            }
+            std::thread::sleep(LOOK_AGAIN);
+        }
+    }
+}
+
+fn judges(ports: Ports, databases: &Databases) -> anyhow::Result<[Wire; 3]> {
+    let judge = |port: u16, database: &str| -> anyhow::Result<Wire> {
+        let (mut wire, _) = Wire::log_in(port, &[("user", SUPERUSER), ("database", database)])?;
+        // Shorter than the patience for an answer.
+        wire.ask("SET lock_timeout = '4s'")?;
+        wire.value("SELECT 1")?;
+        Ok(wire)
+    };
+    Ok([judge(ports.leader, &databases.direct)?, judge(ports.leader, &databases.routed)?, judge(ports.replica, &databases.routed)?])
+}
+
+/// Queries of a look in each place.
+const LOOK_QUERIES: usize = 4;
+
+fn empty() -> Answer {
+    Answer { told: Vec::new(), stop: Stop::Whole }
+}
+
+fn append(to: &mut Answer, more: Answer) {
+    to.told.extend(more.told);
+    to.stop = more.stop;
+}
+
+/// Each piece in a packet of its own, as far as the kernel lets it.
+fn send_in_pieces(wire: &mut Wire, bytes: &[u8]) -> std::io::Result<()> {
+    let mut dice = crate::unruly::Dice(bytes.len() as u64);
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        let (piece, behind) = rest.split_at((1 + dice.below(9)).min(rest.len()));
+        wire.send(piece)?;
+        rest = behind;
+    }
+    Ok(())
+}
+
+/// The lines that one side has and the other hasn't, behind the last that both have before the first of these.
+fn apart(direct: &[String], routed: &[String]) -> (Vec<String>, Vec<String>) {
+    let same = direct.iter().zip(routed).take_while(|(one, other)| one == other).count();
+    let begin = same.saturating_sub(1);
+    let tail = direct[same..].iter().rev().zip(routed[same..].iter().rev()).take_while(|(one, other)| one == other).count();
+    let (mut direct, mut routed) = (direct[begin..direct.len() - tail].to_vec(), routed[begin..routed.len() - tail].to_vec());
+    if direct.len() == routed.len() {
+        let differ: Vec<bool> = direct.iter().zip(&routed).map(|(one, other)| one != other).collect();
+        for lines in [&mut direct, &mut routed] {
+            let mut differ = differ.iter();
+            lines.retain(|_| differ.next().is_some_and(|differs| *differs));
+        }
+    }
+    (direct, routed)
+}
