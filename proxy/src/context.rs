@@ -10,6 +10,7 @@ use switchyard_core::balance::Load;
 use switchyard_core::causal::Level;
 use switchyard_core::route::Loads;
 use switchyard_core::session::{Judge, StatementId};
+use switchyard_core::sql::catalog::Suspicion;
 use switchyard_core::sql::{Dialect, Effect, Facts, Memo, PinReason, Verdict};
 use switchyard_core::topology::Member;
 use switchyard_health::Health;
@@ -111,8 +112,12 @@ impl Judge for DatabaseVerdicts<'_> {
         self.database.facts().bad_value()
     }
 
-    fn leaving_value(&self) -> Option<&'static str> {
-        self.database.facts().leaving_value()
+    fn value_suspicion(&self) -> Suspicion {
+        self.database.facts().value_suspicion()
+    }
+
+    fn custom_settings(&self) -> Arc<[Arc<str>]> {
+        self.database.facts().custom_settings()
     }
 
     fn grounds(&self) -> Vec<String> {

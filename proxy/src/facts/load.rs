@@ -117,7 +117,7 @@ SELECT p.oid, n.nspname, p.proname
  WHERE p.oid < 16384";
 
 /// Columns: oid, schema, name, aggregate, volatility, language, extension, internal source, hidden by a built-in one, can be called with one
-/// argument, its own `search_path` puts something before `pg_catalog`, it sets a parameter whose name has a prefix.
+/// argument, its own `search_path` puts something before `pg_catalog`, the parameters with a prefix that it sets.
 const FUNCTIONS: &str = "\
 SELECT p.oid, n.nspname, p.proname, p.prokind = 'a', p.provolatile, l.lanname, e.extname,
        CASE WHEN l.lanname = 'internal' THEN p.prosrc END,
@@ -127,7 +127,7 @@ SELECT p.oid, n.nspname, p.proname, p.prokind = 'a', p.provolatile, l.lanname, e
                     AND b.oid < 16384),
        p.pronargs >= 1 AND p.pronargs - p.pronargdefaults <= 1,
        EXISTS (SELECT FROM unnest(p.proconfig) s WHERE s ~ '^search_path=.*,.*pg_catalog'),
-       EXISTS (SELECT FROM unnest(p.proconfig) s WHERE s ~ '^[^=]*[.]')
+       ARRAY(SELECT split_part(s, '=', 1) FROM unnest(p.proconfig) s WHERE s ~ '^[^=]*[.]')
   FROM pg_catalog.pg_proc p
   JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
   JOIN pg_catalog.pg_language l ON l.oid = p.prolang
@@ -152,6 +152,17 @@ const RELATIONS: &str = "\
 SELECT c.oid, n.nspname, c.relname, c.relkind, c.relpersistence
   FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
  WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S') AND c.relpersistence <> 't'";
+
+/// Foreign tables of wrappers that aren't known to set nothing.
+const FOREIGN: &str = "\
+SELECT t.ftrelid
+  FROM pg_catalog.pg_foreign_table t
+  JOIN pg_catalog.pg_foreign_server s ON s.oid = t.ftserver
+  JOIN pg_catalog.pg_foreign_data_wrapper w ON w.oid = s.srvfdw
+  LEFT JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_proc'::regclass AND d.objid = w.fdwhandler AND d.deptype = 'e'
+                                  AND d.refclassid = 'pg_catalog.pg_extension'::regclass
+  LEFT JOIN pg_catalog.pg_extension e ON e.oid = d.refobjid
+ WHERE w.fdwhandler <> 0 AND e.extname IS DISTINCT FROM 'postgres_fdw' AND e.extname IS DISTINCT FROM 'file_fdw'";
 
 const INHERITS: &str = "\
 SELECT i.inhparent, i.inhrelid
@@ -306,7 +317,7 @@ SELECT conrelid, o FROM pg_catalog.pg_constraint, unnest(conexclop) o WHERE cont
 type Of = fn(u32) -> Object;
 
 /// Expressions of relations that count for what is left behind alone, by what runs them.
-fn traces(version_num: i32) -> [(String, Of); 9] {
+fn traces(version_num: i32) -> [(String, Of); 10] {
     let short = |tree: &str| format!("CASE WHEN octet_length({tree}::text) <= {TREE_BYTES_MAX} THEN {tree}::text END");
     let domain_defaults = format!("SELECT oid, {} FROM pg_catalog.pg_type WHERE typdefaultbin IS NOT NULL", short("typdefaultbin"));
     let statistics = if version_num >= 140_000 { "stxexprs" } else { "NULL::text" };
@@ -353,6 +364,15 @@ fn traces(version_num: i32) -> [(String, Of); 9] {
         (
             format!("SELECT partrelid, {} FROM pg_catalog.pg_partitioned_table WHERE partexprs IS NOT NULL", short("partexprs")),
             Object::Key,
+        ),
+        // What a materialized view is made of runs when it is refreshed.
+        (
+            format!(
+                "SELECT r.ev_class, {} FROM pg_catalog.pg_rewrite r JOIN pg_catalog.pg_class c ON c.oid = r.ev_class
+                  WHERE r.ev_type = '1' AND c.relkind = 'm'",
+                short("r.ev_action")
+            ),
+            Object::Change,
         ),
         (
             format!(
@@ -500,6 +520,8 @@ async fn functions(client: &Client, catalog: &mut Catalog) -> Result<(), tokio_p
     each(client, FUNCTIONS, |row| {
         let (schema, name, language, extension, internal) =
             (text(row, 1)?, text(row, 2)?, text(row, 5)?, optional(row, 6)?, optional(row, 7)?);
+        let sets_custom = row.try_get::<_, Vec<Text<'_>>>(11)?;
+        let sets_custom: Vec<&str> = sets_custom.iter().map(|name| &*name.0).collect();
         catalog.function(Function {
             oid: oid(row, 0)?,
             schema: &schema,
@@ -516,7 +538,7 @@ async fn functions(client: &Client, catalog: &mut Catalog) -> Result<(), tokio_p
             hidden_by_builtin: row.try_get(8)?,
             one_argument: row.try_get(9)?,
             hides_builtins: row.try_get(10)?,
-            sets_custom: row.try_get(11)?,
+            sets_custom: &sets_custom,
         });
         Ok(())
     })
@@ -545,6 +567,11 @@ async fn relations(client: &Client, catalog: &mut Catalog) -> Result<(), tokio_p
     each(client, RELATIONS, |row| {
         let (schema, name) = (text(row, 1)?, text(row, 2)?);
         catalog.relation(Relation { oid: oid(row, 0)?, schema: &schema, name: &name, kind: letter(row, 3)?, persistence: letter(row, 4)? });
+        Ok(())
+    })
+    .await?;
+    each(client, FOREIGN, |row| {
+        catalog.untold(Object::Relation(oid(row, 0)?), "foreign");
         Ok(())
     })
     .await?;

@@ -84,7 +84,10 @@ fn line(told: &Told) -> String {
             let _ = write!(out, " {}", body.0.strip_suffix(b"\0").unwrap_or(body.0).escape_ascii());
         }
     }
-    out
+    // A session's temporary schema has the number of its process's slot.
+    let mut parts = out.split("pg_temp_");
+    let first = parts.next().unwrap_or_default().to_owned();
+    parts.fold(first, |out, part| out + "pg_temp_N" + part.trim_start_matches(|letter: char| letter.is_ascii_digit()))
 }
 
 fn object(oid: u32) -> String {

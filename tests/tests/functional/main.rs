@@ -10,6 +10,7 @@ mod causal;
 mod config;
 mod databases;
 mod goodbye;
+mod left_behind;
 mod load;
 mod login;
 mod overruling;

@@ -43,11 +43,12 @@ impl Statement {
 #[derive(Clone, Debug)]
 pub(super) enum Item {
     Query(Arc<Verdict>),
-    /// `previous`: what the unnamed statement was before.
+    /// `previous`: what the unnamed statement was before; `duplicate`: the name means another statement already, or so it seems.
     Parse {
         name: Box<[u8]>,
         statement: Arc<Statement>,
         previous: Option<Arc<Statement>>,
+        duplicate: bool,
     },
     /// `statement`: `None` for a name that this session hasn't prepared.
     Bind {
@@ -68,7 +69,10 @@ pub(super) enum Item {
         closed: Option<Arc<Statement>>,
     },
     ClosePortal,
-    FunctionCall,
+    /// `large_object`: it is one of libpq's for large objects, which leave nothing.
+    FunctionCall {
+        large_object: bool,
+    },
     /// The router's error takes the place of its answer.
     Refused(Box<Refusal>),
     Flush,
@@ -133,7 +137,7 @@ impl Batch {
             Item::DescribePortal(_)
             | Item::CloseStatement { .. }
             | Item::ClosePortal
-            | Item::FunctionCall
+            | Item::FunctionCall { .. }
             | Item::Refused(_)
             | Item::Flush
             | Item::Sync => None,
@@ -150,7 +154,7 @@ impl Batch {
         let mut class = Class::Local;
         for (item, _) in &self.items {
             let part = match item {
-                Item::FunctionCall => Class::Write,
+                Item::FunctionCall { .. } => Class::Write,
                 // A portal or statement that this session doesn't know: the server says what it is.
                 Item::Execute(None) => Class::Write,
                 Item::Bind { statement: None, .. } | Item::DescribeStatement { statement: None, .. } => Class::Write,
@@ -185,7 +189,7 @@ impl Batch {
     }
 
     pub(super) fn executes(&self) -> bool {
-        self.items.iter().any(|(item, _)| matches!(item, Item::Query(_) | Item::Execute(_) | Item::Bind { .. } | Item::FunctionCall))
+        self.items.iter().any(|(item, _)| matches!(item, Item::Query(_) | Item::Execute(_) | Item::Bind { .. } | Item::FunctionCall { .. }))
     }
 
     /// The only statement of a batch that is one simple query with one statement.
@@ -210,7 +214,7 @@ impl Batch {
                 Item::Execute(None)
                 | Item::CloseStatement { .. }
                 | Item::ClosePortal
-                | Item::FunctionCall
+                | Item::FunctionCall { .. }
                 | Item::Refused(_)
                 | Item::Flush => return None,
             };

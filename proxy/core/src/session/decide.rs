@@ -118,7 +118,7 @@ impl Session {
         }
         let refused = |command: &'static str| Some(Refusal::ReadOnly { command: command.into() });
         let verdict = match item {
-            Item::FunctionCall => return refused("fastpath function call"),
+            Item::FunctionCall { .. } => return refused("fastpath function call"),
             Item::Query(verdict) => verdict,
             // It may have been prepared before the relations in it were known.
             Item::Execute(Some(statement)) if statement.verdict.class > Class::Read => &self.verdict(env, statement.text()),

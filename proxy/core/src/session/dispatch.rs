@@ -3,18 +3,17 @@
 
 use std::sync::Arc;
 
-use rustc_hash::FxHashMap;
-
 use super::batch::{End, Item, Statement, must_be_answered_first};
 use super::effects::bounds_transaction;
-use super::replies::{Owed, Prepares, Sync};
+use super::names::stand_in_for;
+use super::replies::{Owed, Place, Prepares, Sync};
 use super::server::{StatementId, is_server_name, server_name};
 use super::settings::Value;
 use super::{Attempt, Env, Lost, Phase, Segment, ServerState, Session, Work};
 use crate::marks::Touched;
 use crate::refusal::Refusal;
 use crate::route::ServerRole;
-use crate::sql::{Class, Effect, Kind, PinReason, Verdict};
+use crate::sql::{Class, Effect, Kind, PinReason, Unseen, Verdict};
 use crate::wire::reply::{self, TxStatus};
 use crate::wire::{frame, view};
 
@@ -75,6 +74,7 @@ impl Session {
             self.own_sequences(work, server);
         }
         let begins = work.segment == Segment::Closed && work.owed.iter().all(|owed| matches!(owed, Owed::Bring | Owed::Discard));
+        self.use_own_names(work, server);
         let lone_write = begins && self.begin_segment(work, server, class);
         if env.policy.session_mode {
             self.pins.add(PinReason::SessionMode);
@@ -94,9 +94,6 @@ impl Session {
         work.alone |= syncs_flush;
         // A Sync of ours behind messages that the client hasn't synced could end a skipping.
         let lone = work.segment == Segment::Closed && work.batch.items.len() == 1 && !self.unsynced;
-        if work.segment == Segment::Closed && self.needs_own_names(work) {
-            self.use_own_names(work, server);
-        }
         let batch = std::mem::take(&mut work.batch);
         for (item, range) in &batch.items {
             let refusal = self.refused(env, item, &batch.bytes[range.clone()]).or_else(|| self.outdated(env, item, server));
@@ -116,6 +113,7 @@ impl Session {
             // What must be answered before more is taken must be answered now.
             reply::message(&mut work.to_server, b'H', &[]);
         }
+        work.flushed = batch.end == End::Flush || (batch.end == End::Overflow && work.alone);
         work.segment = if batch.end == End::Ready || syncs_flush { Segment::Closed } else { Segment::Open };
         if work.segment == Segment::Closed && !work.stand_ins.is_empty() {
             // Our Sync may end a skipping that is the client's to end.
@@ -143,7 +141,7 @@ impl Session {
             let sees = |effect: &Effect| matches!(effect, Effect::Pin(PinReason::Sequence | PinReason::UserCode));
             inserts || verdict.statements > 1 || verdict.unseen.leaves || verdict.effects.iter().any(sees)
         };
-        let unknown = |(item, _): &(Item, _)| matches!(item, Item::FunctionCall | Item::Execute(None));
+        let unknown = |(item, _): &(Item, _)| matches!(item, Item::FunctionCall { large_object: false } | Item::Execute(None));
         // What a transaction will do isn't known when it begins.
         let begins = self.begin.is_some() || work.batch.executed().flat_map(|verdict| &verdict.effects).any(bounds_transaction);
         if server.role == ServerRole::Replica
@@ -173,7 +171,7 @@ impl Session {
                 Item::Query(verdict) => verdict,
                 Item::Execute(Some(statement)) => &statement.verdict,
                 // Nobody knows what it is.
-                Item::Execute(None) | Item::FunctionCall => {
+                Item::Execute(None) | Item::FunctionCall { .. } => {
                     self.written.merge(&Touched::Everything);
                     continue;
                 }
@@ -273,8 +271,16 @@ impl Session {
                 work.to_server.extend_from_slice(message);
                 work.owed.push_back(Owed::Query(verdict.clone(), text_hash(verdict, message)));
             }
-            Item::Parse { name, statement, previous } => self.send_parse(name, statement, previous.as_ref(), message, work, server),
+            Item::Parse { name, statement, previous, duplicate } => {
+                let (name, statement, previous) = (name.clone(), statement.clone(), previous.clone());
+                let prepares = Prepares { name, statement, previous, duplicate: *duplicate };
+                self.send_parse(prepares, message, work, server);
+            }
             Item::Bind { statement, unnamed } => {
+                if let Some(statement) = statement {
+                    // Its plan is made there, by which functions may be called that are said to be immutable.
+                    self.may_leave(statement.verdict.unseen, server);
+                }
                 let Some(name) = self.ensure_prepared(statement.as_ref(), *unnamed, work, server) else {
                     work.to_server.extend_from_slice(message);
                     return work.owed.push_back(Owed::Bind(None));
@@ -311,7 +317,7 @@ impl Session {
                 if name.is_empty() {
                     server.unnamed = None;
                 }
-                if is_server_name(name) {
+                if is_server_name(name) && server.own_names.is_none() {
                     // What the server knows by that name is another client's.
                     server.unnamed = None;
                     reply::close_statement(&mut work.to_server, b"");
@@ -325,10 +331,12 @@ impl Session {
                 work.to_server.extend_from_slice(message);
                 work.owed.push_back(Owed::Close { swallow: false, evicted: None, closed: None });
             }
-            Item::FunctionCall => {
+            Item::FunctionCall { large_object } => {
                 work.tally.queries += 1;
-                server.unsure = true;
-                self.unproven = true;
+                if !large_object {
+                    // Nobody knows what it calls.
+                    self.may_leave(Unseen { leaves: true, sets_unknown: true, ..Unseen::default() }, server);
+                }
                 work.to_server.extend_from_slice(message);
                 work.owed.push_back(Owed::FunctionCall);
             }
@@ -345,12 +353,15 @@ impl Session {
         }
     }
 
+    fn may_leave(&mut self, unseen: Unseen, server: &mut ServerState) {
+        server.unsure |= unseen.leaves;
+        server.sets_unknown |= unseen.sets_unknown;
+        self.unproven |= unseen.leaves;
+    }
+
     /// Something is about to run there: what may be left behind, whatever becomes of it.
     fn is_about_to_run(&mut self, verdict: &Verdict, server: &mut ServerState) {
-        if verdict.unseen.leaves {
-            server.unsure = true;
-            self.unproven = true;
-        }
+        self.may_leave(verdict.unseen, server);
         for effect in &verdict.effects {
             if let Effect::Set { name, .. } | Effect::Reset { name } = effect {
                 server.sets(name);
@@ -359,43 +370,31 @@ impl Session {
     }
 
     /// A client's own Parse is always parsed by a server, so that its errors come at Parse.
-    fn send_parse(
-        &mut self,
-        name: &[u8],
-        statement: &Arc<Statement>,
-        previous: Option<&Arc<Statement>>,
-        message: &[u8],
-        work: &mut Work,
-        server: &mut ServerState,
-    ) {
-        let prepares = Some(Prepares { name: name.into(), statement: statement.clone(), previous: previous.cloned() });
-        if name.is_empty() {
-            server.unnamed = Some(statement.id);
+    fn send_parse(&mut self, prepares: Prepares, message: &[u8], work: &mut Work, server: &mut ServerState) {
+        let statement = prepares.statement.clone();
+        let id = statement.id;
+        let place = if prepares.name.is_empty() {
             work.to_server.extend_from_slice(message);
-            return work.owed.push_back(Owed::Parse { swallow: false, prepares, id: None });
-        }
-        if statement.id == 0 {
+            Place::Unnamed(server.unnamed.replace(id))
+        } else if server.own_names.is_some() || prepares.duplicate {
             // The client has this name already. The server says so, once it knows the name.
-            if !self.server_knows(name) {
-                stand_in_for(name, work, server);
+            if !self.server_knows(&prepares.name, server) {
+                stand_in_for(&prepares.name, work, server);
             }
             work.to_server.extend_from_slice(message);
-            return work.owed.push_back(Owed::Parse { swallow: false, prepares: None, id: None });
-        }
-        if self.pins.has(PinReason::PreparedNames) {
-            work.to_server.extend_from_slice(message);
-            return work.owed.push_back(Owed::Parse { swallow: false, prepares, id: None });
-        }
-        work.prepares = true;
-        if server.prepared().has(statement.id) {
+            Place::Named(prepares.name.clone())
+        } else if server.prepared().has(id) {
             // There by another client's Parse: this one is parsed as the unnamed statement.
-            server.unnamed = Some(statement.id);
+            work.prepares = true;
             reply::parse(&mut work.to_server, b"", &statement.tail);
-            return work.owed.push_back(Owed::Parse { swallow: false, prepares, id: None });
-        }
-        evict_for(statement.id, work, server);
-        reply::parse(&mut work.to_server, &server_name(statement.id), &statement.tail);
-        work.owed.push_back(Owed::Parse { swallow: false, prepares, id: Some(statement.id) });
+            Place::Unnamed(server.unnamed.replace(id))
+        } else {
+            work.prepares = true;
+            evict_for(id, work, server);
+            reply::parse(&mut work.to_server, &server_name(id), &statement.tail);
+            Place::Shared(id)
+        };
+        work.owed.push_back(Owed::Parse { swallow: false, prepares: Some(prepares), place });
     }
 
     /// Replays the statement's Parse where the server doesn't have it. The name to use there; `None` where the client's own name is to be
@@ -416,7 +415,7 @@ impl Session {
             }
             return None;
         };
-        if statement.id == 0 || (!unnamed && self.pins.has(PinReason::PreparedNames)) {
+        if !unnamed && server.own_names.is_some() {
             return None;
         }
         if unnamed {
@@ -424,9 +423,9 @@ impl Session {
                 let id = self.id_there(statement);
                 if server.unnamed != Some(id) {
                     work.prepares = true;
-                    server.unnamed = Some(id);
+                    let place = Place::Unnamed(server.unnamed.replace(id));
                     reply::parse(&mut work.to_server, b"", &statement.tail);
-                    work.owed.push_back(Owed::Parse { swallow: true, prepares: None, id: None });
+                    work.owed.push_back(Owed::Parse { swallow: true, prepares: None, place });
                 }
             }
             return Some(NameThere::Unnamed);
@@ -439,7 +438,7 @@ impl Session {
             work.prepares = true;
             evict_for(id, work, server);
             reply::parse(&mut work.to_server, &server_name(id), &statement.tail);
-            work.owed.push_back(Owed::Parse { swallow: true, prepares: None, id: Some(id) });
+            work.owed.push_back(Owed::Parse { swallow: true, prepares: None, place: Place::Shared(id) });
         }
         Some(NameThere::named(id))
     }
@@ -452,7 +451,7 @@ impl Session {
             Item::DescribeStatement { statement: Some(statement), unnamed: false } => statement,
             _ => return None,
         };
-        if statement.id == 0 || self.pins.has(PinReason::PreparedNames) || server.prepared().has(statement.id) {
+        if server.own_names.is_some() || server.prepared().has(statement.id) {
             return None;
         }
         let there = self.id_there(statement);
@@ -464,7 +463,7 @@ impl Session {
     /// client was told. They are prepared and looked at first; true if the batch waits for that.
     fn check_shapes(&self, env: &Env<'_>, work: &mut Work, server: &mut ServerState) -> bool {
         let shape = env.judge.shape();
-        if shape == 0 || work.segment != Segment::Closed || server.tx == TxStatus::Failed || self.pins.has(PinReason::PreparedNames) {
+        if shape == 0 || work.segment != Segment::Closed || server.tx == TxStatus::Failed || server.own_names.is_some() {
             return false;
         }
         let mut looked_at: Vec<StatementId> = Vec::new();
@@ -475,7 +474,7 @@ impl Session {
             else {
                 continue;
             };
-            let told = statement.shape != shape && statement.id != 0 && statement.described.get().is_some();
+            let told = statement.shape != shape && statement.described.get().is_some();
             if !told || server.prepared().has(statement.id) {
                 continue;
             }
@@ -493,7 +492,7 @@ impl Session {
             evict_for(id, work, server);
             let name = server_name(id);
             reply::parse(&mut work.to_server, &name, &statement.tail);
-            work.owed.push_back(Owed::Parse { swallow: true, prepares: None, id: Some(id) });
+            work.owed.push_back(Owed::Parse { swallow: true, prepares: None, place: Place::Shared(id) });
             reply::message(&mut work.to_server, b'D', &[b"S", &name, b"\0"]);
             work.owed.push_back(Owed::Describe { id: Some(id), statement: Some(statement.clone()), check: true });
         }
@@ -507,74 +506,6 @@ impl Session {
         work.after_bring = true;
         work.checked = true;
         true
-    }
-
-    /// Whether the server that is held has a statement by the client's own name.
-    fn server_knows(&self, name: &[u8]) -> bool {
-        self.pins.has(PinReason::PreparedNames) || self.sql_prepared.contains(name)
-    }
-
-    /// Whether something in the batch tells by which names the server knows the session's statements: `pg_prepared_statements`, and PREPARE
-    /// and EXECUTE of what the protocol has prepared.
-    fn needs_own_names(&self, work: &Work) -> bool {
-        let tells = |effect: &Effect| match effect {
-            Effect::Pin(PinReason::PreparedNames) => true,
-            Effect::Prepare { name } | Effect::Execute { name } => self.statements.contains_key(name.as_bytes()),
-            _ => false,
-        };
-        !self.pins.has(PinReason::PreparedNames)
-            && work.batch.executed().any(|verdict| verdict.unseen.sees_statements || verdict.effects.iter().any(tells))
-    }
-
-    /// From here on the server knows the session's statements by the client's own names, and no others: it is the session's alone until they
-    /// are gone.
-    fn use_own_names(&mut self, work: &mut Work, server: &mut ServerState) {
-        if server.tx == TxStatus::Failed {
-            return;
-        }
-        for id in server.prepared().take() {
-            reply::close_statement(&mut work.to_server, &server_name(id));
-            work.owed.push_back(Owed::Close { swallow: true, evicted: None, closed: None });
-        }
-        let mut there: FxHashMap<&[u8], &Arc<Statement>> = self.statements.iter().map(|(name, statement)| (&**name, statement)).collect();
-        // As they are before the batch.
-        for (item, _) in work.batch.items.iter().rev() {
-            match item {
-                Item::Parse { name, .. } => drop(there.remove(&**name)),
-                Item::CloseStatement { name, closed: Some(closed) } => drop(there.insert(name, closed)),
-                _ => {}
-            }
-        }
-        there.remove(&b""[..]);
-        let none = there.is_empty();
-        for (name, statement) in there {
-            reply::parse(&mut work.to_server, name, &statement.tail);
-            work.owed.push_back(Owed::Parse { swallow: true, prepares: None, id: None });
-            // Each by itself: one that can't be prepared any more keeps no other away.
-            reply::sync(&mut work.to_server);
-            work.owed.push_back(Owed::Sync(Sync::Ours));
-        }
-        if none {
-            reply::sync(&mut work.to_server);
-            work.owed.push_back(Owed::Sync(Sync::Ours));
-        }
-        work.alone = true;
-        self.pins.add(PinReason::PreparedNames);
-    }
-
-    /// DEALLOCATE of a statement that the server knows by another name: an empty one takes its place for DEALLOCATE to find.
-    fn stand_in(&self, verdict: &Verdict, work: &mut Work, server: &ServerState) -> bool {
-        let mut any = false;
-        for effect in &verdict.effects {
-            if let Effect::Deallocate { name } = effect
-                && self.statements.contains_key(name.as_bytes())
-                && !self.server_knows(name.as_bytes())
-            {
-                stand_in_for(name.as_bytes(), work, server);
-                any = true;
-            }
-        }
-        any
     }
 
     /// Whether the session keeps its server connection between transactions.
@@ -626,30 +557,16 @@ fn evict_for(id: StatementId, work: &mut Work, server: &mut ServerState) {
     }
 }
 
-fn stand_in_for(name: &[u8], work: &mut Work, server: &ServerState) {
-    if work.stand_ins.iter().any(|known| **known == *name) {
-        return;
-    }
-    if server.tainted {
-        // An earlier one may be there still, as its Close was skipped.
-        reply::close_statement(&mut work.to_server, name);
-        work.owed.push_back(Owed::Close { swallow: true, evicted: None, closed: None });
-    }
-    reply::parse(&mut work.to_server, name, b"\0\0\0");
-    work.owed.push_back(Owed::Parse { swallow: true, prepares: None, id: None });
-    work.stand_ins.push(name.into());
-}
-
 /// Text that no server accepts: the error behind which a refusal of ours stands, so that the server itself skips to Sync and fails
 /// the transaction.
 const REFUSED: &[u8] = b"refused by switchyard\0";
 
 fn send_refused(item: &Item, refusal: Refusal, work: &mut Work, server: &mut ServerState) {
     work.tally.queries += 1;
-    let query = matches!(item, Item::Query(_) | Item::FunctionCall);
+    let query = matches!(item, Item::Query(_) | Item::FunctionCall { .. });
     work.owed.push_back(Owed::Refused { refusal: Box::new(refusal), query });
     match item {
-        Item::Query(_) | Item::FunctionCall => {
+        Item::Query(_) | Item::FunctionCall { .. } => {
             server.unnamed = None;
             reply::message(&mut work.to_server, b'Q', &[REFUSED]);
             // What follows its error is a ReadyForQuery, as it is for a function call.

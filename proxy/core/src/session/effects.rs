@@ -77,9 +77,6 @@ impl Session {
                 }
                 Effect::Deallocate { name } => {
                     self.statements.remove(name.as_bytes());
-                    if self.statements.is_empty() {
-                        self.pins.remove(PinReason::PreparedNames);
-                    }
                     if self.sql_prepared.remove(name) {
                         self.pins.remove(PinReason::SqlPrepare);
                     }
@@ -89,7 +86,6 @@ impl Session {
                     self.statements.clear();
                     self.sql_prepared.clear();
                     self.pins.remove(PinReason::SqlPrepare);
-                    self.pins.remove(PinReason::PreparedNames);
                 }
                 Effect::Pin(reason) => self.pins.add(*reason),
                 Effect::AdvisoryUnlockAll => self.pins.remove(PinReason::AdvisoryLock),

@@ -296,6 +296,9 @@ pub fn describe(verdict: &Verdict) -> Vec<String> {
             lines.push(format!("May see: its connection's {what}"));
         }
     }
+    if verdict.unseen.sets_unknown {
+        lines.push("May set: custom settings whose names aren't known, so that its session keeps its connection".to_owned());
+    }
     if verdict.class == Class::Write && verdict.acts_inside {
         lines.push("If its server goes away: runs again, once its rollback is proven".to_owned());
     }

@@ -92,7 +92,7 @@ macro_rules! values {
 const VALUES: &str = values!();
 
 /// Settings whose source is the session; values of custom ones, of which no view tells; the role; objects in the temporary schema (2615 is
-/// `pg_namespace`); channels, session-level advisory locks, cursors that are held, and prepared statements. All of it qualified: the session's
+/// `pg_namespace`); channels, session-level advisory locks, cursors that are held, and prepared statements; what roles and databases have set of custom settings. All of it qualified: the session's
 /// `search_path` may hold operators and functions of anybody's.
 const ALL: &str = concat!(
     "SELECT 's', ",
@@ -114,6 +114,12 @@ const ALL: &str = concat!(
     ),
     ", ",
     in_hex!("pg_catalog.current_setting('role')"),
+    " UNION ALL SELECT 'd', ",
+    in_hex!("pg_catalog.split_part(c, '=', 1)"),
+    ", ",
+    in_hex!("pg_catalog.substr(c, pg_catalog.strpos(c, '=') OPERATOR(pg_catalog.+) 1)"),
+    " FROM pg_catalog.pg_db_role_setting g, pg_catalog.unnest(g.setconfig) c",
+    " WHERE pg_catalog.strpos(pg_catalog.split_part(c, '=', 1), '.') OPERATOR(pg_catalog.>) 0",
     " UNION ALL SELECT 't', '', '' WHERE EXISTS (SELECT FROM pg_catalog.pg_depend d",
     " WHERE d.refclassid OPERATOR(pg_catalog.=) 2615::pg_catalog.oid AND d.refobjid OPERATOR(pg_catalog.=) pg_catalog.pg_my_temp_schema())",
     " UNION ALL SELECT 'l', ",
@@ -130,8 +136,13 @@ const ALL: &str = concat!(
 );
 
 impl Session {
-    /// Sends the look that the connection needs before it is given back. False where it needs none.
+    /// Sends the look that the connection needs before it is given back, or keeps it where no look could tell what is
+    /// left. False where it needs neither.
     pub(super) fn look(&mut self, env: &Env<'_>, work: &mut Work, server: &mut ServerState) -> bool {
+        if server.sets_unknown {
+            self.pins.add(PinReason::UserCode);
+            return true;
+        }
         let look = if server.unsure {
             Look::All
         } else if self.settings.unread().next().is_some() || self.unresolved().next().is_some() {
@@ -218,13 +229,21 @@ impl Session {
         for (kind, name, value) in &seen.rows {
             let text = std::str::from_utf8(name).ok();
             // Parameters' names mean the same in any case.
-            let parameter = text.filter(|_| matches!(kind, b's' | b'v')).map(str::to_ascii_lowercase).unwrap_or_default();
+            let parameter = text.filter(|_| matches!(kind, b's' | b'v' | b'd')).map(str::to_ascii_lowercase).unwrap_or_default();
             match (kind, text, value) {
                 // The transaction's own, and a replica connection's protection.
                 (b's', Some(_), _) if is_transactions(&parameter) || !carried(&parameter, server.role) => {}
                 (b's', Some(_), Some(value)) => {
-                    self.take_setting(&parameter, value, server);
+                    // Of a startup packet's value its server hasn't told how it reads.
+                    let begun = look == Look::Check && server.settings.value(&parameter) == self.startup.value(&parameter);
+                    if !begun || self.startup.value(&parameter).is_none() {
+                        self.take_setting(&parameter, value, server);
+                    }
                     set_there.push(parameter);
+                }
+                // It is what ALTER ROLE or ALTER DATABASE ... SET says.
+                (b'v', Some(_), Some(value)) if is_default(seen, &parameter, value) && server.settings.value(&parameter).is_none() => {
+                    self.plain.add(&Arc::from(parameter));
                 }
                 (b'v', Some(_), Some(value)) => self.take_value(&parameter, value, look, server),
                 // It was never set.
@@ -253,6 +272,7 @@ impl Session {
                     self.pins.add(PinReason::WithHoldCursor);
                 }
                 (b'p', Some(statement), _) => prepared.push(statement),
+                (b'd', ..) => {}
                 // A name that isn't UTF-8: it can't be carried.
                 _ => self.pins.add(PinReason::SettingOutOfSight),
             }
@@ -335,12 +355,15 @@ impl Session {
             }
         }
         let ours = |name: &str| server.prepared_ids().into_iter().any(|id| server_name(id) == *name.as_bytes());
-        if self.pins.has(PinReason::PreparedNames) {
-            return;
+        if let Some(own) = &server.own_names {
+            // What code has closed.
+            self.statements.retain(|name, _| own.missing.contains(name) || there.iter().any(|there| there.as_bytes() == &**name));
         }
-        for name in there.iter().filter(|name| !ours(name)) {
+        let is_own = |name: &str| server.own_names.is_some() && self.statements.contains_key(name.as_bytes());
+        let others: Vec<&str> = there.iter().copied().filter(|name| !ours(name) && !is_own(name)).collect();
+        for name in others {
             if !self.sql_prepared.contains(name.as_bytes()) {
-                self.sql_prepared.add(&Arc::from(*name));
+                self.sql_prepared.add(&Arc::from(name));
             }
             self.pins.add(PinReason::SqlPrepare);
         }
@@ -353,10 +376,17 @@ impl Session {
         differences.push(format!("settings known: [{}]; there: [{}]", names(before), names(&self.settings)));
         let reasons = |pins: super::Pins| pins.iter().map(PinReason::as_str).collect::<Vec<_>>().join(", ");
         differences.push(format!("pins known: [{}]; seen: [{}]", reasons(pins), reasons(self.pins)));
-        let rows = seen.rows.iter().filter(|(kind, ..)| !matches!(kind, b'v'));
+        let rows = seen.rows.iter().filter(|(kind, ..)| !matches!(kind, b'v' | b'd'));
         differences.extend(rows.map(|(kind, name, _)| format!("{}:{}", char::from(*kind), String::from_utf8_lossy(name))));
         differences.join("; ")
     }
+}
+
+/// Whether a custom setting has a value that a role or a database gives it.
+fn is_default(seen: &Seen, name: &str, value: &[u8]) -> bool {
+    let said =
+        |(kind, known, default): &Row| *kind == b'd' && known.eq_ignore_ascii_case(name.as_bytes()) && default.as_deref() == Some(value);
+    seen.rows.iter().any(said)
 }
 
 /// Parameters that no view shows: their source can't be looked up.

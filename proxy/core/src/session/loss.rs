@@ -338,7 +338,9 @@ impl Session {
         // What it would have prepared isn't, what it would have closed is still there; the newest first.
         for owed in owed.into_iter().rev() {
             match owed {
-                Owed::Parse { prepares: Some(Prepares { name, statement, previous }), .. } => self.unprepare(&name, &statement, previous),
+                Owed::Parse { prepares: Some(Prepares { name, statement, previous, .. }), .. } => {
+                    self.unprepare(&name, &statement, previous)
+                }
                 Owed::Close { closed: Some((name, statement)), .. } => self.reinstate(name, Some(statement)),
                 _ => {}
             }

@@ -17,6 +17,7 @@ mod held;
 mod journal;
 mod look;
 mod loss;
+mod names;
 mod own;
 mod pins;
 mod replies;
@@ -49,6 +50,7 @@ use crate::causal::{Level, Watermark};
 use crate::marks::{Marks, Touched};
 use crate::refusal::{Refusal, Severity};
 use crate::route::{Excluded, Loads, Need, ServerRole, Why};
+use crate::sql::catalog::Suspicion;
 use crate::sql::{Dialect, Effect, PinReason, TransactionModes, Verdict};
 use crate::topology::{ClusterState, Epoch, Member, Topology};
 use crate::wire::reply::TxStatus;
@@ -115,9 +117,9 @@ pub trait Judge {
         None
     }
 
-    /// See [`Facts::leaving_value`](crate::sql::Facts::leaving_value).
-    fn leaving_value(&self) -> Option<&'static str> {
-        None
+    /// See [`Facts::value_suspicion`](crate::sql::Facts::value_suspicion).
+    fn value_suspicion(&self) -> Suspicion {
+        Suspicion::NONE
     }
 
     /// What its verdicts rest on, in lines for EXPLAIN (ROUTE).
@@ -299,6 +301,8 @@ pub struct Work {
     /// The replica was chosen without regard to what the session has seen.
     unproven: bool,
     segment: Segment,
+    /// What was sent of an open segment ends in a Flush: the server keeps no answer to itself.
+    flushed: bool,
     /// What was sent last must be answered before more is taken from the client: what comes next depends on it.
     alone: bool,
     /// The current segment prepares statements that later ones may rely on: whether they are there is known at its end.
@@ -423,7 +427,8 @@ impl Work {
     /// known.
     fn sees_custom_settings(&self) -> bool {
         let own = |verdict: &Arc<Verdict>| verdict.unseen.sees_settings || verdict.effects.iter().any(effects::bounds_transaction);
-        self.batch.executed().any(own) || self.batch.items.iter().any(|(item, _)| matches!(item, Item::FunctionCall | Item::Execute(None)))
+        self.batch.executed().any(own)
+            || self.batch.items.iter().any(|(item, _)| matches!(item, Item::FunctionCall { large_object: false } | Item::Execute(None)))
     }
 
     /// The custom settings that the first statement of what waits sets.
@@ -640,7 +645,7 @@ impl Session {
             // Its owner rolls back what is open.
             self.roll_back_changes(Some(server));
         }
-        server.tainted |= server.unsure || self.settings.unread().next().is_some();
+        server.tainted |= server.unsure || server.own_names.is_some() || self.settings.unread().next().is_some();
     }
 
     pub fn pins(&self) -> Pins {
@@ -773,6 +778,10 @@ impl Session {
                 self.submit(env, work, server.as_deref_mut());
                 break;
             }
+            if self.comes_behind_answers(env, work, server.as_deref(), header.tag, message) {
+                self.await_answers(env, work, server.as_deref_mut(), header.tag);
+                break;
+            }
             if matches!(header.tag, b'B' | b'D') && !self.skipping && !work.copy_in && means_unnamed(message) && unnamed_is_open(work) {
                 break;
             }
@@ -883,15 +892,13 @@ impl Session {
         };
         let item = match tag {
             b'Q' => {
-                // "A simple Query message also destroys the unnamed statement" (protocol, Extended Query). Behind messages without a Sync it
-                // may be skipped, which isn't known yet.
-                if !self.unsynced {
-                    self.unnamed = None;
-                    for owed in &mut work.owed {
-                        // A Close of it that turns out to have been skipped brings nothing back.
-                        if let Owed::Close { closed, .. } = owed {
-                            closed.take_if(|(name, _)| name.is_empty());
-                        }
+                // "A simple Query message also destroys the unnamed statement" (protocol, Extended Query). It isn't skipped: see
+                // `comes_behind_answers`.
+                self.unnamed = None;
+                for owed in &mut work.owed {
+                    // A Close of it that turns out to have been skipped brings nothing back.
+                    if let Owed::Close { closed, .. } = owed {
+                        closed.take_if(|(name, _)| name.is_empty());
                     }
                 }
                 Item::Query(self.verdict(env, view::query(body)?))
@@ -921,7 +928,7 @@ impl Session {
                     Item::ClosePortal
                 }
             },
-            b'F' => Item::FunctionCall,
+            b'F' => Item::FunctionCall { large_object: is_for_large_objects(body) },
             b'H' => Item::Flush,
             b'S' => Item::Sync,
             // Left over from a COPY that failed: ignored, as PostgreSQL does.
@@ -932,7 +939,7 @@ impl Session {
             }
         };
         let end = match &item {
-            Item::Query(_) | Item::FunctionCall | Item::Sync => End::Ready,
+            Item::Query(_) | Item::FunctionCall { .. } | Item::Sync => End::Ready,
             Item::Flush => End::Flush,
             _ if work.batch.bytes.len() + message.len() > env.policy.look_ahead_bytes => End::Overflow,
             _ => End::Open,
@@ -1067,7 +1074,7 @@ impl Session {
         let mut batch = std::mem::take(&mut work.batch);
         for (item, _) in batch.items.drain(..).rev() {
             match item {
-                Item::Parse { name, statement, previous } => self.unprepare(&name, &statement, previous),
+                Item::Parse { name, statement, previous, .. } => self.unprepare(&name, &statement, previous),
                 Item::CloseStatement { name, closed } => self.reinstate(name, closed),
                 Item::Query(_)
                 | Item::Bind { .. }
@@ -1075,7 +1082,7 @@ impl Session {
                 | Item::DescribePortal(_)
                 | Item::Execute(_)
                 | Item::ClosePortal
-                | Item::FunctionCall
+                | Item::FunctionCall { .. }
                 | Item::Refused(_)
                 | Item::Flush
                 | Item::Sync => {}
@@ -1162,6 +1169,18 @@ fn leads(topology: &Topology, node: &Arc<str>) -> bool {
 
 #[cfg(test)]
 mod tests;
+
+/// Whether a FunctionCall is of one of the functions for which libpq has it (`fe-lobj.c`). Their OIDs never change.
+fn is_for_large_objects(body: &[u8]) -> bool {
+    let Some(oid) = body.first_chunk::<4>() else { return false };
+    matches!(
+        u32::from_be_bytes(*oid),
+        // lo_create, lo_import, lo_export, lo_open, lo_close, loread, lowrite, lo_lseek, lo_creat, lo_tell, lo_unlink
+        715 | 764 | 765 | 952 | 953 | 954 | 955 | 956 | 957 | 958 | 964
+        // lo_truncate, lo_lseek64, lo_tell64, lo_truncate64
+        | 1004 | 3170 | 3171 | 3172
+    )
+}
 
 /// Whether there is a Terminate among the messages.
 fn has_terminate(mut messages: &[u8]) -> bool {

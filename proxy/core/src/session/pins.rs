@@ -6,13 +6,12 @@ use crate::sql::PinReason;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Pins(u32);
 
-const ALL: [PinReason; 16] = [
+const ALL: [PinReason; 15] = [
     PinReason::TempTable,
     PinReason::Listen,
     PinReason::AdvisoryLock,
     PinReason::WithHoldCursor,
     PinReason::SqlPrepare,
-    PinReason::PreparedNames,
     PinReason::Sequence,
     PinReason::Load,
     PinReason::SetRole,
@@ -66,7 +65,6 @@ impl Pins {
             PinReason::AdvisoryLock,
             PinReason::WithHoldCursor,
             PinReason::SqlPrepare,
-            PinReason::PreparedNames,
             PinReason::Sequence,
             PinReason::SetRole,
             PinReason::SettingOutOfSight,

@@ -38,11 +38,11 @@ pub(super) enum Owed {
         refusal: Box<Refusal>,
         query: bool,
     },
-    /// ParseComplete. `prepares`: what the client prepared; `id`: what the server has from now on.
+    /// ParseComplete. `prepares`: what the client prepared; `place`: by which name, there.
     Parse {
         swallow: bool,
         prepares: Option<Prepares>,
-        id: Option<StatementId>,
+        place: Place,
     },
     /// BindComplete. With what the server calls the statement, where that is shared.
     Bind(Option<StatementId>),
@@ -66,12 +66,25 @@ pub(super) enum Owed {
     Sync(Sync),
 }
 
+/// Where a server keeps what it prepares.
+#[derive(Debug)]
+pub(super) enum Place {
+    /// The unnamed statement. With what that was before, where it is known.
+    Unnamed(Option<StatementId>),
+    /// By a name of ours.
+    Shared(StatementId),
+    /// By the client's own name.
+    Named(Box<[u8]>),
+}
+
 /// A client's Parse: what its name means from then on, and what the unnamed statement was before.
 #[derive(Debug)]
 pub(super) struct Prepares {
     pub(super) name: Box<[u8]>,
     pub(super) statement: Arc<Statement>,
     pub(super) previous: Option<Arc<Statement>>,
+    /// The session believes that the name is taken.
+    pub(super) duplicate: bool,
 }
 
 /// Whose Sync it was.
@@ -410,13 +423,20 @@ impl Session {
         };
         let swallow = work.runs_again() || work.owed.front().is_some_and(|owed| !owed.is_clients());
         if pays {
-            if let Some(Owed::Describe { id, statement: Some(statement), check }) = work.owed.pop_front()
-                && (check || statement.described.get().is_none())
-                && let Some(described) = view::row_shape(tag, body)
-                && statement.described.get_or_init(|| described) != &described
-                && check
-            {
-                work.misshapen.extend(id);
+            match work.owed.pop_front() {
+                Some(Owed::Describe { id, statement: Some(statement), check }) => {
+                    if (check || statement.described.get().is_none())
+                        && let Some(described) = view::row_shape(tag, body)
+                        && statement.described.get_or_init(|| described) != &described
+                        && check
+                    {
+                        work.misshapen.extend(id);
+                    }
+                }
+                Some(Owed::Parse { prepares: Some(Prepares { name, statement, duplicate: true, .. }), .. }) => {
+                    self.renamed(name, statement);
+                }
+                _ => {}
             }
             work.alone &= !work.owed.is_empty();
         }
@@ -530,8 +550,13 @@ impl Session {
                 self.drop_to_sync(work, server, false);
                 return Fate::Swallow;
             }
-            Some(Owed::Parse { swallow: true, prepares: None, id: None }) if matches!(work.owed.get(1), Some(Owed::Sync(Sync::Ours))) => {
-                // A stand-in that the server wouldn't take: the statement that it is for tells.
+            Some(Owed::Parse { swallow: true, prepares: None, place: Place::Named(name) })
+                if matches!(work.owed.get(1), Some(Owed::Sync(Sync::Ours))) =>
+            {
+                // A stand-in that the server wouldn't take: the statement that it is for tells. Or one that can't be prepared any more.
+                if let Some(own) = &mut server.own_names {
+                    own.missing.insert(name.clone());
+                }
                 work.owed.pop_front();
                 return Fate::Swallow;
             }
@@ -599,16 +624,20 @@ impl Session {
         let begins = matches!(work.owed.front(), Some(Owed::Begin));
         let until = |owed: &Owed| if begins { owed.ends_segment() } else { matches!(owed, Owed::Sync(_)) };
         let skipped = work.owed.iter().position(until);
+        // Otherwise what was sent behind it has changed the unnamed statement, too.
+        let is_last = skipped.is_none_or(|at| at + 1 == work.owed.len());
         // The newest first, so that each finds what it has changed.
         for at in (0..skipped.unwrap_or(work.owed.len())).rev() {
             let Some(owed) = work.owed.remove(at) else { continue };
             match owed {
-                Owed::Parse { prepares, id, .. } => {
-                    match id {
-                        Some(id) => server.prepared().remove(id),
-                        None => server.unnamed = None,
+                Owed::Parse { prepares, place, .. } => {
+                    match place {
+                        Place::Shared(id) => server.prepared().remove(id),
+                        // Failed, it leaves none; skipped, the one before.
+                        Place::Unnamed(was) => server.unnamed = was.filter(|_| at > 0 && is_last),
+                        Place::Named(_) => {}
                     }
-                    if let Some(Prepares { name, statement, previous }) = prepares
+                    if let Some(Prepares { name, statement, previous, .. }) = prepares
                         && !runs_again
                     {
                         // A Parse that fails leaves no unnamed statement.
@@ -679,7 +708,7 @@ impl Session {
             Some(Owed::Look(look)) => {
                 self.looked(look, work, server);
                 self.unproven = false;
-                if !self.pinned(env) {
+                if !self.pinned(env) && !self.leave_own_names(work, server) {
                     self.want = Some(Want::Return);
                 }
             }
@@ -944,7 +973,12 @@ impl Session {
         work.writing = false;
         let half_a_message = work.client_passing > 0 && work.client_passing_on;
         let outside = self.status == TxStatus::Idle || self.lost == Some(Lost::Told);
-        if outside && !self.pinned(env) && !half_a_message && work.batch.end == End::Open && !self.look(env, work, server) {
+        if !outside || self.pinned(env) || half_a_message || work.batch.end != End::Open {
+            return;
+        }
+        // What code has done to the client's names is seen while they are there; whether they are gone, behind that.
+        let sees_names = server.own_names.is_some() && server.unsure;
+        if !((sees_names && self.look(env, work, server)) || self.leave_own_names(work, server) || self.look(env, work, server)) {
             self.unproven = false;
             self.want = Some(Want::Return);
         }

@@ -4,7 +4,7 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 use siphasher::sip128::{Hasher128, SipHasher13};
 
 use super::settings::{Params, Settings};
@@ -34,9 +34,14 @@ pub struct ServerState {
     pub unsure: bool,
     /// Whose `currval` and `lastval` are in it, perhaps.
     pub(super) sequences: Option<SessionId>,
+    /// Custom settings may have been set on it of which nobody knows the names, so that no look can tell: its session
+    /// keeps it.
+    pub sets_unknown: bool,
     /// The custom settings (`prefix.name`) that were ever set on it: to whoever asks for one, '' is something else than none.
     pub custom: CustomNames,
     prepared: Prepared,
+    /// It knows its session's statements by the client's own names, and has none of ours: see [`super::names`].
+    pub(super) own_names: Option<OwnNames>,
     /// Parameters of extensions (`prefix.name`) that it has taken.
     accepted: Vec<Arc<str>>,
     /// Who logged in on it, as the server has reported.
@@ -80,8 +85,10 @@ impl ServerState {
             fresh: true,
             unsure: false,
             sequences: None,
+            sets_unknown: false,
             custom: CustomNames::default(),
             prepared: Prepared { uses: FxHashMap::default(), clock: 0, max: max_prepared.max(1) },
+            own_names: None,
             accepted: Vec::new(),
             unnamed: None,
         }
@@ -109,6 +116,7 @@ impl ServerState {
         self.settings = Arc::default();
         self.sequences = None;
         self.forget_prepared();
+        self.own_names = None;
     }
 
     pub(super) fn forget_prepared(&mut self) {
@@ -139,6 +147,13 @@ impl ServerState {
             self.tainted = true;
         }
     }
+}
+
+/// Of a server connection that knows statements by its client's own names.
+#[derive(Debug, Default)]
+pub(super) struct OwnNames {
+    /// What the session has prepared, and this server wouldn't prepare any more.
+    pub(super) missing: FxHashSet<Box<[u8]>>,
 }
 
 /// Names of custom settings that are kept for one session or one server connection.

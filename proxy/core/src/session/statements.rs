@@ -10,7 +10,7 @@ use super::server::{StatementId, find_server_name, keyed, server_name};
 use super::{Env, Session, Work};
 use crate::refusal::Refusal;
 use crate::sql::reach::FIRST_NORMAL_OID;
-use crate::sql::{Class, Effect, Reason, Verdict};
+use crate::sql::{Class, Effect, PinReason, Reason, Verdict};
 use crate::wire::{frame, reply, view};
 
 impl Session {
@@ -32,12 +32,14 @@ impl Session {
             verdict.class = Class::Write;
             verdict.reasons.push(because(rule));
         }
-        if !verdict.unseen.leaves
-            && let Some(rule) = env.judge.leaving_value()
+        let suspicion = env.judge.value_suspicion();
+        if let Some(rule) = suspicion.leaves
+            && (!verdict.unseen.leaves || (suspicion.sets_unknown && !verdict.unseen.sets_unknown))
         {
             let verdict = Arc::make_mut(&mut verdict);
             verdict.unseen.leaves = true;
-            verdict.unproven = Some(because(rule));
+            verdict.unseen.sets_unknown |= suspicion.sets_unknown;
+            verdict.unproven.get_or_insert_with(|| because(rule));
         }
         verdict
     }
@@ -75,6 +77,16 @@ impl Session {
 
     pub(super) fn forget_statement(&mut self, name: &[u8]) -> Option<Arc<Statement>> {
         if name.is_empty() { self.unnamed.take() } else { self.statements.remove(name) }
+    }
+
+    /// A Parse of a name that seemed to be taken, and wasn't: code out of sight had closed what it meant, or no server could prepare that any more.
+    pub(super) fn renamed(&mut self, name: Box<[u8]>, statement: Arc<Statement>) {
+        if let Ok(name) = std::str::from_utf8(&name)
+            && self.sql_prepared.remove(name)
+        {
+            self.pins.remove(PinReason::SqlPrepare);
+        }
+        self.statements.insert(name, statement);
     }
 
     /// A Parse that failed or was skipped. `previous`: what the unnamed statement was before, if it is to be that again.
@@ -133,19 +145,18 @@ impl Session {
                 _ => self.new_statement(env, id, seed, &parse),
             };
             let previous = self.unnamed.replace(statement.clone());
-            return Ok(Item::Parse { name: Box::default(), statement, previous });
+            return Ok(Item::Parse { name: Box::default(), statement, previous, duplicate: false });
         }
         let duplicate = self.statements.contains_key(parse.name) || self.sql_prepared.contains(parse.name);
         if self.statements.len() >= env.policy.max_statements && !duplicate {
             return Ok(Item::Refused(Box::new(Refusal::TooManyStatements { limit: env.policy.max_statements })));
         }
-        // The server that gets a duplicate says so; see `dispatch`.
-        let id = if duplicate { 0 } else { id };
         let statement = self.new_statement(env, id, seed, &parse);
         if !duplicate {
             self.statements.insert(parse.name.into(), statement.clone());
         }
-        Ok(Item::Parse { name: parse.name.into(), statement, previous: None })
+        // The server that gets a duplicate says so; see `send_parse`.
+        Ok(Item::Parse { name: parse.name.into(), statement, previous: None, duplicate })
     }
 
     fn new_statement(&self, env: &Env<'_>, id: StatementId, seed: u64, parse: &view::Parse<'_>) -> Arc<Statement> {

@@ -37,6 +37,12 @@ pub(super) enum Reached<'a> {
     Changes,
     /// The relation that such a one changes.
     Target(&'a str),
+    /// DDL, by which event triggers run.
+    Ddl,
+    /// A call of `set_config`, or SET or RESET, with the parameter's name where the text tells it.
+    Sets(Option<&'a str>),
+    /// A string literal, with its quotes and escapes.
+    Literal(&'a str),
     /// What may leave session state behind by itself, or look at it.
     Traces(Suspicion),
 }
@@ -84,6 +90,16 @@ const STATEMENTS: [&str; 36] = [
 /// Statements of SQL that change something and are undone with their transaction, or leave nothing.
 const HARMLESS_STATEMENTS: [&str; 3] = ["lock", "notify", "truncate"];
 
+/// Statements that run code which their own text doesn't show.
+const CALLING_STATEMENTS: [&str; 4] = ["call", "copy", "do", "load"];
+
+/// Further statements of functions in SQL that set nothing but what their text tells.
+const TELLING_STATEMENTS: [&str; 8] = ["begin", "close", "declare", "end", "explain", "fetch", "move", "show"];
+
+/// Statements that event triggers may run with.
+const DDL_STATEMENTS: [&str; 12] =
+    ["alter", "cluster", "comment", "create", "drop", "grant", "import", "reassign", "refresh", "reindex", "revoke", "security"];
+
 /// How a statement of a function in SQL may begin that leaves nothing by itself.
 const SQL_STATEMENTS: [&str; 11] =
     ["select", "values", "table", "with", "insert", "update", "delete", "merge", "truncate", "lock", "notify"];
@@ -129,6 +145,7 @@ impl TextReader<'_> {
         match self.kind(at) {
             Some(TokenKind::Word | TokenKind::QuotedName) => return self.chain(at, reach),
             Some(TokenKind::Operator) => reach(Reached::Operator(self.text(at))),
+            Some(TokenKind::String) => reach(Reached::Literal(self.text(at))),
             Some(TokenKind::Invalid) => {
                 reach(Reached::Bad("unparsed"));
                 // In a reading that a session must have asked for it's an error.
@@ -166,6 +183,9 @@ impl TextReader<'_> {
             let Some(name) = self.name(part) else { continue };
             if part == last && calls {
                 let schema = if last > at { self.name(last - 2) } else { None };
+                if name.as_str() == "set_config" && schema.as_ref().is_none_or(|schema| schema.as_str() == "pg_catalog") {
+                    reach(Reached::Sets(self.first_argument(end).as_deref()));
+                }
                 let syntax = word && matches!(category(name.as_str()), Category::Reserved | Category::ColumnName);
                 if !syntax && !self.reads_own_setting(last) {
                     let columns = self.may_have_columns(at, name.as_str());
@@ -223,6 +243,7 @@ impl TextReader<'_> {
             }
             "execute" => return reach(Reached::Traces(Suspicion::anything("body_runs_text"))),
             "into" if self.language == Language::Sql && !is_behind(&["insert", "merge"]) => {
+                reach(Reached::Ddl);
                 return reach(Reached::Traces(Suspicion::leaves("select_into")));
             }
             _ => None,
@@ -230,23 +251,63 @@ impl TextReader<'_> {
         if let Some(target) = target {
             self.target(target, reach);
         }
-        let statement = Reached::Traces(Suspicion::anything("body_statement"));
         match self.language {
             Language::Sql => {
                 if (at == 0 || self.kind(at - 1) == Some(TokenKind::Semicolon)) && !SQL_STATEMENTS.contains(&name) {
-                    reach(statement);
+                    self.statement(at, name, reach);
                 }
             }
             Language::PlPgSql => {
                 let begins = self.begins_statement(at) && !self.is_assigned(at);
                 if begins && STATEMENTS.contains(&name) && !HARMLESS_STATEMENTS.contains(&name) {
-                    reach(statement);
+                    self.statement(at, name, reach);
                 }
                 if begins && name == "show" {
                     reach(Reached::Traces(Suspicion { sees_settings: true, ..Suspicion::NONE }));
                 }
             }
         }
+    }
+
+    /// A statement that isn't a query or a data change, by its first word.
+    fn statement(&self, at: usize, name: &str, reach: &mut dyn FnMut(Reached<'_>)) {
+        let known = STATEMENTS.contains(&name) || TELLING_STATEMENTS.contains(&name);
+        reach(Reached::Traces(if known && !CALLING_STATEMENTS.contains(&name) {
+            Suspicion::anything_but_settings("body_statement")
+        } else {
+            Suspicion::anything("body_statement")
+        }));
+        if DDL_STATEMENTS.contains(&name) {
+            reach(Reached::Ddl);
+        }
+        match name {
+            "set" | "reset" => {
+                let scoped = name == "set" && self.is_word(at + 1, &["local", "session"]);
+                reach(Reached::Sets(Some(&self.dotted_name(at + 1 + usize::from(scoped)))));
+            }
+            "refresh" => reach(Reached::Changes),
+            _ => {}
+        }
+    }
+
+    /// The name that begins at a place, as `SET` spells its parameter's.
+    fn dotted_name(&self, at: usize) -> String {
+        let mut whole = String::new();
+        for part in (at..self.tokens.len()).step_by(2) {
+            let Some(name) = self.name(part) else { break };
+            whole.push_str(name.as_str());
+            if self.kind(part + 1) != Some(TokenKind::Dot) {
+                break;
+            }
+            whole.push('.');
+        }
+        whole
+    }
+
+    /// A call's first argument, where that is one plain literal. `open`: the parenthesis before it.
+    fn first_argument(&self, open: usize) -> Option<String> {
+        let alone = matches!(self.kind(open + 2), Some(TokenKind::Comma | TokenKind::Cast));
+        if self.kind(open + 1) == Some(TokenKind::String) && alone { plain_literal(self.text(open + 1)) } else { None }
     }
 
     /// The relation whose name begins at a place, behind ONLY.
@@ -258,7 +319,7 @@ impl TextReader<'_> {
         }
         match self.name(last) {
             Some(name) => reach(Reached::Target(name.as_str())),
-            None => reach(Reached::Traces(Suspicion::anything("unparsed"))),
+            None => reach(Reached::Traces(Suspicion::anything_but_settings("unparsed"))),
         }
     }
 
@@ -303,14 +364,31 @@ impl TextReader<'_> {
     }
 }
 
+/// What a literal stands for, where no escape in it asks for more than its text.
+fn plain_literal(literal: &str) -> Option<String> {
+    if let Some(behind) = literal.strip_prefix('$') {
+        let tag = behind.find('$')? + 2;
+        return literal.get(tag..literal.len() - tag).map(str::to_owned);
+    }
+    if literal.contains('\\') {
+        return None;
+    }
+    let (_, quoted) = literal.split_once('\'')?;
+    let text = quoted.strip_suffix('\'')?.replace("''", "\0");
+    // One that goes on in another line has quotes within.
+    (!text.contains('\'')).then(|| text.replace('\0', "'"))
+}
+
 /// One thing that a `pg_node_tree` names, by OID.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Node {
+pub(super) enum Node<'a> {
     Function {
         oid: u32,
-        /// Its first argument is a constant with a dot in it, as `current_setting('a.b')` has.
-        dotted: bool,
+        /// The bytes of its first argument, where that is a constant: see [`constant_text`].
+        first: Option<&'a str>,
     },
+    /// A constant's bytes, of any type.
+    Constant(&'a str),
     Relation(u32),
     Operator(u32),
     Type(u32),
@@ -349,7 +427,7 @@ const VALUES: [&str; 20] = [
 
 /// Reads a `pg_node_tree` as text. Names that people gave stand in it with blanks and parentheses escaped, so that they can't look like a field
 /// with its value.
-pub(super) fn read_tree(tree: &str, reach: &mut dyn FnMut(Node)) {
+pub(super) fn read_tree<'a>(tree: &'a str, reach: &mut dyn FnMut(Node<'a>)) {
     let mut fields = tree.split(' ').peekable();
     let mut rest = tree;
     while let Some(field) = fields.next() {
@@ -361,12 +439,16 @@ pub(super) fn read_tree(tree: &str, reach: &mut dyn FnMut(Node)) {
         let object = number.filter(|oid| *oid != 0);
         let node = match (field, object) {
             (":funcid" | ":aggfnoid" | ":winfnoid" | ":tsmhandler" | ":startInRangeFunc" | ":endInRangeFunc", Some(oid)) => {
-                Node::Function { oid, dotted: field == ":funcid" && first_argument_is_dotted(rest) }
+                Node::Function { oid, first: if field == ":funcid" { first_constant(rest) } else { None } }
             }
             (":opno" | ":eqop" | ":sortop", Some(oid)) => Node::Operator(oid),
             (":relid", Some(oid)) => Node::Relation(oid),
             (":resulttype", Some(oid)) => Node::Type(oid),
             (":seqid", Some(_)) => Node::Bad("sequence"),
+            (":constvalue", _) => match bytes(rest) {
+                Some(bytes) => Node::Constant(bytes),
+                None => continue,
+            },
             // CMD_SELECT is 1 (`nodes.h`).
             (":commandType", _) if number != Some(1) => {
                 reach(Node::Changes);
@@ -398,15 +480,35 @@ pub(super) fn read_tree(tree: &str, reach: &mut dyn FnMut(Node)) {
     }
 }
 
-/// `... :args ({CONST ... :constvalue 14 [ 56 0 0 0 97 46 ... ]`: a function's first argument, a text with a dot, behind its length word.
-fn first_argument_is_dotted(function: &str) -> bool {
-    let Some(arguments) = function.find(":args (").map(|at| &function[at + ":args (".len()..]) else { return false };
-    if !arguments.starts_with("{CONST ") {
-        return false;
-    }
-    let node = &arguments[..arguments.find('}').unwrap_or(0)];
-    let Some(bytes) = node.find(" [ ").map(|at| &node[at + 3..]) else { return false };
-    bytes.split(' ').skip(4).any(|byte| byte == "46")
+/// `... :args ({CONST ... :constvalue 14 [ 56 0 0 0 97 46 ... ]`: the bytes of a function's first argument.
+fn first_constant(function: &str) -> Option<&str> {
+    // Its own arguments come before any node ends.
+    let (own, _) = function.split_once('}')?;
+    let (_, arguments) = own.split_once(":args (")?;
+    bytes(arguments.strip_prefix("{CONST ")?)
+}
+
+/// The next list of bytes in brackets, before its node ends.
+fn bytes(node: &str) -> Option<&str> {
+    let (node, _) = node.split_once('}').unwrap_or((node, ""));
+    let (_, list) = node.split_once("[ ")?;
+    list.split_once(" ]").map(|(bytes, _)| bytes)
+}
+
+/// What the bytes of a constant of type text spell, behind their length word; `None` where that isn't UTF-8.
+pub(super) fn constant_text(bytes: &str) -> Option<String> {
+    const LENGTH_WORD: usize = 4;
+    String::from_utf8(numbers(bytes).skip(LENGTH_WORD).collect()).ok()
+}
+
+/// As [`constant_text`], of any type: what in it is text stands in it as such, between other bytes.
+pub(super) fn constant_bytes(bytes: &str) -> String {
+    String::from_utf8_lossy(&numbers(bytes).collect::<Vec<u8>>()).into_owned()
+}
+
+/// Above 127 they are written with a sign.
+fn numbers(bytes: &str) -> impl Iterator<Item = u8> {
+    bytes.split(' ').filter_map(|byte| byte.parse::<i16>().ok()).map(|byte| byte.to_le_bytes()[0])
 }
 
 #[cfg(test)]

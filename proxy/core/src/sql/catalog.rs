@@ -49,10 +49,12 @@ pub struct Suspicion {
     pub sees_settings: bool,
     /// It may see which statements are prepared on the connection.
     pub sees_statements: bool,
+    /// It may set custom settings of which nobody knows the names. Only with `leaves`.
+    pub sets_unknown: bool,
 }
 
 impl Suspicion {
-    pub const NONE: Suspicion = Suspicion { leaves: None, sees_settings: false, sees_statements: false };
+    pub const NONE: Suspicion = Suspicion { leaves: None, sees_settings: false, sees_statements: false, sets_unknown: false };
 
     /// Leaves state, and looks at nothing.
     pub const fn leaves(rule: &'static str) -> Suspicion {
@@ -61,7 +63,17 @@ impl Suspicion {
 
     /// Code that nobody has read, or that runs text.
     pub const fn anything(rule: &'static str) -> Suspicion {
-        Suspicion { leaves: Some(rule), sees_settings: true, sees_statements: true }
+        Suspicion { sets_unknown: true, ..Suspicion::anything_but_settings(rule) }
+    }
+
+    /// As [`Suspicion::anything`], of what sets no custom setting whose name isn't known.
+    pub const fn anything_but_settings(rule: &'static str) -> Suspicion {
+        Suspicion { leaves: Some(rule), sees_settings: true, sees_statements: true, sets_unknown: false }
+    }
+
+    /// Sets custom settings, and nobody knows which.
+    pub const fn sets_unknown(rule: &'static str) -> Suspicion {
+        Suspicion { sets_unknown: true, ..Suspicion::leaves(rule) }
     }
 
     pub fn is_none(self) -> bool {
@@ -74,6 +86,7 @@ impl Suspicion {
         self.leaves = self.leaves.or(other.leaves);
         self.sees_settings |= other.sees_settings;
         self.sees_statements |= other.sees_statements;
+        self.sets_unknown |= other.sets_unknown;
         *self != before
     }
 }
@@ -116,6 +129,9 @@ struct Known {
     /// Of the event triggers.
     ddl_suspicion: Suspicion,
     value_suspicion: Suspicion,
+    /// A change of some relation may set custom settings of unknown names.
+    changes_set_unknown: bool,
+    custom_settings: Arc<[Arc<str>]>,
 }
 
 /// Operators that the grammar puts for key words (`gram.y`: LIKE, ILIKE, SIMILAR TO, BETWEEN, IN, CASE, NULLIF, IS DISTINCT FROM, USING).
@@ -226,9 +242,15 @@ impl Facts {
         self.known.value_suspicion
     }
 
-    /// Why a value of some own type may leave session state behind.
-    pub fn leaving_value(&self) -> Option<&'static str> {
-        self.known.value_suspicion.leaves
+    /// Whether a change of some relation may set custom settings of which nobody knows the names.
+    pub(super) fn changes_set_unknown(&self) -> bool {
+        self.known.changes_set_unknown
+    }
+
+    /// The custom settings (`prefix.name`) that code of the database's own names, in lower case. What may set others is
+    /// told by [`Suspicion::sets_unknown`].
+    pub fn custom_settings(&self) -> Arc<[Arc<str>]> {
+        Arc::clone(&self.known.custom_settings)
     }
 
     /// Why a type's casts or constraints can't run on a replica.
@@ -322,6 +344,7 @@ impl FactsBuilder {
     /// Adds what can't be ruled out about one more object of a name.
     pub fn suspicion(mut self, name: &str, suspicion: NameSuspicion) -> FactsBuilder {
         if suspicion != NameSuspicion::default() {
+            self.known.changes_set_unknown |= suspicion.changed.sets_unknown;
             let known = self.known.suspicions.entry(name.into()).or_default();
             known.used.merge(suspicion.used);
             known.changed.merge(suspicion.changed);
@@ -352,6 +375,12 @@ impl FactsBuilder {
     /// Adds what can't be ruled out about values of one more type.
     pub fn value_suspicion(mut self, suspicion: Suspicion) -> FactsBuilder {
         self.known.value_suspicion.merge(suspicion);
+        self
+    }
+
+    /// Adds the custom settings that code of the database's own names.
+    pub fn custom_settings(mut self, names: impl IntoIterator<Item = Arc<str>>) -> FactsBuilder {
+        self.known.custom_settings = names.into_iter().collect();
         self
     }
 

@@ -519,6 +519,9 @@ fn create(judge: &mut Judge<'_>, words: Words<'_>) -> Described {
     if matches!(command, "CREATE TABLE AS" | "CREATE MATERIALIZED VIEW")
         && let Some(at) = query_behind_as(words, 1)
     {
+        if words.is(at, "execute") {
+            judge.effect(Effect::Execute { name: name_at(words, at + 1) });
+        }
         query::effects(judge, words.from(at));
     }
     described

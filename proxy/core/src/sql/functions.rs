@@ -203,14 +203,11 @@ fn counts_own_statements(name: &str) -> bool {
 }
 
 /// Why a session that reads this relation needs a server connection of its own: its rows are counters that the session's own statements
-/// raise, or what it has prepared.
+/// raise.
 pub(super) fn pinning_relation(schema: Option<&str>, name: &str) -> Option<PinReason> {
     const KINDS: [&str; 4] = ["_tables", "_indexes", "_sequences", "_functions"];
     if !matches!(schema, None | Some("pg_catalog")) {
         return None;
-    }
-    if name == "pg_prepared_statements" {
-        return Some(PinReason::PreparedNames);
     }
     let counters = (name.starts_with("pg_stat_") || name.starts_with("pg_statio_"))
         && (name == "pg_stat_database" || KINDS.iter().any(|kind| name.ends_with(kind)));

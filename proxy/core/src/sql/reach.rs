@@ -7,6 +7,9 @@
 //! A second property goes the same ways, and more: what an object may leave behind in its session, or see of it ([`Suspicion`]). It is about all that
 //! runs, where badness is about reads only: triggers, defaults, checks, both halves of policies, and bodies whatever their volatility.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use super::bodies::{self, Language, Node, Reached};
@@ -79,6 +82,10 @@ const TRACELESS_EXTENSIONS: [&str; 14] = [
     "sslinfo",
 ];
 
+/// Custom settings of which the names are kept, and their bytes. Code that sets more of them sets unknown ones.
+const CUSTOM_SETTINGS_MAX: usize = 64;
+const CUSTOM_SETTING_BYTES_MAX: usize = 128;
+
 /// An object of the database, by the catalog that holds it and its OID there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Object {
@@ -133,8 +140,9 @@ pub struct Function<'a> {
     pub one_argument: bool,
     /// Its own `search_path` looks elsewhere before `pg_catalog`, so that built-in names may mean something else in it.
     pub hides_builtins: bool,
-    /// It sets a parameter with a prefix for its own time (`proconfig`), of which the connection knows for ever after.
-    pub sets_custom: bool,
+    /// The parameters with a prefix that it sets for its own time (`proconfig`), of which the connection knows for ever
+    /// after.
+    pub sets_custom: &'a [&'a str],
 }
 
 /// A row of `pg_class`: what can stand in FROM.
@@ -196,6 +204,8 @@ pub struct Catalog {
     /// In C and of an extension that is known: none of them writes a relation, volatile or not (`uuid_generate_v4`).
     quiet: FxHashSet<u32>,
     current_setting: FxHashSet<u32>,
+    set_config: FxHashSet<u32>,
+    settings: SettingNames,
     /// Functions whose bodies decide and haven't been read.
     unread: FxHashSet<u32>,
     functions: Vec<KnownFunction>,
@@ -278,6 +288,13 @@ impl Catalog {
         self.suspect(node, Suspicion::anything(rule));
     }
 
+    /// Code of an object sets a parameter; `None`: it can't be told which one.
+    fn sets(&mut self, node: u32, name: Option<&str>) {
+        if !name.is_some_and(|name| self.settings.set(name)) {
+            self.suspect(node, Suspicion::sets_unknown("set_config"));
+        }
+    }
+
     /// One object may run another, which counts for what it leaves behind.
     pub fn runs(&mut self, from: Object, to: Object) {
         let (from, to) = (self.node(from), self.node(to));
@@ -289,6 +306,11 @@ impl Catalog {
     /// An operator, a cast or the like is made of a function.
     pub fn made_of(&mut self, object: Object, function: u32) {
         self.runs(object, Object::Function(function));
+        if self.set_config.contains(&function) {
+            // An aggregate's state may be the name.
+            let node = self.node(object);
+            self.sets(node, None);
+        }
         if self.trusted.contains(&function) {
             self.node(object);
         } else {
@@ -312,6 +334,9 @@ impl Catalog {
         }
         if schema == "pg_catalog" && name == "current_setting" {
             self.current_setting.insert(oid);
+        }
+        if schema == "pg_catalog" && name == "set_config" {
+            self.set_config.insert(oid);
         }
         self.suspect(node, unseen::of_builtin(name));
         self.builtin_names.insert(name.into());
@@ -364,8 +389,9 @@ impl Catalog {
             Traces::Unknown => self.suspect(node, Suspicion::anything("language")),
             Traces::State => self.suspect(node, Suspicion::leaves("session_state")),
         }
-        if function.sets_custom {
+        for name in function.sets_custom {
             self.suspect(node, Suspicion::leaves("set_config"));
+            self.sets(node, Some(name));
         }
         let called_anyhow = Catalog::name_node(&mut self.nodes, &mut self.called_anyhow, name);
         self.trace_edges.push((node, called_anyhow));
@@ -423,8 +449,9 @@ impl Catalog {
         self.nodes[node as usize].reads = Touched::relation(name);
         let change = self.node(Object::Change(oid));
         if relation.kind == b'f' {
-            // A foreign-data wrapper keeps connections, and runs what the other side likes.
-            self.suspect(node, Suspicion::anything("foreign"));
+            // A foreign-data wrapper keeps connections, and runs what the other side likes. Of those that nobody knows
+            // `untold` tells more.
+            self.suspect(node, Suspicion::anything_but_settings("foreign"));
         }
         let changed = Catalog::name_node(&mut self.nodes, &mut self.changed, name);
         let key = self.node(Object::Key(oid));
@@ -498,7 +525,7 @@ impl Catalog {
         let mut reached = Vec::new();
         self.traces_of_body(node, language, text);
         bodies::read_text(language, text, true, &mut |thing| match thing {
-            Reached::Changes | Reached::Target(_) | Reached::Traces(_) => {}
+            Reached::Changes | Reached::Target(_) | Reached::Traces(_) | Reached::Ddl | Reached::Sets(_) | Reached::Literal(_) => {}
             Reached::Bad(rule) => bad = bad.or(Some(rule)),
             Reached::Call { schema: None, name, .. } => {
                 if let Some(Call::Write { rule, .. }) = functions::builtin(name) {
@@ -543,12 +570,17 @@ impl Catalog {
         let readings: &[bool] = if text.contains('\\') { &[true, false] } else { &[true] };
         let mut suspicion = Suspicion::NONE;
         let mut reached = Vec::new();
-        let (mut changes, mut names) = (false, Vec::new());
+        let (mut changes, mut ddl, mut names) = (false, false, Vec::new());
+        let mut sets: Vec<Option<String>> = Vec::new();
+        let mut settings = std::mem::take(&mut self.settings);
         for standard_strings in readings {
             bodies::read_text(language, text, *standard_strings, &mut |thing| match thing {
                 Reached::Bad(_) => {}
                 Reached::Traces(traces) => _ = suspicion.merge(traces),
                 Reached::Changes => changes = true,
+                Reached::Ddl => ddl = true,
+                Reached::Sets(name) => sets.push(name.map(str::to_owned)),
+                Reached::Literal(text) => settings.mention(text),
                 Reached::Target(name) => {
                     if !self.changed.contains_key(name) && unseen::change_of_builtin(name).is_none() {
                         suspicion.merge(Suspicion::leaves("unknown_relation"));
@@ -564,7 +596,8 @@ impl Catalog {
                     };
                     let built_in = || functions::builtin(name).is_some() || self.builtin_names.contains(name);
                     if known.is_none() && !columns && !built_in() && !self.named.contains_key(name) {
-                        suspicion.merge(Suspicion::anything("unknown_function"));
+                        // It isn't there: a call is an error, unless the facts are old.
+                        suspicion.merge(Suspicion::anything_but_settings("unknown_function"));
                     }
                     reached.extend(known);
                 }
@@ -587,10 +620,17 @@ impl Catalog {
             }
         }
         reached.push(self.node(Object::KeyWords));
+        if ddl {
+            reached.push(self.node(Object::Ddl));
+        }
         reached.sort_unstable();
         reached.dedup();
         self.trace_edges.extend(reached.into_iter().map(|to| (to, node)));
         self.suspect(node, suspicion);
+        self.settings = settings;
+        for name in sets {
+            self.sets(node, name.as_deref());
+        }
     }
 
     /// A body in standard SQL (`prosqlbody`).
@@ -608,9 +648,9 @@ impl Catalog {
         let mut bad = None;
         let mut reached = Vec::new();
         bodies::read_tree(tree, &mut |node| match node {
-            Node::Value(_) | Node::Changes | Node::Utility => {}
+            Node::Value(_) | Node::Changes | Node::Utility | Node::Constant(_) => {}
             Node::Bad(rule) => bad = bad.or(Some(rule)),
-            Node::Function { oid, dotted: true } if self.current_setting.contains(&oid) => {}
+            Node::Function { oid, first: Some(bytes) } if self.current_setting.contains(&oid) && is_dotted(bytes) => {}
             Node::Function { oid, .. } => reached.push(Object::Function(oid)),
             Node::Relation(oid) => reached.push(Object::Relation(oid)),
             Node::Operator(oid) => reached.push(Object::Operator(oid)),
@@ -631,11 +671,20 @@ impl Catalog {
     pub fn traces_of_tree(&mut self, of: Object, tree: &str) {
         let mut suspicion = Suspicion::NONE;
         let (mut changes, mut reached) = (false, Vec::new());
+        let mut sets: Vec<Option<String>> = Vec::new();
+        let mut settings = std::mem::take(&mut self.settings);
         bodies::read_tree(tree, &mut |node| match node {
             Node::Changes => changes = true,
-            Node::Utility => _ = suspicion.merge(Suspicion::anything("body_statement")),
+            // NOTIFY alone: all others are refused there.
+            Node::Utility => _ = suspicion.merge(Suspicion::anything_but_settings("body_statement")),
             Node::Bad(_) => {}
-            Node::Function { oid, .. } => reached.push(Object::Function(oid)),
+            Node::Constant(bytes) => settings.mention(&bodies::constant_bytes(bytes)),
+            Node::Function { oid, first } => {
+                if self.set_config.contains(&oid) {
+                    sets.push(first.and_then(bodies::constant_text));
+                }
+                reached.push(Object::Function(oid));
+            }
             Node::Relation(oid) => reached.push(Object::Relation(oid)),
             Node::Operator(oid) => reached.push(Object::Operator(oid)),
             Node::Type(oid) | Node::Value(oid) => reached.push(Object::Type(oid)),
@@ -653,6 +702,10 @@ impl Catalog {
         }
         let node = self.node(of);
         self.suspect(node, suspicion);
+        self.settings = settings;
+        for name in sets {
+            self.sets(node, name.as_deref());
+        }
     }
 
     /// A relation on which a write may do more than its transaction undoes.
@@ -727,6 +780,7 @@ impl Catalog {
                 _ => {}
             }
         }
+        facts = facts.custom_settings(self.settings.all());
         for name in &self.outside {
             facts = facts.acts_outside(name);
         }
@@ -791,7 +845,7 @@ impl Catalog {
         edges.sort_unstable();
         edges.dedup();
         let mut waiting: Vec<u32> = (0..self.nodes.len() as u32).filter(|node| !self.nodes[*node as usize].suspicion.is_none()).collect();
-        // Each node is told three new things at most: it ends.
+        // Each node is told four new things at most: it ends.
         while let Some(reached) = waiting.pop() {
             let suspicion = self.nodes[reached as usize].suspicion;
             let first = edges.partition_point(|(to, _)| *to < reached);
@@ -802,6 +856,59 @@ impl Catalog {
             }
         }
     }
+}
+
+/// The names of custom settings that code names, in lower case.
+#[derive(Default)]
+struct SettingNames {
+    set: BTreeSet<Arc<str>>,
+    /// In other places, where a name may as well be something else's.
+    mentioned: BTreeSet<Arc<str>>,
+}
+
+impl SettingNames {
+    /// Something is known to set it. Whether its name is kept, or need not be.
+    fn set(&mut self, name: &str) -> bool {
+        if !name.contains('.') {
+            // A parameter of PostgreSQL's own: looks see whatever was set.
+            return true;
+        }
+        if name.len() > CUSTOM_SETTING_BYTES_MAX || name.contains(char::REPLACEMENT_CHARACTER) {
+            return false;
+        }
+        let name = name.to_ascii_lowercase();
+        let known = self.set.contains(&*name);
+        if !known && self.set.len() < CUSTOM_SETTINGS_MAX {
+            self.set.insert(name.into());
+            return true;
+        }
+        known
+    }
+
+    /// Whatever in a text looks like the name of a custom setting (`valid_custom_variable_name`).
+    fn mention(&mut self, text: &str) {
+        let within = |letter: char| letter.is_ascii_alphanumeric() || matches!(letter, '_' | '$' | '.') || !letter.is_ascii();
+        for piece in text.split(|letter: char| !within(letter)) {
+            let name =
+                piece.trim_start_matches(|letter: char| letter.is_ascii_digit() || matches!(letter, '$' | '.')).trim_end_matches('.');
+            let begins = |part: &str| part.chars().next().is_some_and(|first| !first.is_ascii_digit() && first != '$');
+            let named = name.contains('.') && name.len() <= CUSTOM_SETTING_BYTES_MAX && name.split('.').all(begins);
+            if named && self.mentioned.len() < CUSTOM_SETTINGS_MAX && !name.contains(char::REPLACEMENT_CHARACTER) {
+                self.mentioned.insert(name.to_ascii_lowercase().into());
+            }
+        }
+    }
+
+    /// Those that are set, and of the others as many as there is room for.
+    fn all(&self) -> Vec<Arc<str>> {
+        let others = self.mentioned.difference(&self.set);
+        self.set.iter().chain(others).take(CUSTOM_SETTINGS_MAX).cloned().collect()
+    }
+}
+
+/// Whether a constant of type text has a dot in it.
+fn is_dotted(bytes: &str) -> bool {
+    bodies::constant_text(bytes).is_some_and(|text| text.contains('.'))
 }
 
 /// How what a function leaves behind is known.

@@ -28,10 +28,11 @@ pub(super) fn of_builtin(name: &str) -> Suspicion {
         // Backups and temporary slots belong to a session.
         "pg_backup_start" | "pg_backup_stop" | "pg_start_backup" | "pg_stop_backup" => Suspicion::leaves("session_state"),
         // Decoding runs a plug-in.
-        _ if name.starts_with("pg_logical_slot_") || name.starts_with("pg_replication_origin_") || name.starts_with("binary_upgrade_") => {
-            Suspicion::anything("session_state")
-        }
+        _ if name.starts_with("pg_logical_slot_") => Suspicion::anything("session_state"),
         _ if name.starts_with("pg_") && name.contains("_replication_slot") => Suspicion::anything("session_state"),
+        _ if name.starts_with("pg_replication_origin_") || name.starts_with("binary_upgrade_") => {
+            Suspicion::anything_but_settings("session_state")
+        }
         _ if runs_text(name) => Suspicion::anything("runs_text"),
         // Types by their OIDs or by names in texts: a domain's CHECK calls what it likes.
         "domain_in"
@@ -57,7 +58,7 @@ pub(super) fn of_builtin(name: &str) -> Suspicion {
 /// As [`of_builtin`], about a data change of a relation of `pg_catalog`.
 pub(super) fn change_of_builtin(name: &str) -> Suspicion {
     // Its rule calls `set_config`.
-    if name == "pg_settings" { Suspicion::leaves("set_config") } else { Suspicion::NONE }
+    if name == "pg_settings" { Suspicion::sets_unknown("set_config") } else { Suspicion::NONE }
 }
 
 fn runs_text(name: &str) -> bool {
@@ -82,18 +83,22 @@ pub(super) fn note(judge: &mut Judge<'_>, words: Words<'_>, class: Class, first_
         doubts.add(Suspicion::leaves("ddl"), "DDL");
         doubts.add(judge.facts.ddl_suspicion(), "event triggers");
     }
-    let scan = Scan { facts: judge.facts, words };
+    let told = effects.iter().any(|effect| matches!(effect, Effect::Set { .. } | Effect::SetUnknown));
+    let scan = Scan { facts: judge.facts, words, settings_told: told };
     match if class == Class::Local { Runs::Nothing } else { scan.runs() } {
         Runs::Nothing => {}
         Runs::Settings => doubts.suspicion.sees_settings = true,
         Runs::Names => scan.names(&mut doubts),
         Runs::Anything(rule) => doubts.add(Suspicion::anything(rule), &words.text(0)),
+        // As far as it is known, no server runs it.
+        Runs::Unparsed => doubts.add(Suspicion::anything_but_settings("unparsed"), &words.text(0)),
         Runs::Indexes => doubts.add(Suspicion::leaves("maintenance"), &words.text(0)),
     }
     let unseen = &mut judge.verdict.unseen;
     unseen.leaves |= doubts.because.is_some();
     unseen.sees_settings |= doubts.suspicion.sees_settings;
     unseen.sees_statements |= doubts.suspicion.sees_statements;
+    unseen.sets_unknown |= doubts.suspicion.sets_unknown;
     if judge.verdict.unproven.is_none() {
         judge.verdict.unproven = doubts.because;
     }
@@ -124,6 +129,8 @@ enum Runs {
     Names,
     /// What its text doesn't tell.
     Anything(&'static str),
+    /// Nothing that PostgreSQL is known to understand.
+    Unparsed,
     /// Functions in indexes.
     Indexes,
 }
@@ -131,18 +138,20 @@ enum Runs {
 struct Scan<'a, 'w> {
     facts: &'a Facts,
     words: Words<'w>,
+    /// The statement's effects tell what its own calls of `set_config` set.
+    settings_told: bool,
 }
 
 impl Scan<'_, '_> {
     fn runs(&self) -> Runs {
         let words = self.words;
         if words.tokens.iter().any(|token| token.kind == TokenKind::Invalid) {
-            return Runs::Anything("unparsed");
+            return Runs::Unparsed;
         }
         let first = words.tokens.iter().position(|token| token.kind != TokenKind::OpenParen).unwrap_or(0);
         match words.word(first).as_str() {
             "select" | "values" | "table" | "with" => Runs::Names,
-            _ if first > 0 => Runs::Anything("unparsed"),
+            _ if first > 0 => Runs::Unparsed,
             "insert" | "update" | "delete" | "merge" | "truncate" | "copy" | "explain" | "declare" => Runs::Names,
             // Of the cursors' queries DECLARE tells, and of the prepared ones' EXECUTE.
             "begin" | "start" | "commit" | "end" | "rollback" | "abort" | "savepoint" | "release" | "set" | "reset" | "discard"
@@ -157,7 +166,7 @@ impl Scan<'_, '_> {
             "vacuum" | "analyze" | "analyse" | "reindex" | "cluster" | "repack" => Runs::Indexes,
             "execute" => Runs::Anything("execute"),
             "call" | "do" => Runs::Anything("code"),
-            _ => Runs::Anything("unparsed"),
+            _ => Runs::Unparsed,
         }
     }
 
@@ -173,6 +182,9 @@ impl Scan<'_, '_> {
                     let name = name.as_ref().map_or("", |name| name.as_str());
                     let suspicion = self.facts.suspicion(name);
                     doubts.add(of_builtin(name), name);
+                    if name == "set_config" && !self.settings_told {
+                        doubts.add(Suspicion::sets_unknown("set_config"), name);
+                    }
                     doubts.add(suspicion.used, name);
                     if changes {
                         doubts.add(change_of_builtin(name), name);
@@ -227,7 +239,7 @@ impl Scan<'_, '_> {
         }
     }
 
-    /// INSERT, UPDATE, DELETE, MERGE, TRUNCATE and COPY FROM, wherever they stand.
+    /// INSERT, UPDATE, DELETE, MERGE, TRUNCATE and COPY FROM, wherever they stand, and REFRESH.
     fn changes_data(&self) -> bool {
         let words = self.words;
         let copies = words.is(0, "copy") && words.kind(1) != Some(TokenKind::OpenParen);
@@ -235,6 +247,7 @@ impl Scan<'_, '_> {
             "insert" | "delete" | "merge" | "truncate" => true,
             "update" => !self.is_behind(at, &["for", "key"]),
             "from" => copies,
+            "refresh" => at == 0,
             _ => false,
         })
     }
@@ -257,7 +270,8 @@ impl Scan<'_, '_> {
             "truncate" if at == 0 => {
                 behind += usize::from(words.is(behind, "table"));
                 if (behind..words.len()).any(|at| words.is(at, "cascade")) {
-                    doubts.add(Suspicion::leaves("cascade"), "TRUNCATE");
+                    let sets_unknown = self.facts.changes_set_unknown();
+                    doubts.add(Suspicion { sets_unknown, ..Suspicion::leaves("cascade") }, "TRUNCATE");
                 }
             }
             // DELETE's and MERGE's; a join's has a parenthesis behind it, a sort's an operator.

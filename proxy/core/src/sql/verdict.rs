@@ -161,8 +161,6 @@ pub enum PinReason {
     AdvisoryLock,
     WithHoldCursor,
     SqlPrepare,
-    /// Its server knows its prepared statements by the client's own names: it has looked at them, or SQL uses them.
-    PreparedNames,
     Sequence,
     Load,
     SetRole,
@@ -186,7 +184,6 @@ impl PinReason {
             PinReason::AdvisoryLock => "advisory_lock",
             PinReason::WithHoldCursor => "with_hold_cursor",
             PinReason::SqlPrepare => "sql_prepare",
-            PinReason::PreparedNames => "prepared_names",
             PinReason::Sequence => "sequence",
             PinReason::Load => "load",
             PinReason::SetRole => "set_role",
@@ -281,6 +278,8 @@ pub struct Unseen {
     pub sees_settings: bool,
     /// It may see which statements are prepared on its connection (`pg_prepared_statements`).
     pub sees_statements: bool,
+    /// It may set custom settings of which nobody knows the names, so that no look can ask for them. Only with `leaves`.
+    pub sets_unknown: bool,
 }
 
 impl Verdict {

@@ -35,8 +35,6 @@ pub(super) struct Server {
     /// COPY FROM STDIN: whether by the extended protocol.
     copy: Option<bool>,
     reported: String,
-    /// Messages of the extended protocol have come since the last Sync.
-    unsynced: bool,
     pub(super) input: Vec<u8>,
 }
 
@@ -65,7 +63,6 @@ impl Server {
             skipping: false,
             copy: None,
             reported: String::new(),
-            unsynced: false,
             input: Vec::new(),
         };
         server.reported = server.value("datestyle");
@@ -122,13 +119,11 @@ impl Server {
         }
         if tag == b'S' {
             self.skipping = false;
-            self.unsynced = false;
             return self.done(out);
         }
         if self.skipping {
             return;
         }
-        self.unsynced |= !matches!(tag, b'Q' | b'd' | b'c' | b'f');
         match tag {
             b'Q' => self.query(&words[0], out),
             b'd' | b'c' | b'f' | b'H' => {}
@@ -187,10 +182,8 @@ impl Server {
     fn query(&mut self, sql: &str, out: &mut Vec<u8>) {
         // It runs in the unnamed portal, which is gone then.
         self.portals.remove("");
-        // "A simple Query message also destroys the unnamed statement"; the router can't be sure of that where a Sync is missing.
-        if !self.unsynced {
-            self.prepared.remove("");
-        }
+        // "A simple Query message also destroys the unnamed statement."
+        self.prepared.remove("");
         let statements: Vec<&str> = sql.split(';').map(str::trim).filter(|statement| !statement.is_empty()).collect();
         if statements.is_empty() {
             out.extend(text::server("I"));
@@ -362,6 +355,11 @@ impl Server {
                 self.block = Block::Open;
                 "ROLLBACK"
             }
+            ["release", name] => {
+                let at = self.savepoints.iter().rposition(|(known, ..)| known == name).ok_or("3B001")?;
+                self.savepoints.truncate(at);
+                "RELEASE"
+            }
             ["savepoint", name] => {
                 if self.block == Block::None {
                     return Err("25P01");
@@ -443,10 +441,11 @@ impl Server {
                     return Err("25001");
                 }
                 self.values = self.startup.clone();
-                self.prepared.clear();
+                self.prepared.retain(|name, _| name.is_empty());
                 self.portals.clear();
                 "DISCARD ALL"
             }
+            ["discard", "sequences"] => "DISCARD SEQUENCES",
             ["deallocate", "all"] => {
                 self.prepared.retain(|name, _| name.is_empty());
                 "DEALLOCATE ALL"

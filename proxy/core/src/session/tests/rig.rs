@@ -59,7 +59,8 @@ impl Judge for Real {
         let mut verdict = classify(sql, &self.facts, Dialect { standard_conforming_strings, client_encoding_is_ascii_safe });
         if !self.looks {
             // A row of the model shows a custom setting.
-            verdict.unseen = Unseen { sees_settings: true, ..Unseen::default() };
+            let sees_statements = ["pg_prepared_statements", "execute"].iter().any(|name| String::from_utf8_lossy(sql).contains(name));
+            verdict.unseen = Unseen { sees_settings: true, sees_statements, ..Unseen::default() };
         }
         Arc::new(verdict)
     }

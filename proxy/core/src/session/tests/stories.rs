@@ -1007,14 +1007,9 @@ mod own_names {
          return
          ";
 
-    fn pinned(story: &Story) -> bool {
-        story.session.pins().has(PinReason::PreparedNames)
-    }
-
     #[test]
     fn whoever_looks_at_them_sees_the_clients() {
-        let mut story = Story::on(Access::ReadWrite);
-        story.tell(
+        Story::run(
             &[
                 PREPARED,
                 "C> Q select name from pg_prepared_statements
@@ -1022,31 +1017,148 @@ mod own_names {
                  S> P s1 select 1 / S / Q select name from pg_prepared_statements
                  S< 1 / Z I / T / D s1 / C SELECT 1 / Z I
                  C< T / D s1 / C SELECT 1 / Z I
-                 # From here on all names are the client's.
+                 # Nobody else gets them.
+                 S> C S s1 / S
+                 S< 3 / Z I
+                 return
+                 caught up
                  C> B - s1 / E - / S
-                 S> B - s1 / E - / S
+                 lease r replica
+                 S> B - sy1 / E - / S
                  S< 2 / D 1 / C SELECT 1 / Z I
                  C< 2 / D 1 / C SELECT 1 / Z I
-                 C> P s1 select 2 / S
-                 S> P s1 select 2 / S
-                 S< E 42P05 exists / Z I
-                 C< E 42P05 / Z I
-                 C> P s2 select 2 / C S s1 / S
-                 S> P s2 select 2 / C S s1 / S
-                 S< 1 / 3 / Z I
-                 C< 1 / 3 / Z I",
+                 return",
             ]
             .concat(),
         );
-        assert!(pinned(&story));
-        story.tell(
-            "C> Q deallocate all
-             S> Q deallocate all
-             S< C DEALLOCATE ALL / Z I
-             C< C DEALLOCATE ALL / Z I
+    }
+
+    #[test]
+    fn ours_are_closed_before_that() {
+        Story::run(
+            "C> P s1 insert into t values (1) / S
+             lease l leader
+             S> P sy1 insert into t values (1) / S
+             S< 1 / Z I
+             C< 1 / Z I
+             return
+             C> Q select name from pg_prepared_statements
+             lease l leader
+             S> C S sy1 / P s1 insert into t values (1) / S / Q select name from pg_prepared_statements
+             S< 3 / 1 / Z I / T / D s1 / C SELECT 1 / Z I
+             C< T / D s1 / C SELECT 1 / Z I
+             S> C S s1 / S
+             S< 3 / Z I
+             return
+             C> B - s1 / E - / S
+             lease l leader
+             S> P sy1 insert into t values (1) / B - sy1 / E - / S
+             S< 1 / 2 / C INSERT 0 1 / Z I
+             C< 2 / C INSERT 0 1 / Z I
              return",
         );
-        assert!(!pinned(&story));
+    }
+
+    /// As long as the session holds its server, all names are the client's.
+    #[test]
+    fn names_stay_the_clients_to_the_end_of_the_transaction() {
+        Story::run(
+            &[
+                PREPARED,
+                "C> Q begin
+                 C< C BEGIN / Z T
+                 C> Q execute s1
+                 lease l leader
+                 # Outside of the transaction, so that none that can't be prepared any more fails it.
+                 S> P s1 select 1 / S / P - begin / B - - / E - / Q execute s1
+                 S< 1 / Z I / 1 / 2 / C BEGIN / T / D 1 / C SELECT 1 / Z T
+                 C< T / D 1 / C SELECT 1 / Z T
+                 C> B - s1 / E - / S
+                 S> B - s1 / E - / S
+                 S< 2 / D 1 / C SELECT 1 / Z T
+                 C< 2 / D 1 / C SELECT 1 / Z T
+                 C> P s2 select 2 / C S s1 / S
+                 S> P s2 select 2 / C S s1 / S
+                 S< 1 / 3 / Z T
+                 C< 1 / 3 / Z T
+                 C> P s2 select 3 / S
+                 S> P s2 select 3 / S
+                 S< E 42P05 exists / Z E
+                 C< E 42P05 / Z E
+                 C> Q rollback
+                 S> Q rollback
+                 S< C ROLLBACK / Z I
+                 C< C ROLLBACK / Z I
+                 S> C S s2 / S
+                 S< 3 / Z I
+                 return",
+            ]
+            .concat(),
+        );
+    }
+
+    #[test]
+    fn within_a_transaction_a_savepoint_keeps_failures_from_it() {
+        Story::run(
+            &[
+                PREPARED,
+                BEGUN,
+                "C> Q execute s1
+                 S> P switchyard_names SAVEPOINT switchyard_names / B switchyard_names switchyard_names / E switchyard_names / C P switchyard_names / C S switchyard_names / S / P s1 select 1 / S / P switchyard_names ROLLBACK TO switchyard_names / B switchyard_names switchyard_names / E switchyard_names / C P switchyard_names / C S switchyard_names / S / P switchyard_names RELEASE switchyard_names / B switchyard_names switchyard_names / E switchyard_names / C P switchyard_names / C S switchyard_names / S / Q execute s1
+                 S< 1 / 2 / C SAVEPOINT / 3 / 3 / Z T / E 42P01 gone / Z E / 1 / 2 / C ROLLBACK / 3 / 3 / Z T / 1 / 2 / C RELEASE / 3 / 3 / Z T / E 26000 s1 / Z E
+                 C< E 26000 / Z E",
+            ]
+            .concat(),
+        );
+    }
+
+    #[test]
+    fn behind_the_end_of_a_failed_transaction_that_is_waited_for() {
+        Story::run(
+            &[
+                PREPARED,
+                BEGUN,
+                "C> Q select fail
+                 S> Q select fail
+                 S< E 22012 failed / Z E
+                 C< E 22012 / Z E
+                 C> Q rollback / Q execute s1
+                 S> Q rollback
+                 S< C ROLLBACK / Z I
+                 C< C ROLLBACK / Z I
+                 return
+                 lease l leader
+                 S> P s1 select 1 / S / Q execute s1
+                 S< 1 / Z I / T / D 1 / C SELECT 1 / Z I
+                 C< T / D 1 / C SELECT 1 / Z I
+                 S> C S s1 / S
+                 S< 3 / Z I
+                 return",
+            ]
+            .concat(),
+        );
+    }
+
+    #[test]
+    fn within_a_segment_no_sync_of_ours_ends_it() {
+        Story::run(
+            &[
+                PREPARED,
+                "C> P - insert into t values (1) / B - - / E - / H
+                 lease l leader
+                 S> P - insert into t values (1) / B - - / E - / H
+                 S< 1 / 2 / C INSERT 0 1
+                 C< 1 / 2 / C INSERT 0 1
+                 C> P - execute s1 / B - - / E - / S
+                 S> P s1 select 1 / P - execute s1 / B - - / E - / S
+                 S< 1 / 1 / 2 / C SELECT 1 / Z I
+                 C< 1 / 2 / C SELECT 1 / Z I
+                 S> C S s1 / S
+                 S< 3 / Z I
+                 return",
+            ]
+            .concat(),
+        );
     }
 
     #[test]
@@ -1058,7 +1170,28 @@ mod own_names {
                  lease l leader
                  S> P s1 select 1 / S / P look select from pg_prepared_statements / C S s1 / B - look / E - / S
                  S< 1 / Z I / 1 / 3 / 2 / C SELECT 1 / Z I
-                 C< 1 / 3 / 2 / C SELECT 1 / Z I",
+                 C< 1 / 3 / 2 / C SELECT 1 / Z I
+                 S> C S look / S
+                 S< 3 / Z I
+                 return",
+            ]
+            .concat(),
+        );
+    }
+
+    #[test]
+    fn a_name_that_is_taken_is_refused_by_the_server() {
+        Story::run(
+            &[
+                PREPARED,
+                "C> P s1 execute s1 / B - s1 / E - / S
+                 lease l leader
+                 S> P s1 select 1 / S / P s1 execute s1 / B - s1 / E - / S
+                 S< 1 / Z I / E 42P05 exists / Z I
+                 C< E 42P05 / Z I
+                 S> C S s1 / S
+                 S< 3 / Z I
+                 return",
             ]
             .concat(),
         );
@@ -1073,7 +1206,10 @@ mod own_names {
                  lease l leader
                  S> P s1 select 1 / S / Q select name from pg_prepared_statements
                  S< E 42P01 gone / Z I / T / C SELECT 0 / Z I
-                 C< T / C SELECT 0 / Z I",
+                 C< T / C SELECT 0 / Z I
+                 S> C S s1 / S
+                 S< 3 / Z I
+                 return",
             ]
             .concat(),
         );
@@ -1089,11 +1225,52 @@ mod own_names {
                  S> P s1 select 1 / S / Q execute s1
                  S< 1 / Z I / T / D 1 / C SELECT 1 / Z I
                  C< T / D 1 / C SELECT 1 / Z I
-                 C> Q deallocate s1
-                 S> Q deallocate s1
-                 S< C DEALLOCATE / Z I
-                 C< C DEALLOCATE / Z I
+                 S> C S s1 / S
+                 S< 3 / Z I
+                 return
+                 # So does a table that is made of its rows.
+                 C> Q create table t2 as execute s1
+                 lease l leader
+                 S> P s1 select 1 / S / Q create table t2 as execute s1
+                 S< 1 / Z I / C SELECT 1 / Z I
+                 C< C SELECT 1 / Z I
+                 S> C S s1 / S
+                 S< 3 / Z I
                  return",
+            ]
+            .concat(),
+        );
+    }
+
+    #[test]
+    fn a_simple_query_takes_the_unnamed_statement_also_within_a_segment() {
+        Story::run(
+            "C> P - select 1 / Q insert into t values (1) / B - - / S
+             lease l leader
+             S> P - select 1 / H
+             S< 1
+             C< 1
+             S> Q insert into t values (1) / C S - / B - - / S
+             S< C INSERT 0 1 / Z I / 3 / E 26000 unknown / Z I
+             C< C INSERT 0 1 / Z I / E 26000 / Z I
+             return",
+        );
+    }
+
+    #[test]
+    fn a_parse_that_is_skipped_leaves_the_unnamed_statement() {
+        Story::run(
+            &[
+                BEGUN,
+                "C> P - commit / B - nosuch / P - select 1 / S
+                 S> P - commit / B - nosuch / P - select 1 / S
+                 S< 1 / E 26000 unknown / Z E
+                 C< 1 / E 26000 / Z E
+                 # Nothing can be prepared now.
+                 C> D S - / S
+                 S> D S - / S
+                 S< t / n / Z E
+                 C< t / n / Z E",
             ]
             .concat(),
         );
@@ -1873,6 +2050,81 @@ mod settings {
              return",
         );
         assert!(!story.keeps("r1", ServerRole::Replica));
+    }
+}
+
+mod out_of_sight {
+    use super::*;
+    use crate::sql::catalog::{NameSuspicion, RelationFact, Suspicion};
+    use crate::sql::{Class, Facts, PinReason};
+
+    /// A session whose database has a table of which a change may leave this.
+    fn watched(suspicion: Suspicion) -> Story {
+        let nothing = crate::marks::Touched::Nothing;
+        let fact = RelationFact { schema: "public".into(), class: Class::Read, rule: "table", reads: nothing.clone(), writes: nothing };
+        let changed = NameSuspicion { changed: suspicion, ..NameSuspicion::default() };
+        let mut story = Story::on(Access::ReadWrite);
+        story.rig.know(Facts::builder(1).relation("watched", fact).suspicion("watched", changed).complete().build());
+        story.rig.judge.looks = true;
+        story
+    }
+
+    #[test]
+    fn a_connection_on_which_nobody_knows_what_was_set_stays_with_its_session() {
+        for ends in ["C INSERT 0 1", "E 23505 no"] {
+            let told = ends.trim_end_matches(" no");
+            let mut story = watched(Suspicion::sets_unknown("set_config"));
+            story.tell(&format!(
+                "C> Q insert into watched values (1)
+                 lease l leader
+                 S> Q insert into watched values (1)
+                 S< {ends} / Z I
+                 C< {told} / Z I
+                 C> Q discard all
+                 S> Q discard all
+                 S< C DISCARD ALL / Z I
+                 C< C DISCARD ALL / Z I"
+            ));
+            assert!(story.session.pins().has(PinReason::UserCode), "{ends}");
+            // One that may run as it is planned.
+            let mut story = watched(Suspicion::sets_unknown("set_config"));
+            story.tell(
+                "C> P - insert into watched values (1) / B - - / S
+                 lease l leader
+                 S> P - insert into watched values (1) / B - - / S
+                 S< 1 / 2 / Z I
+                 C< 1 / 2 / Z I",
+            );
+            assert!(story.session.pins().has(PinReason::UserCode));
+        }
+    }
+
+    #[test]
+    fn a_connection_on_which_names_are_known_is_looked_at_and_given_back() {
+        let mut story = watched(Suspicion::leaves("set_config"));
+        story.tell(
+            "C> Q insert into watched values (1)
+             lease l leader
+             S> Q insert into watched values (1)
+             S< C INSERT 0 1 / Z I
+             C< C INSERT 0 1 / Z I
+             S> look at all / S
+             S< 1 / 2 / L r - none / C SELECT 1 / Z I
+             return",
+        );
+        assert!(story.session.pins().is_empty());
+    }
+
+    #[test]
+    fn nobody_knows_what_a_function_call_calls_but_for_large_objects() {
+        for (oid, pinned) in [(2078, true), (2880, true), (0, true), (952, false), (957, false), (3172, false)] {
+            let mut story = Story::on(Access::ReadWrite);
+            story.tell(&format!(
+                "C> F {oid}\n lease l leader\n S> F\n S< V x / Z I\n C< V x / Z I{}",
+                if pinned { "" } else { "\n return" }
+            ));
+            assert_eq!(story.session.pins().has(PinReason::UserCode), pinned, "{oid}");
+        }
     }
 }
 
@@ -2793,10 +3045,12 @@ mod pipelines_that_fail {
              S< 1 / 2 / C BEGIN / C INSERT 0 1 / Z T
              C< C INSERT 0 1 / Z T
              C> P b insert into t select / H / Q insert into t
-             S> P b - / P b insert into t select / H / Q insert into t / C S b / S
-             S< 1 / E 42P05 exists / Z E
+             S> P b - / P b insert into t select / H
+             S< 1 / E 42P05 exists
              C< E 42P05
              C> S
+             S> S / C S b / S
+             S< Z E / 3 / Z E
              C< Z E",
         );
     }

@@ -32,7 +32,8 @@ pub(super) fn client(text: &str) -> Vec<u8> {
         "D" => message(&mut out, b'D', &[first.as_bytes(), second_name, b"\0"]),
         "C" => message(&mut out, b'C', &[first.as_bytes(), second_name, b"\0"]),
         "E" => message(&mut out, b'E', &[name(rest).as_bytes(), b"\0\0\0\0\0"]),
-        "F" => message(&mut out, b'F', &[&[0; 10]]),
+        // By its function's OID.
+        "F" => message(&mut out, b'F', &[&rest.parse::<u32>().unwrap_or(0).to_be_bytes(), &[0; 6]]),
         "d" => message(&mut out, b'd', &[rest.as_bytes()]),
         "f" => message(&mut out, b'f', &[rest.as_bytes(), b"\0"]),
         "c" | "S" | "H" | "X" => message(&mut out, word.as_bytes()[0], &[]),

@@ -13,6 +13,9 @@ fn told(language: Language, text: &str) -> Vec<String> {
             Reached::Changes => "?changes".to_owned(),
             Reached::Target(name) => format!("?target {name}"),
             Reached::Traces(suspicion) => format!("?{}", suspicion.leaves.unwrap_or("shows")),
+            Reached::Ddl => "+ddl".to_owned(),
+            Reached::Sets(name) => format!("+sets {}", name.unwrap_or("?")),
+            Reached::Literal(text) => format!("+literal {text}"),
         })
     });
     told
@@ -87,7 +90,7 @@ fn a_sessions_own_setting_can_be_read_anywhere() {
     }
 }
 
-fn nodes(tree: &str) -> Vec<Node> {
+fn nodes(tree: &str) -> Vec<Node<'_>> {
     let mut nodes = Vec::new();
     read_tree(tree, &mut |node| nodes.push(node));
     nodes
@@ -129,7 +132,7 @@ fn a_tree_tells_oids() {
                 :rctype 1} {COERCETODOMAIN :arg {OPEXPR :opno 96 :opfuncid 65} :resulttype 16500})";
     let expected = [
         Node::Relation(1259),
-        Node::Function { oid: 3810, dotted: false },
+        Node::Function { oid: 3810, first: None },
         Node::Value(16),
         Node::Operator(97),
         Node::Operator(98),
@@ -142,16 +145,51 @@ fn a_tree_tells_oids() {
 }
 
 #[test]
+fn the_parameters_that_a_body_sets_are_told() {
+    use Language::{PlPgSql, Sql};
+    let sets = |language, text: &str| -> Vec<String> {
+        told(language, text).into_iter().filter_map(|thing| thing.strip_prefix("+sets ").map(str::to_owned)).collect()
+    };
+    for (language, text, expected) in [
+        (Sql, "SELECT set_config('a.b', $1, false)", &["a.b"][..]),
+        (Sql, "SELECT pg_catalog.set_config('a.b'::text, $1, false)", &["a.b"]),
+        (Sql, "SELECT set_config($$a.b$$, 'x', true), set_config($q$c.d$q$, 'x', true)", &["a.b", "c.d"]),
+        (Sql, "SELECT set_config(E'a.b', 'x', true), set_config('a.''b', 'x', true)", &["a.b", "a.'b"]),
+        (Sql, "SELECT set_config(E'a\\x2eb', 'x', true)", &["?"]),
+        (Sql, "SELECT set_config('a' || '.b', 'x', true)", &["?"]),
+        (Sql, "SELECT set_config('a'\n'.b', 'x', true)", &["?"]),
+        (Sql, "SELECT set_config($1, 'x', true)", &["?"]),
+        (Sql, "SELECT set_config(setting_name => 'a.b', new_value => 'x', is_local => true)", &["?"]),
+        (Sql, "SELECT other.set_config($1)", &[]),
+        (Sql, "SET LOCAL \"A\".b TO 1; RESET c.D", &["A.b", "c.d"]),
+        (PlPgSql, "BEGIN SET SESSION a.b.c = 1; IF x THEN RESET d.e; END IF; END", &["a.b.c", "d.e"]),
+        (PlPgSql, "BEGIN UPDATE t SET a.b = 1; END", &[]),
+    ] {
+        assert_eq!(sets(language, text), expected, "{text}");
+    }
+}
+
+#[test]
 fn a_constant_argument_with_a_dot_is_seen() {
-    let calls = |tree: &str| -> Vec<Node> { nodes(tree).into_iter().filter(|node| matches!(node, Node::Function { .. })).collect() };
+    fn calls(tree: &str) -> Vec<Node<'_>> {
+        nodes(tree).into_iter().filter(|node| matches!(node, Node::Function { .. })).collect()
+    }
     let setting = |bytes: &str| {
-        calls(&format!(
+        let tree = format!(
             "{{FUNCEXPR :funcid 2077 :funcresulttype 25 :args ({{CONST :consttype 25 :constlen -1 :constisnull false :location 23 \
              :constvalue 7 [ {bytes} ]}}) :location 7}}"
-        ))
+        );
+        match calls(&tree)[..] {
+            [Node::Function { oid: 2077, first: Some(bytes) }] => constant_text(bytes),
+            _ => None,
+        }
     };
-    assert_eq!(setting("28 0 0 0 97 46 98"), [Node::Function { oid: 2077, dotted: true }]);
-    assert_eq!(setting("46 0 0 0 97 98 99"), [Node::Function { oid: 2077, dotted: false }]);
+    assert_eq!(setting("28 0 0 0 97 46 98").as_deref(), Some("a.b"));
+    assert_eq!(setting("46 0 0 0 97 98 99").as_deref(), Some("abc"));
+    assert_eq!(setting("46 0 0 0 -61 -92").as_deref(), Some("\u{e4}"), "bytes above 127 have a sign");
+    assert_eq!(setting("46 0 0 0 -1"), None, "not UTF-8");
     let computed = "{FUNCEXPR :funcid 2077 :args ({FUNCEXPR :funcid 1258 :args ({CONST :constvalue 7 [ 28 0 0 0 97 46 98 ]})})}";
-    assert_eq!(calls(computed)[0], Node::Function { oid: 2077, dotted: false });
+    assert_eq!(calls(computed)[0], Node::Function { oid: 2077, first: None });
+    let behind = "{FUNCEXPR :funcid 1299 :args <>} {FUNCEXPR :funcid 2077 :args ({CONST :constvalue <>})}";
+    assert!(calls(behind).iter().all(|node| matches!(node, Node::Function { first: None, .. })));
 }

@@ -14,7 +14,7 @@ fn user<'a>(oid: u32, name: &'a str, language: &'a str) -> Function<'a> {
         hidden_by_builtin: false,
         one_argument: true,
         hides_builtins: false,
-        sets_custom: false,
+        sets_custom: &[],
     }
 }
 
@@ -244,4 +244,106 @@ fn a_body_counts_in_either_reading_of_its_backslashes() {
     let facts = catalog.finish(1);
     assert_eq!(left(&facts, "either"), (Some("set_config"), None));
     assert_eq!(left(&facts, "regex"), (None, None));
+}
+
+fn custom_settings(facts: &Facts) -> Vec<String> {
+    facts.custom_settings().iter().map(|name| name.to_string()).collect()
+}
+
+/// A call of a function whose first argument is a constant of type text.
+fn call(oid: u32, argument: &str) -> String {
+    let bytes: Vec<String> = argument.bytes().map(|byte| byte.to_string()).collect();
+    format!("{{FUNCEXPR :funcid {oid} :args ({{CONST :consttype 25 :constvalue 9 [ 52 0 0 0 {} ]}} {{PARAM}})}}", bytes.join(" "))
+}
+
+#[test]
+fn custom_settings_are_known_by_name_wherever_code_sets_them() {
+    let mut catalog = Catalog::new();
+    catalog.builtin(2078, "pg_catalog", "set_config");
+    catalog.builtin(870, "pg_catalog", "lower");
+    for (oid, name) in [(20000, "in_text"), (20001, "by_set"), (20003, "standard"), (20004, "mentions")] {
+        catalog.function(user(oid, name, "plpgsql"));
+    }
+    catalog.function(Function { sets_custom: &["App.Config"], ..user(20002, "configured", "plpgsql") });
+    catalog.relation(table(30000, "t"));
+    catalog.body(20000, Language::PlPgSql, "BEGIN PERFORM set_config('App.Call', $1, false); END");
+    catalog.body(20001, Language::PlPgSql, "BEGIN SET LOCAL app.set = 1; SET work_mem = 1; END");
+    catalog.body(20002, Language::PlPgSql, "BEGIN NULL; END");
+    catalog.sql_body(20003, &call(2078, "app.standard"));
+    catalog.body(20004, Language::PlPgSql, "BEGIN RETURN 'SET app.mentioned = 1; e.g. 1.5 and x.9'; END");
+    catalog.tree(Object::Type(50000), &call(2078, "app.domain"));
+    catalog.traces_of_tree(Object::Change(30000), &call(2078, "app.default"));
+    catalog.traces_of_tree(Object::Change(30000), &call(870, "app.read"));
+    let facts = catalog.finish(1);
+    let names = ["app.call", "app.config", "app.default", "app.domain", "app.set", "app.standard", "app.mentioned", "app.read", "e.g"];
+    assert_eq!(custom_settings(&facts), names);
+    for name in ["in_text", "by_set", "configured", "standard", "t"] {
+        let known = facts.suspicion(name);
+        assert!(known.used.leaves.or(known.changed.leaves).is_some(), "{name}");
+        assert!(!known.used.sets_unknown && !known.changed.sets_unknown, "{name}");
+    }
+}
+
+#[test]
+fn code_that_may_set_any_custom_setting_is_told_from_code_that_sets_none() {
+    let mut catalog = Catalog::new();
+    catalog.builtin(2078, "pg_catalog", "set_config");
+    catalog.builtin(2880, "pg_catalog", "pg_advisory_lock");
+    catalog.builtin(2923, "pg_catalog", "query_to_xml");
+    let unknown = [
+        ("computed", "BEGIN PERFORM set_config($1, 'x', false); END"),
+        ("dynamic", "BEGIN EXECUTE $1; END"),
+        ("texts", "BEGIN PERFORM query_to_xml($1, true, true, ''); END"),
+        ("escaped", "BEGIN PERFORM U&\"set\\005fconfig\"($1, 'x', false); END"),
+        ("shows", "BEGIN UPDATE pg_settings SET setting = 1; END"),
+        ("calls", "BEGIN CALL p(); END"),
+        ("reaches", "BEGIN PERFORM dynamic('x'); END"),
+        ("defines", "BEGIN CREATE TABLE x (i int); END"),
+    ];
+    let known = [
+        ("locks", "BEGIN PERFORM pg_advisory_lock(1); END"),
+        ("listens", "BEGIN LISTEN x; SET ROLE y; DISCARD TEMP; END"),
+        ("names", "BEGIN PERFORM set_config('app.x', $1, false); END"),
+        ("plain", "BEGIN PERFORM set_config('work_mem', $1, false); END"),
+        ("mistaken", "BEGIN PERFORM nobody_has_this(1); END"),
+    ];
+    for (oid, (name, _)) in (20000..).zip(unknown.iter().chain(&known)) {
+        catalog.function(user(oid, name, "plpgsql"));
+    }
+    catalog.function(user(21000, "python", "plpython3u"));
+    catalog.function(user(21001, "event", "plpython3u"));
+    catalog.function(Function { aggregate: true, ..user(21002, "state", "internal") });
+    catalog.made_of(Object::Function(21002), 2078);
+    catalog.runs(Object::Ddl, Object::Function(21001));
+    for (oid, (_, body)) in (20000..).zip(unknown.iter().chain(&known)) {
+        catalog.body(oid, Language::PlPgSql, body);
+    }
+    let facts = catalog.finish(1);
+    for name in unknown.iter().map(|(name, _)| *name).chain(["python", "state"]) {
+        assert!(facts.suspicion(name).used.sets_unknown, "{name}");
+        assert!(facts.suspicion(name).used.leaves.is_some(), "{name}");
+    }
+    for (name, _) in known {
+        assert!(facts.suspicion(name).used.leaves.is_some(), "{name}");
+        assert!(!facts.suspicion(name).used.sets_unknown, "{name}");
+    }
+}
+
+#[test]
+fn more_custom_settings_than_fit_are_unknown_ones() {
+    let mut catalog = Catalog::new();
+    catalog.builtin(2078, "pg_catalog", "set_config");
+    let names: Vec<String> = (0..=CUSTOM_SETTINGS_MAX).map(|at| format!("sets_{at}")).collect();
+    for (oid, name) in (20000..).zip(&names) {
+        catalog.function(user(oid, name, "sql"));
+        catalog.body(oid, Language::Sql, &format!("SELECT set_config('app.{name}', 'x', false), 'mentioned.{name}'"));
+    }
+    catalog.function(user(21000, "again", "sql"));
+    catalog.body(21000, Language::Sql, "SELECT set_config('app.sets_1', 'x', false)");
+    let facts = catalog.finish(1);
+    assert_eq!(custom_settings(&facts).len(), CUSTOM_SETTINGS_MAX);
+    assert!(custom_settings(&facts).iter().all(|name| name.starts_with("app.")), "those that are set come first");
+    let unknown: Vec<&String> = names.iter().filter(|name| facts.suspicion(name).used.sets_unknown).collect();
+    assert_eq!(unknown, [&names[CUSTOM_SETTINGS_MAX]]);
+    assert!(!facts.suspicion("again").used.sets_unknown);
 }

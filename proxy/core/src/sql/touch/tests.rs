@@ -16,7 +16,7 @@ fn function<'a>(oid: u32, name: &'a str, language: &'a str, volatility: Volatili
         hidden_by_builtin: false,
         one_argument: true,
         hides_builtins: false,
-        sets_custom: false,
+        sets_custom: &[],
     }
 }
 

@@ -101,6 +101,37 @@ fn what_isnt_proven_says_why() {
 }
 
 #[test]
+fn what_may_set_custom_settings_of_unknown_names_says_so() {
+    for sql in [
+        "SELECT leaky(1)",
+        "EXECUTE p",
+        "DO 'x'",
+        "CALL p()",
+        "UPDATE pg_settings SET setting = 1",
+        "SELECT U&\"set\\005fconfig\"('a.b', 'x', false)",
+        "SELECT query_to_xml('SELECT 1', true, true, '')",
+        "COPY plain FROM STDIN WHERE set_config('a.b', v, false) = v",
+        "ALTER TABLE plain ADD COLUMN c text DEFAULT set_config('a.b', 'x', false)",
+    ] {
+        assert!(judged(sql).unseen.sets_unknown, "{sql}");
+        assert!(judged(sql).unseen.leaves, "{sql}");
+    }
+    for sql in [
+        "SELECT set_config('a.b', 'x', false)",
+        "SELECT set_config(a, 'x', false) FROM plain",
+        "INSERT INTO watched VALUES (1)",
+        "TABLE leaky_view",
+        "CREATE TABLE a AS SELECT 1",
+        "TRUNCATE plain CASCADE",
+        "VACUUM",
+        "FROBNICATE plain",
+        "SELECT younger(1)",
+    ] {
+        assert!(!judged(sql).unseen.sets_unknown, "{sql}");
+    }
+}
+
+#[test]
 fn without_facts_or_in_doubt_only_what_is_built_in_is_proven() {
     for facts in [Facts::empty(), facts().in_doubt(2)] {
         let leaves = |sql: &str| classify(sql.as_bytes(), &facts, Dialect::default()).unseen.leaves;

@@ -1,0 +1,213 @@
+//! By which names the server that is held knows the session's statements.
+//!
+//! Ordinarily by names of ours, which derive from their content and are shared between clients. Before something runs that can tell names apart
+//! (`pg_prepared_statements`, SQL's PREPARE and EXECUTE, code that runs texts), ours are closed and the session's statements are prepared by the
+//! client's own names; from then on names go through as they are. Invariant: a connection has names of one kind, but for what stands in for one
+//! behind which it is closed, and is given back with ours only.
+
+use std::sync::Arc;
+
+use rustc_hash::FxHashMap;
+
+use super::batch::{Batch, End, Item, Statement};
+use super::replies::{Owed, Place, Sync};
+use super::server::{OwnNames, server_name};
+use super::{Env, Segment, ServerState, Session, Work};
+use crate::sql::{Effect, Verdict};
+use crate::wire::reply::{self, TxStatus};
+use crate::wire::{frame, view};
+
+/// The savepoint behind which statements are prepared in a client's transaction, and the statement and portal that make it.
+const SAVEPOINT: &[u8] = b"switchyard_names";
+
+impl Session {
+    /// Whether the client's next message is taken only when all before it is answered: what it means, or what the server must be told ahead of it,
+    /// depends on that.
+    pub(super) fn comes_behind_answers(&self, env: &Env<'_>, work: &Work, server: Option<&ServerState>, tag: u8, message: &[u8]) -> bool {
+        if self.skipping || work.copy_in || work.segment == Segment::Skipped {
+            return false;
+        }
+        if tag == b'Q' && self.unsynced && !(work.batch.is_empty() && work.owed.is_empty()) {
+            // Behind an error in its segment it is skipped; else it destroys the unnamed statement.
+            return true;
+        }
+        let long = work.batch.bytes.len() + message.len() > env.policy.look_ahead_bytes;
+        let is_complete = long || matches!(tag, b'Q' | b'S' | b'H');
+        let by_ours = server.is_some_and(|server| server.own_names.is_none());
+        if !is_complete || !by_ours || is_answered(work) {
+            return false;
+        }
+        let query = || view::query(&message[frame::HEADER..]).is_ok_and(|text| self.runs_by_own_names(&self.verdict(env, text)));
+        self.needs_own_names(&work.batch) || (tag == b'Q' && query())
+    }
+
+    /// What was taken is sent, and the server tells what has become of all: only then more is taken.
+    pub(super) fn await_answers(&mut self, env: &Env<'_>, work: &mut Work, server: Option<&mut ServerState>, tag: u8) {
+        if tag == b'Q' && self.unsynced && !work.batch.is_empty() {
+            work.batch.end = End::Overflow;
+            self.submit(env, work, server);
+        } else if work.segment == Segment::Open && !std::mem::replace(&mut work.flushed, true) {
+            reply::message(&mut work.to_server, b'H', &[]);
+        }
+        work.alone = true;
+    }
+
+    /// Whether something in the batch tells by which names the server knows the session's statements.
+    pub(super) fn needs_own_names(&self, batch: &Batch) -> bool {
+        // EXECUTE looks at what it is to run when it is prepared itself.
+        batch.executed().any(|verdict| self.runs_by_own_names(verdict)) || batch.verdicts().any(|verdict| self.executes_own(verdict))
+    }
+
+    fn runs_by_own_names(&self, verdict: &Verdict) -> bool {
+        let prepares = |effect: &Effect| matches!(effect, Effect::Prepare { name } if self.statements.contains_key(name.as_bytes()));
+        verdict.unseen.sees_statements || verdict.effects.iter().any(prepares) || self.executes_own(verdict)
+    }
+
+    fn executes_own(&self, verdict: &Verdict) -> bool {
+        verdict.effects.iter().any(|effect| matches!(effect, Effect::Execute { name } if self.statements.contains_key(name.as_bytes())))
+    }
+
+    /// From here on the server knows the session's statements by the client's own names, and no others, where the batch that is about to be sent needs
+    /// that. In a failed transaction nothing can be prepared, and nothing runs that would look.
+    pub(super) fn use_own_names(&self, work: &mut Work, server: &mut ServerState) {
+        if server.own_names.is_some()
+            || server.tx == TxStatus::Failed
+            || work.segment == Segment::Skipped
+            || self.lost.is_some()
+            || !is_answered(work)
+            || !self.needs_own_names(&work.batch)
+        {
+            return;
+        }
+        server.own_names = Some(OwnNames::default());
+        work.alone = true;
+        for id in server.prepared().take() {
+            reply::close_statement(&mut work.to_server, &server_name(id));
+            work.owed.push_back(Owed::Close { swallow: true, evicted: None, closed: None });
+        }
+        for name in work.stand_ins.drain(..) {
+            reply::close_statement(&mut work.to_server, &name);
+            work.owed.push_back(Owed::Close { swallow: true, evicted: None, closed: None });
+        }
+        let statements = self.named_before(&work.batch);
+        if work.segment != Segment::Closed {
+            // A Sync of ours would commit what the client has begun there. One that can't be prepared any more fails its segment.
+            for (name, statement) in statements {
+                prepare(name, statement, work);
+            }
+            return;
+        }
+        if statements.is_empty() {
+            return sync(work);
+        }
+        if server.tx == TxStatus::Idle {
+            // Each by itself: one that can't be prepared any more keeps no other away.
+            for (name, statement) in statements {
+                prepare(name, statement, work);
+                sync(work);
+            }
+            return;
+        }
+        run(b"SAVEPOINT switchyard_names", work);
+        for (name, statement) in statements {
+            prepare(name, statement, work);
+            sync(work);
+            // Its failure isn't the transaction's. What is prepared stays.
+            run(b"ROLLBACK TO switchyard_names", work);
+        }
+        run(b"RELEASE switchyard_names", work);
+    }
+
+    /// What the client has prepared by name before a batch that is still to be sent; what executes others by name comes behind those.
+    fn named_before(&self, batch: &Batch) -> Vec<(Box<[u8]>, Arc<Statement>)> {
+        let mut there: FxHashMap<&[u8], &Arc<Statement>> = self.statements.iter().map(|(name, statement)| (&**name, statement)).collect();
+        for (item, _) in batch.items.iter().rev() {
+            match item {
+                Item::Parse { name, duplicate: false, .. } => drop(there.remove(&**name)),
+                Item::CloseStatement { name, closed: Some(closed) } => drop(there.insert(name, closed)),
+                _ => {}
+            }
+        }
+        there.remove(&b""[..]);
+        let mut there: Vec<_> = there.into_iter().map(|(name, statement)| (Box::from(name), statement.clone())).collect();
+        let executes = |statement: &Statement| statement.verdict.effects.iter().any(|effect| matches!(effect, Effect::Execute { .. }));
+        there.sort_by_key(|(_, statement): &(_, Arc<Statement>)| executes(statement));
+        there
+    }
+
+    /// The connection is about to be given back: the client's names are closed there. True if that is still to be answered.
+    pub(super) fn leave_own_names(&self, work: &mut Work, server: &mut ServerState) -> bool {
+        if server.own_names.take().is_none() || self.statements.is_empty() {
+            return false;
+        }
+        for name in self.statements.keys() {
+            reply::close_statement(&mut work.to_server, name);
+            work.owed.push_back(Owed::Close { swallow: true, evicted: None, closed: None });
+        }
+        sync(work);
+        server.ready = false;
+        // What comes next may be prepared by the same names.
+        work.alone = true;
+        true
+    }
+
+    /// Whether the server that is held has a statement by the client's own name.
+    pub(super) fn server_knows(&self, name: &[u8], server: &ServerState) -> bool {
+        server.own_names.is_some() || self.sql_prepared.contains(name)
+    }
+
+    /// DEALLOCATE of a statement that the server knows by another name: an empty one takes its place for DEALLOCATE to find.
+    pub(super) fn stand_in(&self, verdict: &Verdict, work: &mut Work, server: &ServerState) -> bool {
+        let mut any = false;
+        for effect in &verdict.effects {
+            if let Effect::Deallocate { name } = effect
+                && self.statements.contains_key(name.as_bytes())
+                && !self.server_knows(name.as_bytes(), server)
+            {
+                stand_in_for(name.as_bytes(), work, server);
+                any = true;
+            }
+        }
+        any
+    }
+}
+
+/// Whether all is answered that the client has asked for.
+fn is_answered(work: &Work) -> bool {
+    work.owed.iter().all(|owed| matches!(owed, Owed::Bring))
+}
+
+fn sync(work: &mut Work) {
+    reply::sync(&mut work.to_server);
+    work.owed.push_back(Owed::Sync(Sync::Ours));
+}
+
+fn prepare(name: Box<[u8]>, statement: Arc<Statement>, work: &mut Work) {
+    reply::parse(&mut work.to_server, &name, &statement.tail);
+    work.owed.push_back(Owed::Parse { swallow: true, prepares: None, place: Place::Named(name) });
+}
+
+/// Runs a statement of ours, by messages that touch neither the client's unnamed statement nor its unnamed portal.
+fn run(text: &[u8], work: &mut Work) {
+    reply::parse(&mut work.to_server, SAVEPOINT, &[text, b"\0\0\0"].concat());
+    reply::message(&mut work.to_server, b'B', &[SAVEPOINT, b"\0", SAVEPOINT, b"\0\0\0\0\0\0\0"]);
+    reply::message(&mut work.to_server, b'E', &[SAVEPOINT, b"\0\0\0\0\0"]);
+    reply::message(&mut work.to_server, b'C', &[b"P", SAVEPOINT, b"\0"]);
+    reply::close_statement(&mut work.to_server, SAVEPOINT);
+    reply::sync(&mut work.to_server);
+    work.owed.push_back(Owed::Prelude);
+}
+
+pub(super) fn stand_in_for(name: &[u8], work: &mut Work, server: &ServerState) {
+    if work.stand_ins.iter().any(|known| **known == *name) {
+        return;
+    }
+    if server.tainted {
+        // An earlier one may be there still, as its Close was skipped.
+        reply::close_statement(&mut work.to_server, name);
+        work.owed.push_back(Owed::Close { swallow: true, evicted: None, closed: None });
+    }
+    reply::parse(&mut work.to_server, name, b"\0\0\0");
+    work.owed.push_back(Owed::Parse { swallow: true, prepares: None, place: Place::Named(name.into()) });
+    work.stand_ins.push(name.into());
+}

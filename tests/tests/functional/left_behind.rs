@@ -1,0 +1,215 @@
+//! State that code out of a statement's sight leaves in its session: its own session keeps it, and nobody else has it.
+//! Each conversation is had directly and by a router whose sessions share one connection.
+
+use anyhow::{Context, ensure};
+use switchyard_tests::{Batch, Raw, Result, Router, RouterOptions, eventually};
+
+use crate::yard::{SOON, Yard, metric, tell};
+
+/// One object of each kind that sets a custom setting, each one of its own, so that no case stands on another one's.
+const OBJECTS: &str = r#"
+CREATE SCHEMA hidden; GRANT USAGE ON SCHEMA hidden TO app; SET search_path = hidden, public;
+CREATE FUNCTION by_call() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM set_config('app.by_call', 'x', false); RETURN NEW; END $$;
+CREATE FUNCTION by_set() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN SET app.by_set = 'x'; RETURN NEW; END $$;
+CREATE FUNCTION by_own() RETURNS trigger LANGUAGE plpgsql SET app.by_own = 'x' AS $$ BEGIN RETURN NEW; END $$;
+CREATE FUNCTION by_name() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM set_config(TG_ARGV[0], 'x', false); RETURN NEW; END $$;
+CREATE FUNCTION by_text() RETURNS trigger LANGUAGE plpgsql AS
+  $$ BEGIN EXECUTE 'set ' || 'app.by_' || 'text = ''x'''; RETURN NEW; END $$;
+CREATE FUNCTION by_failing() RETURNS trigger LANGUAGE plpgsql AS
+  $$ BEGIN PERFORM set_config('app.by_failing', 'x', false); RAISE EXCEPTION 'no'; END $$;
+CREATE FUNCTION by_locking() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_advisory_lock(4711); RETURN NEW; END $$;
+CREATE FUNCTION joins(text, text) RETURNS text LANGUAGE plpgsql STABLE AS
+  $$ BEGIN PERFORM set_config('app.by_operator', $1, false); RETURN $1 || $2; END $$;
+CREATE OPERATOR ~~~~ (LEFTARG = text, RIGHTARG = text, FUNCTION = joins);
+CREATE VIEW viewed AS SELECT set_config('app.by_view', 'x', false) IS NOT NULL AS is_set;
+CREATE DOMAIN checked AS text CHECK (set_config('app.by_domain', VALUE, false) <> '');
+CREATE TABLE defaulted (i int, v text DEFAULT set_config('app.by_default', 'x', false));
+CREATE TABLE called (i int); CREATE TRIGGER t BEFORE INSERT ON called FOR EACH ROW EXECUTE FUNCTION by_call();
+CREATE TABLE setting (i int); CREATE TRIGGER t BEFORE INSERT ON setting FOR EACH ROW EXECUTE FUNCTION by_set();
+CREATE TABLE owning (i int); CREATE TRIGGER t BEFORE INSERT ON owning FOR EACH ROW EXECUTE FUNCTION by_own();
+CREATE TABLE naming (i int); CREATE TRIGGER t BEFORE INSERT ON naming FOR EACH ROW EXECUTE FUNCTION by_name('app.by_name');
+CREATE TABLE running (i int); CREATE TRIGGER t BEFORE INSERT ON running FOR EACH ROW EXECUTE FUNCTION by_text();
+CREATE TABLE failing (i int); CREATE TRIGGER t BEFORE INSERT ON failing FOR EACH ROW EXECUTE FUNCTION by_failing();
+CREATE TABLE locking (i int); CREATE TRIGGER t BEFORE INSERT ON locking FOR EACH ROW EXECUTE FUNCTION by_locking();
+GRANT ALL ON ALL TABLES IN SCHEMA hidden TO app"#;
+
+struct Case {
+    /// The setting that it leaves.
+    setting: &'static str,
+    sql: &'static str,
+    /// The facts tell the setting's name, so that a look can ask for it; else the session keeps its connection.
+    known: bool,
+}
+
+const CASES: &[Case] = &[
+    Case { setting: "app.by_call", sql: "INSERT INTO hidden.called VALUES (1)", known: true },
+    Case { setting: "app.by_set", sql: "INSERT INTO hidden.setting VALUES (1)", known: true },
+    // What is left of a function's own setting is ''.
+    Case { setting: "app.by_own", sql: "INSERT INTO hidden.owning VALUES (1)", known: true },
+    Case { setting: "app.by_failing", sql: "INSERT INTO hidden.failing VALUES (1)", known: true },
+    Case { setting: "app.by_view", sql: "SELECT is_set FROM hidden.viewed", known: true },
+    Case { setting: "app.by_default", sql: "INSERT INTO hidden.defaulted (i) VALUES (1)", known: true },
+    Case { setting: "app.by_domain", sql: "SELECT 'x'::hidden.checked", known: true },
+    Case { setting: "app.by_operator", sql: "SELECT 'x'::text OPERATOR(hidden.~~~~) 'y'::text", known: true },
+    Case { setting: "app.by_name", sql: "INSERT INTO hidden.naming VALUES (1)", known: false },
+    Case { setting: "app.by_text", sql: "INSERT INTO hidden.running VALUES (1)", known: false },
+    Case { setting: "app.by_escape", sql: r#"SELECT U&"set\005fconfig"('app.by_escape', 'x', false)"#, known: false },
+    Case {
+        setting: "app.by_query",
+        sql: "SELECT length(query_to_xml('select set_config(''app.by_query'', ''x'', false)', true, true, '')::text) > 0",
+        known: false,
+    },
+    Case { setting: "work_mem", sql: "UPDATE pg_settings SET setting = '77777' WHERE name = 'work_mem'", known: false },
+];
+
+/// FunctionCall with arguments and result as text.
+fn function_call(oid: u32, arguments: &[&str]) -> Batch {
+    let mut body = oid.to_be_bytes().to_vec();
+    body.extend(0_i16.to_be_bytes());
+    body.extend((arguments.len() as i16).to_be_bytes());
+    for argument in arguments {
+        body.extend((argument.len() as i32).to_be_bytes());
+        body.extend(argument.as_bytes());
+    }
+    body.extend(0_i16.to_be_bytes());
+    let mut batch = Batch::new().message(b'F', &[&body]);
+    batch.readies = 1;
+    batch
+}
+
+/// What there is of a setting, asked on whatever server, and on the leader.
+fn questions(setting: &str) -> [Batch; 3] {
+    let value = format!("SELECT coalesce('set: ' || current_setting('{setting}', true), 'none')");
+    [
+        Batch::new().query(&value),
+        Batch::new().query(&format!("{value}, pg_is_in_recovery()")),
+        Batch::new().run(&format!("{value}, pg_is_in_recovery()"), &[]),
+    ]
+}
+
+async fn answers(client: &mut Raw, setting: &str) -> Result<Vec<String>> {
+    let mut told = Vec::new();
+    for question in questions(setting) {
+        told.extend(client.ask(&question).await.with_context(|| format!("the value of {setting}"))?);
+    }
+    Ok(told)
+}
+
+/// A router on one connection, once it has facts of all objects.
+async fn one_connection(yard: &Yard) -> Result<Router> {
+    let router = yard.other_router(RouterOptions::new().set("pool.max_size", 1)).await?;
+    eventually(SOON, "facts", || async {
+        let told = Raw::connect(&router.rw_dsn("app")).await?.query("EXPLAIN (ROUTE) SELECT is_set FROM hidden.viewed").await?;
+        Ok(told.iter().any(|line| line.contains("Leaves: unknown (set_config: viewed)")).then_some(()))
+    })
+    .await?;
+    Ok(router)
+}
+
+/// Something leaves a setting: its session finds it as a direct one does, statement after statement. Another session
+/// between them, and the next ones, find what a new one does.
+async fn is_its_own(yard: &Yard, router: &Router, setting: &str, act: &Batch) -> Result {
+    let mut direct = Raw::connect(&yard.leader.dsn_for("app")).await?;
+    let before = answers(&mut direct, setting).await?;
+    let acted = direct.ask(act).await?;
+    let kept = answers(&mut direct, setting).await?;
+    ensure!(before != kept, "nothing is left: {kept:?}");
+    let (mut first, mut second) = (Raw::connect(&router.rw_dsn("app")).await?, Raw::connect(&router.rw_dsn("app")).await?);
+    ensure!(first.ask(act).await? == acted, "the answer isn't {acted:?}");
+    for round in 0..4 {
+        let told = answers(&mut second, setting).await?;
+        ensure!(told == before, "round {round}: another session has {told:?}");
+        let told = answers(&mut first, setting).await?;
+        ensure!(told == kept, "round {round}: its own session has {told:?} instead of {kept:?}");
+    }
+    drop(first);
+    for _ in 0..4 {
+        let told = answers(&mut Raw::connect(&router.rw_dsn("app")).await?, setting).await?;
+        ensure!(told == before, "behind its end another session has {told:?}");
+    }
+    ensure!(answers(&mut second, setting).await? == before);
+    Ok(())
+}
+
+#[tokio::test]
+async fn custom_settings_made_out_of_sight_are_their_sessions_own() -> Result {
+    tell(async |yard| {
+        yard.prepare(OBJECTS).await?;
+        let router = one_connection(yard).await?;
+        for Case { setting, sql, known } in CASES {
+            let told = Raw::connect(&router.rw_dsn("app")).await?.query(&format!("EXPLAIN (ROUTE) {sql}")).await?;
+            let unknown = told.iter().any(|line| line.contains("May set: custom settings"));
+            ensure!(unknown != *known, "{sql}: {told:#?}");
+            for act in [Batch::new().query(sql), Batch::new().run(sql, &[])] {
+                is_its_own(yard, &router, setting, &act).await.with_context(|| (*sql).to_owned())?;
+            }
+        }
+        // Named in no body: whether the names that are known would be enough isn't what tells here.
+        is_its_own(yard, &router, "app.by_function", &function_call(2078, &["app.by_function", "x", "f"])).await.context("FunctionCall")?;
+        yard.prepare("DROP SCHEMA hidden CASCADE").await
+    })
+    .await
+}
+
+/// Takes a lock out of sight, and keeps it through what others do, until it leaves.
+async fn is_locked(yard: &Yard, router: &Router, act: &Batch) -> Result {
+    let count = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 4711";
+    let acted = {
+        let mut direct = Raw::connect(&yard.leader.dsn_for("app")).await?;
+        direct.ask(act).await?
+    };
+    eventually(SOON, "the direct connection's lock is gone", || async { Ok((yard.leader.ask(count).await? == "0").then_some(())) }).await?;
+    let (mut first, mut second) = (Raw::connect(&router.rw_dsn("app")).await?, Raw::connect(&router.rw_dsn("app")).await?);
+    ensure!(first.ask(act).await? == acted, "the answer isn't {acted:?}");
+    for _ in 0..4 {
+        // On the connection of the one that has it, it would be given again.
+        let told = second.query("SELECT pg_try_advisory_xact_lock(4711)").await?;
+        ensure!(told.contains(&"D f".to_owned()), "{told:?}");
+        first.query("SELECT pg_is_in_recovery()").await?;
+    }
+    ensure!(yard.leader.ask(count).await? == "1", "the lock is lost");
+    drop(first);
+    eventually(SOON, "the lock is gone with its session", || async { Ok((yard.leader.ask(count).await? == "0").then_some(())) }).await
+}
+
+#[tokio::test]
+async fn locks_taken_out_of_sight_are_their_sessions_own() -> Result {
+    tell(async |yard| {
+        yard.prepare(OBJECTS).await?;
+        let router = one_connection(yard).await?;
+        is_locked(yard, &router, &Batch::new().query("INSERT INTO hidden.locking VALUES (1)")).await.context("a trigger")?;
+        is_locked(yard, &router, &function_call(2880, &["4711"])).await.context("FunctionCall")?;
+        yard.prepare("DROP SCHEMA hidden CASCADE").await
+    })
+    .await
+}
+
+/// What libpq calls for large objects leaves nothing: it isn't looked at, and its session doesn't keep its connection.
+#[tokio::test]
+async fn large_objects_keep_no_connection() -> Result {
+    tell(async |yard| {
+        let router = yard.other_router(RouterOptions::new().set("pool.max_size", 1).set("pool.verify_returns", 0.0)).await?;
+        let looks = async || -> Result<f64> {
+            let mut all = 0.0;
+            for result in ["clean", "settings", "pinned", "closed"] {
+                all += metric(&router, &format!("switchyard_looks_total{{result=\"{result}\"}}")).await?;
+            }
+            Ok(all)
+        };
+        let mut client = Raw::connect(&router.rw_dsn("app")).await?;
+        let before = looks().await?;
+        // lo_create and lo_unlink.
+        for (oid, argument) in [(715, "471147"), (964, "471147")] {
+            let told = client.ask(&function_call(oid, &[argument])).await?;
+            ensure!(told.iter().any(|line| line == "V"), "{told:?}");
+        }
+        ensure!(metric(&router, "switchyard_pinned_sessions").await? == 0.0);
+        ensure!(looks().await? == before, "it was looked at");
+        client.ask(&function_call(2078, &["app.by_function", "x", "f"])).await?;
+        eventually(SOON, "another function's call keeps the connection", || async {
+            Ok((metric(&router, "switchyard_pinned_sessions").await? == 1.0).then_some(()))
+        })
+        .await
+    })
+    .await
+}
