@@ -170,8 +170,8 @@ pub struct Pool {
     pub max_lifetime: Duration,
     /// Statements kept prepared on each server connection; the least recently used are closed.
     pub max_prepared: usize,
-    /// The share of returns of server connections, from 0 to 1, after which the router asks the server what session state is left and compares it
-    /// with its books.
+    /// The share of returns of server connections, from 0 to 1, after which the router asks the server what session
+    /// state is left and compares it with its books.
     pub verify_returns: f64,
 }
 

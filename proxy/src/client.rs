@@ -50,7 +50,8 @@ const POOLS_KNOWN_MAX: usize = 64;
 const ALONE_IN_MAX: usize = 16;
 /// What the log shows of a slow statement, in bytes.
 const SLOW_TEXT_MAX: usize = 1024;
-/// Of answers to a client that has said goodbye and reads no more, in bytes: what it has sent is run all the same, but not without an end.
+/// Of answers to a client that has said goodbye and reads no more, in bytes: what it has sent is run all the same,
+/// but not without an end.
 const UNHEARD_MAX: usize = 1024 * 1024;
 
 thread_local! {
@@ -546,8 +547,8 @@ impl Client {
         lease.give_back();
     }
 
-    /// The session ends, and nothing of it can be told any more. Nobody may inherit what a pinned one left; a transaction is rolled back, a running
-    /// statement canceled.
+    /// The session ends, and nothing of it can be told any more. Nobody may inherit what a pinned one left; a
+    /// transaction is rolled back, a running statement canceled.
     fn let_go(&mut self) {
         let Some(mut lease) = self.lease.take() else { return };
         self.slot.release();
@@ -649,7 +650,8 @@ impl Client {
         }
         match ready!(poll_write_all(&mut self.stream, &work.to_client, &mut self.client_written, cx)) {
             Ok(()) => self.context.stats.port(self.port).bytes_out.add(work.to_client.len() as u64),
-            // It has closed its connection with its goodbye. What it has asked for is done, as PostgreSQL would, though it hears nothing of it.
+            // It has closed its connection with its goodbye. What it has asked for is done, as PostgreSQL would,
+            // though it hears nothing of it.
             Err(_) if self.session.has_left(Some(work)) && self.unheard < UNHEARD_MAX => self.unheard += work.to_client.len(),
             Err(_) => return Poll::Ready(Event::ClientGone),
         }
@@ -659,7 +661,8 @@ impl Client {
         if full || self.closing { Poll::Ready(Event::Flushed) } else { Poll::Pending }
     }
 
-    /// Reads the client also while its statement runs, so that its end is seen; up to a limit. Behind its goodbye there is nothing to read.
+    /// Reads the client also while its statement runs, so that its end is seen; up to a limit. Behind its goodbye
+    /// there is nothing to read.
     fn poll_read_client(&mut self, cx: &mut TaskContext<'_>) -> Poll<Event> {
         if self.closing || self.session.has_left(None) {
             return Poll::Pending;
@@ -698,7 +701,8 @@ impl Client {
     fn handle(&mut self, event: Event) -> bool {
         match event {
             Event::Client(Ok(0)) => self.client_ended(),
-            // TLS without its closing alert, or a connection that was closed behind a Terminate, with something unread.
+            // TLS without its closing alert, or a connection that was closed behind a Terminate, with something
+            // unread.
             Event::Client(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof || self.session.has_left(self.work.as_deref()) => {
                 self.client_ended();
             }

@@ -239,8 +239,8 @@ impl Server {
         self.state.params.value("in_hot_standby").map(|value| value == b"on")
     }
 
-    /// Whether an idle connection can be used. What its server reports meanwhile is noted, and its notices are nobody's; anything else would be
-    /// taken for the answer to the next session's first statement.
+    /// Whether an idle connection can be used. What its server reports meanwhile is noted, and its notices are
+    /// nobody's; anything else would be taken for the answer to the next session's first statement.
     pub(crate) fn is_alive(&mut self) -> bool {
         if self.handle.is_killed() {
             return false;

@@ -206,7 +206,8 @@ pub struct Stats {
     pub refusals: RwLock<BTreeMap<&'static str, Arc<Counter>>>,
     pub decisions: Decisions,
     pub cancels: Counter,
-    /// Looks at what sessions have left on server connections, by what they came to: in the order of [`LookResult::ALL`].
+    /// Looks at what sessions have left on server connections, by what they came to: in the order of
+    /// [`LookResult::ALL`].
     looks: [Counter; LookResult::ALL.len()],
     /// Returned server connections that weren't as the router's books said.
     pub return_differences: Counter,

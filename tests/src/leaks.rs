@@ -1,7 +1,9 @@
-//! The leak detector: what routers log where a server connection that a session has given back isn't as the router's books say.
+//! The leak detector: what routers log where a server connection that a session has given back isn't as the router's
+//! books say.
 //!
-//! Every router of the harness looks after every return (`pool.verify_returns`). Invariant: no test has to ask. A router that is stopped or dropped
-//! asks for itself, and whoever tells stories about a router that lives on asks for all routers of the program.
+//! Every router of the harness looks after every return (`pool.verify_returns`). Invariant: no test has to ask. A
+//! router that is stopped or dropped asks for itself, and whoever tells stories about a router that lives on asks for
+//! all routers of the program.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};

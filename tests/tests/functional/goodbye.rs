@@ -1,5 +1,5 @@
-//! What comes before a client's goodbye is run and answered, be it Terminate or the end of its input; only a connection that is reset is canceled.
-//! Each conversation is had directly and by the router.
+//! What comes before a client's goodbye is run and answered, be it Terminate or the end of its input; only a
+//! connection that is reset is canceled. Each conversation is had directly and by the router.
 
 use std::time::Duration;
 
@@ -16,7 +16,8 @@ enum Goodbye {
     End,
 }
 
-/// Has a conversation whose last messages have a goodbye right behind them, in one write. What is answered to those, up to the connection's end.
+/// Has a conversation whose last messages have a goodbye right behind them, in one write. What is answered to those,
+/// up to the connection's end.
 async fn part(dsn: &str, before: &[Batch], last: &Batch, how: Goodbye) -> Result<Vec<String>> {
     let mut client = Raw::connect(dsn).await?;
     for batch in before {
@@ -44,14 +45,18 @@ async fn rest(client: &mut Raw) -> Result<Vec<String>> {
     }
 }
 
+/// Puts the number into a statement.
+type Numbered<'a> = &'a dyn Fn(&str) -> String;
+
 /// A conversation that ends with a goodbye; in statements, `WHO` is a number of its own for each time that it is had.
 struct Case {
     name: &'static str,
     before: &'static [&'static str],
-    last: fn(&dyn Fn(&str) -> String) -> Batch,
+    last: fn(Numbered<'_>) -> Batch,
     /// The rows that it leaves.
     rows: &'static str,
-    /// Whether its answers are the direct connection's, word for word. PostgreSQL doesn't send what nobody has asked for by a Sync or Flush.
+    /// Whether its answers are the direct connection's, word for word. PostgreSQL doesn't send what nobody has asked
+    /// for by a Sync or Flush.
     compared: bool,
 }
 

@@ -1,4 +1,5 @@
-//! A server that says more than it was asked for. No PostgreSQL does, so one stands behind a relay that adds to what it says.
+//! A server that says more than it was asked for. No PostgreSQL does, so one stands behind a relay that adds to what
+//! it says.
 
 use std::sync::{Arc, Mutex, PoisonError};
 

@@ -84,7 +84,8 @@ pub struct Policy {
     pub max_message_bytes: usize,
     /// Named prepared statements, at most.
     pub max_statements: usize,
-    /// The share of returns of server connections, from 0 to 1, after which the server is asked what is left of the session.
+    /// The share of returns of server connections, from 0 to 1, after which the server is asked what is left of the
+    /// session.
     pub verify_returns: f64,
     pub zone: Option<Arc<str>>,
 }
@@ -180,8 +181,8 @@ pub enum Want {
     Return,
     /// Send what is left, then hang up. A server connection that is held is closed.
     Close,
-    /// The client has said goodbye, and all that it has asked for is answered: as [`Want::Close`], but the server connection is given back. A
-    /// transaction that is open is rolled back.
+    /// The client has said goodbye, and all that it has asked for is answered: as [`Want::Close`], but the server
+    /// connection is given back. A transaction that is open is rolled back.
     Leave,
 }
 
@@ -220,8 +221,8 @@ enum Lost {
     StoodIn,
 }
 
-/// Whether a client goes on, or has said goodbye: with Terminate, or by closing its sending half. Either way PostgreSQL first runs and answers
-/// what came before.
+/// Whether a client goes on, or has said goodbye: with Terminate, or by closing its sending half. Either way
+/// PostgreSQL first runs and answers what came before.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Farewell {
     #[default]
@@ -604,8 +605,8 @@ impl Session {
         self.want.is_some() || self.farewell != Farewell::None
     }
 
-    /// The client has closed its sending half: what it has sent is run and answered, then the session ends. [`Session::client_bytes`] goes on with
-    /// it, also where there is nothing left to take.
+    /// The client has closed its sending half: what it has sent is run and answered, then the session ends.
+    /// [`Session::client_bytes`] goes on with it, also where there is nothing left to take.
     pub fn client_ended(&mut self) {
         if self.farewell == Farewell::None {
             self.farewell = Farewell::Heard;
@@ -617,14 +618,15 @@ impl Session {
         self.farewell == Farewell::Heard
     }
 
-    /// The client has said goodbye, if only with a Terminate that is still to be taken: whatever becomes of its connection, what came before is
-    /// run.
+    /// The client has said goodbye, if only with a Terminate that is still to be taken: whatever becomes of its
+    /// connection, what came before is run.
     pub fn has_left(&self, work: Option<&Work>) -> bool {
         self.farewell != Farewell::None || work.is_some_and(|work| work.client_passing == 0 && has_terminate(&work.client_in))
     }
 
-    /// Whether the end of the session would take something from the client that it has asked for. A COPY whose data has ended in the middle never
-    /// comes to an end, unless something was sent behind it that is no data: an error then.
+    /// Whether the end of the session would take something from the client that it has asked for. A COPY whose data
+    /// has ended in the middle never comes to an end, unless something was sent behind it that is no data: an error
+    /// then.
     fn is_outstanding(&self, work: &Work) -> bool {
         let copies = work.copy_in && work.owed.len() <= 1;
         let waits = self.starting.is_some() || matches!(self.phase, Phase::Waiting);
@@ -803,8 +805,9 @@ impl Session {
         }
     }
 
-    /// All that the client has sent before its goodbye has been taken, but for half a message, which PostgreSQL doesn't run either. What is left of
-    /// a segment without a Sync runs there, and its end isn't committed; something in it may commit by itself.
+    /// All that the client has sent before its goodbye has been taken, but for half a message, which PostgreSQL
+    /// doesn't run either. What is left of a segment without a Sync runs there, and its end isn't committed;
+    /// something in it may commit by itself.
     fn part(&mut self, env: &Env<'_>, work: &mut Work, server: Option<&mut ServerState>) {
         if !self.accepts(env, work) && self.is_outstanding(work) {
             // Its turn comes behind what is under way.

@@ -245,13 +245,15 @@ impl Session {
         Ok(())
     }
 
-    /// Whether a message of this kind can be a part of what is owed next, or may come unasked. Anything else would be taken for the answer to
-    /// something that the client asks next.
+    /// Whether a message of this kind can be a part of what is owed next, or may come unasked. Anything else would be
+    /// taken for the answer to something that the client asks next.
     fn answers(&self, work: &Work, tag: u8) -> bool {
         match (tag, work.owed.front()) {
-            // Reports and notices come at any time, and so does the FATAL with which a server closes the connection: see `error`.
+            // Reports and notices come at any time, and so does the FATAL with which a server closes the connection:
+            // see `error`.
             (b'S' | b'N' | b'E', _) => true,
-            // Between statements only to a session that has this connection for itself. LISTEN and NOTIFY may come in one string.
+            // Between statements only to a session that has this connection for itself. LISTEN and NOTIFY may come in
+            // one string.
             (b'A', owed) => owed.is_some() || !self.pins.is_empty(),
             (_, None) => false,
             // Swallowed as a whole, whatever they are made of.

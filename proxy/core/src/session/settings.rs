@@ -214,20 +214,34 @@ impl Settings {
                 // It never leaves the server that knows it.
                 Some(Value::Unread(_)) => continue,
             };
-            let ascii = name.is_ascii() && value.is_none_or(<[u8]>::is_ascii);
-            if parsed != Some(ascii) {
-                reply::parse(out, b"", if ascii { SET_CONFIG } else { SET_CONFIG_ENCODED });
-                parsed = Some(ascii);
+            if value.is_some_and(|value| is_partial(name, value)) && self.value(name).is_some() {
+                set_config(out, &mut parsed, name, None);
             }
-            if ascii {
-                bind(out, name.as_bytes(), value);
-            } else {
-                bind(out, &hex(name.as_bytes()), value.map(hex).as_deref());
-            }
-            reply::message(out, b'E', &[&[0; 5]]);
+            set_config(out, &mut parsed, name, value);
         }
         reply::sync(out);
     }
+}
+
+/// Whether the server completes the value with what it has: a DateStyle of which only the style or only the order is given (`check_datestyle`). A
+/// startup packet's is as its client wrote it, and what another session left must not complete it.
+fn is_partial(name: &str, value: &[u8]) -> bool {
+    name == "datestyle" && !value.contains(&b',')
+}
+
+/// Sets one parameter. `parsed`: for which kind of value the unnamed statement stands there by now.
+fn set_config(out: &mut Vec<u8>, parsed: &mut Option<bool>, name: &str, value: Option<&[u8]>) {
+    let ascii = name.is_ascii() && value.is_none_or(<[u8]>::is_ascii);
+    if *parsed != Some(ascii) {
+        reply::parse(out, b"", if ascii { SET_CONFIG } else { SET_CONFIG_ENCODED });
+        *parsed = Some(ascii);
+    }
+    if ascii {
+        bind(out, name.as_bytes(), value);
+    } else {
+        bind(out, &hex(name.as_bytes()), value.map(hex).as_deref());
+    }
+    reply::message(out, b'E', &[&[0; 5]]);
 }
 
 /// Parse's body behind the name: two parameters of type text (OID 25).
@@ -332,6 +346,15 @@ mod tests {
         assert_eq!(messages(&a, &b, ServerRole::Leader), ["set app.tenant = null", "set work_mem = 1MB", "S"]);
         assert_eq!(messages(&b, &a, ServerRole::Leader), ["set work_mem = null", "set app.tenant = it's\\", "S"]);
         assert!(!a.differs(&a.clone(), ServerRole::Leader));
+    }
+
+    #[test]
+    fn half_a_date_style_is_not_completed_by_another_sessions() {
+        let style = |value: &str| Settings::from_startup([("DateStyle", value.as_bytes())].into_iter());
+        let (iso, sql) = (style("ISO"), style("SQL, DMY"));
+        assert_eq!(messages(&sql, &iso, ServerRole::Leader), ["set datestyle = null", "set datestyle = ISO", "S"]);
+        assert_eq!(messages(&Settings::default(), &iso, ServerRole::Leader), ["set datestyle = ISO", "S"]);
+        assert_eq!(messages(&iso, &sql, ServerRole::Leader), ["set datestyle = SQL, DMY", "S"]);
     }
 
     #[test]

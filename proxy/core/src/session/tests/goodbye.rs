@@ -1,5 +1,5 @@
-//! Clients that say goodbye behind their last statements: with Terminate, or by closing their sending half. PostgreSQL runs and answers what came
-//! before; so does the router, and then ends the session.
+//! Clients that say goodbye behind their last statements: with Terminate, or by closing their sending half.
+//! PostgreSQL runs and answers what came before; so does the router, and then ends the session.
 
 use super::super::Access;
 use super::script::{BEGUN, Story};

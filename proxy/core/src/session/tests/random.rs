@@ -355,8 +355,8 @@ fn same(client: &Client) {
     assert_eq!(got, direct, "router and direct connection, as far as both have answered");
 }
 
-/// A client that sends all at once and says goodbye behind it: all of it is answered before the session ends. A COPY whose data hasn't ended
-/// comes to nothing.
+/// A client that sends all at once and says goodbye behind it: all of it is answered before the session ends. A COPY
+/// whose data hasn't ended comes to nothing.
 fn run_to_goodbye(access: Access, ops: &[String], pieces: Vec<usize>, terminates: bool) {
     let mut world = World::new(access, pieces, 2);
     let mut client = world.client(&[]);

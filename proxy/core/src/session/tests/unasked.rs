@@ -1,5 +1,5 @@
-//! What a server says unasked. Reports and notices are understood; notifications are for a session that has the connection for itself; anything
-//! else closes the connection, and is nobody's answer.
+//! What a server says unasked. Reports and notices are understood; notifications are for a session that has the
+//! connection for itself; anything else closes the connection, and is nobody's answer.
 
 use super::super::Access;
 use super::script::{BEGUN, Story};
