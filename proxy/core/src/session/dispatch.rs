@@ -42,6 +42,12 @@ impl Session {
         server.ready = false;
         server.unnamed = None;
         work.owed.push_back(Owed::Bring);
+        if server.tx == TxStatus::InTransaction {
+            // The portal is ours: the client has none of that name.
+            reply::message(&mut work.to_server, b'C', &[b"P\0"]);
+            reply::sync(&mut work.to_server);
+            work.owed.push_back(Owed::Prelude);
+        }
     }
 
     /// Sends the batch to the server that is held.
@@ -324,6 +330,8 @@ impl Session {
                 } else {
                     work.to_server.extend_from_slice(message);
                 }
+                // Whether the name is free is known behind it.
+                work.prepares |= closed.is_some() && !name.is_empty();
                 let closed = closed.as_ref().map(|closed| (name.clone(), closed.clone()));
                 work.owed.push_back(Owed::Close { swallow: false, evicted: None, closed });
             }

@@ -174,7 +174,7 @@ impl Session {
 
 /// Whether all is answered that the client has asked for.
 fn is_answered(work: &Work) -> bool {
-    work.owed.iter().all(|owed| matches!(owed, Owed::Bring))
+    !work.owed.iter().any(Owed::is_clients)
 }
 
 fn sync(work: &mut Work) {

@@ -152,6 +152,9 @@ const INVALID_STATEMENT_NAME: [u8; 5] = *b"26000";
 /// SQLSTATE 25006, read_only_sql_transaction.
 const READ_ONLY_TRANSACTION: [u8; 5] = *b"25006";
 
+/// SQLSTATE 0A000, feature_not_supported: what a standby says of unlogged relations, among others.
+const NOT_ON_A_STANDBY: [u8; 5] = *b"0A000";
+
 /// SQLSTATE 57014, query_canceled.
 const QUERY_CANCELED: &[u8] = b"57014";
 
@@ -590,7 +593,7 @@ impl Session {
         let extended = !matches!(work.owed.front(), None | Some(Owed::Query(..) | Owed::FunctionCall | Owed::Sync(_)));
         if let Some(attempt) = &mut work.attempt
             && (attempt.failed.is_some()
-                || (runs_again(env, &self.phase, &sqlstate) && (!attempt.later || is_conflict(&sqlstate)))
+                || (runs_again(env, &self.phase, &sqlstate) && (!attempt.later || is_conflict(&sqlstate) || sqlstate == NOT_ON_A_STANDBY))
                 || vanished.is_some()
                 || others_left_it(env, &work.owed, server, &sqlstate))
         {

@@ -1258,6 +1258,45 @@ mod own_names {
     }
 
     #[test]
+    fn a_statement_whose_close_is_skipped_can_be_deallocated() {
+        Story::run(
+            "C> P a insert into t select / S
+             lease l leader
+             S> P sy1 insert into t select / S
+             S< 1 / Z I
+             C< 1 / Z I
+             return
+             C> B - nosuch / C S a / S / Q deallocate a
+             lease l leader
+             S> B - nosuch / C S a / S
+             S< E 26000 unknown / Z I
+             C< E 26000 / Z I
+             return
+             lease l leader
+             S> P a - / S / Q deallocate a / C S a / S
+             S< 1 / Z I / C DEALLOCATE / Z I
+             C< C DEALLOCATE / Z I
+             S< 3 / Z I
+             return",
+        );
+    }
+
+    #[test]
+    fn a_parse_that_is_skipped_in_the_transaction_that_it_began_leaves_the_unnamed_statement() {
+        Story::run(
+            "C> P - begin / B - - / E - / E p / P - commit / S
+             lease l leader
+             S> P - begin / B - - / E - / E p / P - commit / S
+             S< 1 / 2 / C BEGIN / E 34000 unknown / Z E
+             C< 1 / 2 / C BEGIN / E 34000 / Z E
+             C> D S - / S
+             S> D S - / S
+             S< t / n / Z E
+             C< t / n / Z E",
+        );
+    }
+
+    #[test]
     fn a_parse_that_is_skipped_leaves_the_unnamed_statement() {
         Story::run(
             &[
