@@ -69,6 +69,24 @@ async fn settings_stay_with_their_session() -> Result {
     .await
 }
 
+/// A server completes half a DateStyle, such as every session of pgJDBC asks for, with the half that it has.
+#[tokio::test]
+async fn half_a_setting_is_not_completed_by_another_sessions() -> Result {
+    tell(async |yard| {
+        let router = small(yard, 1).await?;
+        for round in 0..3 {
+            let mut other = Raw::connect(&router.rw_dsn("app")).await?;
+            other.ask(&Batch::new().query("SET DateStyle = 'SQL, DMY'")).await?;
+            other.ask(&Batch::new().query("CREATE TEMP TABLE half (i int) ON COMMIT DROP")).await?;
+            let mut raw = Raw::connect_with(&router.rw_dsn("app"), &[("DateStyle", "ISO")]).await?;
+            let answer = raw.ask(&Batch::new().query("SELECT pg_is_in_recovery(), '01/02/2024'::date::text")).await?;
+            ensure!(answer.iter().any(|line| line.contains("2024-01-02")), "round {round}: {answer:?}");
+        }
+        Ok(())
+    })
+    .await
+}
+
 #[tokio::test]
 async fn prepared_statements_stay_with_their_session() -> Result {
     tell(async |yard| {
