@@ -87,6 +87,27 @@ async fn half_a_setting_is_not_completed_by_another_sessions() -> Result {
     .await
 }
 
+/// To a session that keeps its connection, too, a custom setting that others have set was never set.
+#[tokio::test]
+async fn who_keeps_a_connection_finds_no_custom_settings_there() -> Result {
+    tell(async |yard| {
+        let router = small(yard, 1).await?;
+        let keeping = ["PREPARE kept AS SELECT 1", "CREATE TEMP TABLE kept (i int)", "LISTEN kept", "SELECT pg_advisory_lock(4712)"];
+        for keeps in keeping {
+            let other = router.rw("app").await?;
+            other.batch_execute("SET app.others = 'x'").await?;
+            other.batch_execute("CREATE TEMP TABLE once (i int) ON COMMIT DROP").await?;
+            drop(other);
+            let client = router.rw("app").await?;
+            client.batch_execute(keeps).await?;
+            let found = value(&client, "SELECT current_setting('app.others', true)").await?;
+            ensure!(found == "NULL", "{keeps}: app.others is {found:?}");
+        }
+        Ok(())
+    })
+    .await
+}
+
 #[tokio::test]
 async fn prepared_statements_stay_with_their_session() -> Result {
     tell(async |yard| {

@@ -426,7 +426,12 @@ impl Work {
     /// Whether what waits may see which custom settings were ever set on its connection. All of a transaction does, and all of a segment that is
     /// still open, as its later statements aren't known.
     fn sees_custom_settings(&self) -> bool {
-        let own = |verdict: &Arc<Verdict>| verdict.unseen.sees_settings || verdict.effects.iter().any(effects::bounds_transaction);
+        // A session that may be kept there is known no better.
+        let keeps = |effect: &Effect| matches!(effect, Effect::Pin(_) | Effect::Prepare { .. } | Effect::SetUnknown);
+        let own = |verdict: &Arc<Verdict>| {
+            let unseen = verdict.unseen.sees_settings || verdict.unseen.leaves;
+            unseen || verdict.effects.iter().any(|effect| effects::bounds_transaction(effect) || keeps(effect))
+        };
         (self.batch.end != End::Ready && !self.batch.is_empty())
             || self.batch.executed().any(own)
             || self.batch.items.iter().any(|(item, _)| matches!(item, Item::FunctionCall { large_object: false } | Item::Execute(None)))
