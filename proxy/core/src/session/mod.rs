@@ -423,10 +423,12 @@ impl Work {
         self.fresh || self.batch.executed().any(|verdict| verdict.effects.contains(&watches))
     }
 
-    /// Whether what waits may see which custom settings were ever set on its connection. All of a transaction does, and all of a segment that is
-    /// still open, as its later statements aren't known.
+    /// Whether what waits may see which custom settings were ever set on its connection. All of a transaction does, all of a segment that is
+    /// still open, and whatever may keep the connection for its session, as later statements aren't known.
     fn sees_custom_settings(&self) -> bool {
-        let own = |verdict: &Arc<Verdict>| verdict.unseen.sees_settings || verdict.effects.iter().any(effects::bounds_transaction);
+        let own = |verdict: &Arc<Verdict>| {
+            verdict.unseen.sees_settings || verdict.unseen.leaves || verdict.effects.iter().any(effects::keeps_server)
+        };
         (self.batch.end != End::Ready && !self.batch.is_empty())
             || self.batch.executed().any(own)
             || self.batch.items.iter().any(|(item, _)| matches!(item, Item::FunctionCall { large_object: false } | Item::Execute(None)))
