@@ -423,14 +423,11 @@ impl Work {
         self.fresh || self.batch.executed().any(|verdict| verdict.effects.contains(&watches))
     }
 
-    /// Whether what waits may see which custom settings were ever set on its connection. All of a transaction does, and all of a segment that is
-    /// still open, as its later statements aren't known.
+    /// Whether what waits may see which custom settings were ever set on its connection. All of a transaction does, all of a segment that is
+    /// still open, and whatever may keep the connection for its session, as later statements aren't known.
     fn sees_custom_settings(&self) -> bool {
-        // A session that may be kept there is known no better.
-        let keeps = |effect: &Effect| matches!(effect, Effect::Pin(_) | Effect::Prepare { .. } | Effect::SetUnknown);
         let own = |verdict: &Arc<Verdict>| {
-            let unseen = verdict.unseen.sees_settings || verdict.unseen.leaves;
-            unseen || verdict.effects.iter().any(|effect| effects::bounds_transaction(effect) || keeps(effect))
+            verdict.unseen.sees_settings || verdict.unseen.leaves || verdict.effects.iter().any(effects::keeps_server)
         };
         (self.batch.end != End::Ready && !self.batch.is_empty())
             || self.batch.executed().any(own)
