@@ -38,6 +38,10 @@ impl Session {
         for name in self.settings.dotted() {
             server.sets(name);
         }
+        if server.tx != TxStatus::Idle {
+            // It goes back with the transaction.
+            self.changing(Some(server));
+        }
         server.settings.sync_messages(&self.settings, server.role, &mut work.to_server);
         server.ready = false;
         server.unnamed = None;

@@ -292,6 +292,8 @@ pub struct Work {
     prelude_failed: Option<Vec<u8>>,
     /// What a look at the server has shown so far.
     seen: Option<Box<Seen>>,
+    /// Looks that have failed, one after the other.
+    failed_looks: u8,
     /// How many statements of the simple query that is owed next were completed.
     completed: usize,
     /// An ErrorResponse came for the current segment.

@@ -43,13 +43,14 @@ impl Session {
 
     /// What was taken is sent, and the server tells what has become of all: only then more is taken.
     pub(super) fn await_answers(&mut self, env: &Env<'_>, work: &mut Work, server: Option<&mut ServerState>, tag: u8) {
+        // A batch that must be answered before more is taken is flushed.
+        work.alone = true;
         if tag == b'Q' && self.unsynced && !work.batch.is_empty() {
             work.batch.end = End::Overflow;
             self.submit(env, work, server);
         } else if work.segment == Segment::Open && !std::mem::replace(&mut work.flushed, true) {
             reply::message(&mut work.to_server, b'H', &[]);
         }
-        work.alone = true;
     }
 
     /// Whether something in the batch tells by which names the server knows the session's statements.

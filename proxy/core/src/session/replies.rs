@@ -708,7 +708,10 @@ impl Session {
         server.ready = work.owed.is_empty() && work.segment == Segment::Closed;
         match owed {
             Some(Owed::Bring) => self.brought(env, work, server),
+            // A conflict with recovery, a cancel that came late: it is asked again.
+            Some(Owed::Look(_)) if self.looks_again(env, work, server) => {}
             Some(Owed::Look(look)) => {
+                work.failed_looks = 0;
                 self.looked(look, work, server);
                 self.unproven = false;
                 if !self.pinned(env) && !self.leave_own_names(work, server) {

@@ -280,6 +280,9 @@ impl Server {
         let row = |kind: &str, name: &str, value: &str| text::server(&format!("L {kind} {name} {value}"));
         if sql.starts_with("SELECT pg_catalog.set_config") {
             let name = values[0].clone().expect("a name");
+            if name.contains('.') {
+                self.custom.insert(name.clone());
+            }
             match &values[1] {
                 Some(value) => self.values.insert(name, value.clone()),
                 None => match self.startup.get(&name) {

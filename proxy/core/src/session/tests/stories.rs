@@ -2901,6 +2901,27 @@ mod a_name_that_is_somebody_elses {
     }
 }
 
+/// Behind an error in its segment a simple Query is skipped; else it destroys the unnamed statement: which of both isn't known before the answer.
+#[test]
+fn a_query_behind_a_segment_without_a_sync_waits_for_what_that_has_come_to() {
+    Story::run(
+        "C> Q begin
+         C< C BEGIN / Z T
+         C> Q select 1
+         lease l leader
+         S> P - begin / B - - / E - / Q select 1
+         S< 1 / 2 / C BEGIN / T / D 1 / C SELECT 1 / Z T
+         C< T / D 1 / C SELECT 1 / Z T
+         C> P a select 1 / Q begin
+         S> P sy1 select 1 / H
+         S< 1
+         C< 1
+         S> Q begin
+         S< N 25001 already / C BEGIN / Z T
+         C< N 25001 / C BEGIN / Z T",
+    );
+}
+
 mod unpinning {
     use super::*;
 
