@@ -96,7 +96,6 @@ async fn named(client: &mut Client, session: &mut Session) -> anyhow::Result<()>
 
 /// Every client's statements have the same names, and other texts.
 async fn same_names(client: &mut Client) -> anyhow::Result<()> {
-    let _place = client.shared.logins.acquire().await?;
     let mut raw = Raw::connect(&client.shared.dsn).await?;
     for (name, factor) in [("a", 2), ("b", 3)] {
         raw.ask(&Batch::new().parse(name, &format!("SELECT {} * {factor} + $1::int", client.me)).sync()).await?;
