@@ -9,7 +9,7 @@ use clap::Parser;
 use switchyard_tests::regress::compare::{Comparison, compare};
 use switchyard_tests::regress::run;
 use switchyard_tests::regress::suite::{Kind, Suite, cache};
-use switchyard_tests::{Cluster, Options, Router, RouterOptions, Synchronous, eventually, machine};
+use switchyard_tests::{Cluster, Options, Router, RouterOptions, Synchronous, eventually, leaks, machine};
 
 /// Lines of a diff that are shown; all of it is in a file.
 const DIFF_LINES: usize = 60;
@@ -97,18 +97,19 @@ async fn judge(arguments: &Arguments, kind: Kind) -> anyhow::Result<bool> {
     }
     let routed = base.join("routed");
     let name = if arguments.twice_direct { "direct again" } else { "routed" };
-    one(name, arguments, &suite, &base, &routed, !arguments.twice_direct).await?;
+    let clean = one(name, arguments, &suite, &base, &routed, !arguments.twice_direct).await?;
     let comparison = compare(&direct, &routed)?;
     show(&comparison, &base, arguments.whole)?;
     let known = comparison.differences.iter().filter(|difference| KNOWN.contains(&&*difference.name)).count();
     if known > 0 {
         println!("{known} of those that differ: for a reason that docs/compatibility.md names");
     }
-    Ok(known == comparison.differences.len())
+    Ok(clean && known == comparison.differences.len())
 }
 
-/// One run on a cluster of its own. The output files are moved to `results`.
-async fn one(name: &str, arguments: &Arguments, suite: &Suite, base: &Path, results: &Path, routed: bool) -> anyhow::Result<()> {
+/// One run on a cluster of its own. The output files are moved to `results`. False where the router tells that one session has left something for
+/// another one.
+async fn one(name: &str, arguments: &Arguments, suite: &Suite, base: &Path, results: &Path, routed: bool) -> anyhow::Result<bool> {
     let begin = Instant::now();
     let options = Options::new()
         .members(3)
@@ -157,10 +158,14 @@ async fn one(name: &str, arguments: &Arguments, suite: &Suite, base: &Path, resu
         }
     }
     let found = ran?;
+    let left = leaks::none();
     let _ = std::fs::remove_dir_all(results);
     std::fs::rename(&found, results).with_context(|| format!("move {}", found.display()))?;
     println!("{name}: ran in {:.0} s", begin.elapsed().as_secs_f64());
-    Ok(())
+    if let Err(told) = &left {
+        println!("{told}");
+    }
+    Ok(left.is_ok())
 }
 
 /// A rule that sends all of the isolation suite to the leader.

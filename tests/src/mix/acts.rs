@@ -2,22 +2,19 @@
 
 use std::pin::Pin;
 use std::pin::pin;
-use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use bytes::Bytes;
 use futures_util::{SinkExt, TryStreamExt, future};
 use tokio_postgres::{Error, NoTls, Row, SimpleQueryMessage};
 
 use super::client::{Client, Session};
+use super::unseen;
 use crate::cluster::first_value;
 use crate::raw::{Batch, Raw};
 
 type Doing<'a> = Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send + 'a>>;
 pub(super) type Act = for<'a> fn(&'a mut Client, &'a mut Session) -> Doing<'a>;
-
-/// For a notification of one's own.
-const NOTIFICATION: Duration = Duration::from_secs(40);
 
 /// Name, whether it pins its session, and how.
 pub(super) const ACTS: &[(&str, bool, Act)] = &[
@@ -44,6 +41,14 @@ pub(super) const ACTS: &[(&str, bool, Act)] = &[
     ("sequence", true, |client, session| Box::pin(sequence(client, session))),
     ("sql prepare", true, |client, session| Box::pin(sql_prepare(client, session))),
     ("vanish pinned", true, |client, session| Box::pin(vanish_pinned(client, session))),
+    ("trigger that sets", false, |client, session| Box::pin(unseen::tenant(client, session))),
+    ("view that sets", false, |client, session| Box::pin(unseen::viewed(client, session))),
+    ("default that sets", false, |client, session| Box::pin(unseen::stamped(client, session))),
+    ("text that sets", true, |client, session| Box::pin(unseen::told(client, session))),
+    ("trigger that makes a table", true, |client, session| Box::pin(unseen::maker(client, session))),
+    ("trigger that locks", true, |client, session| Box::pin(unseen::locker(client, session))),
+    ("trigger that listens", true, |client, session| Box::pin(unseen::listener(client, session))),
+    ("look around", true, |client, session| Box::pin(unseen::others_left(client, session))),
 ];
 
 /// Fails unless the error is the one that must come.
@@ -179,13 +184,14 @@ async fn rolled_back_setting(client: &mut Client, session: &mut Session) -> anyh
     Ok(transaction.rollback().await?)
 }
 
-async fn discard_all(client: &mut Client, session: &mut Session) -> anyhow::Result<()> {
+pub(super) async fn discard_all(client: &mut Client, session: &mut Session) -> anyhow::Result<()> {
     session.client.batch_execute("DISCARD ALL").await?;
     let row = session
         .client
         .query_one("SELECT current_setting('application_name'), coalesce(current_setting('app.client', true), '')", &[])
         .await?;
     ensure!(row.get::<_, &str>(0).is_empty() && row.get::<_, &str>(1).is_empty(), "what DISCARD ALL leaves: {row:?}");
+    client.kept.discarded();
     client.make_settings(session).await
 }
 
@@ -285,7 +291,7 @@ async fn vanish_pinned(client: &mut Client, session: &mut Session) -> anyhow::Re
 }
 
 /// Ends the connection without a goodbye.
-async fn gone(session: &mut Session) {
+pub(super) async fn gone(session: &mut Session) {
     session.driver.abort();
     let _ = (&mut session.driver).await;
 }
@@ -318,9 +324,7 @@ async fn temp_table(client: &mut Client, session: &mut Session) -> anyhow::Resul
 async fn listen(client: &mut Client, session: &mut Session) -> anyhow::Result<()> {
     let (channel, payload) = (format!("mix_{}", client.me), client.number.to_string());
     session.client.batch_execute(&format!("LISTEN {channel}")).await?;
-    session.client.execute("SELECT pg_notify($1, $2)", &[&channel, &payload]).await?;
-    let heard = tokio::time::timeout(NOTIFICATION, session.heard.recv()).await.context("no notification")?;
-    ensure!(heard == Some((channel.clone(), payload)), "heard {heard:?}");
+    session.notified(&channel, &payload).await?;
     session.client.batch_execute(&format!("UNLISTEN {channel}")).await?;
     session.client.execute("SELECT pg_notify($1, 'unheard')", &[&channel]).await?;
     ensure!(session.heard.try_recv().is_err(), "heard behind UNLISTEN");

@@ -10,12 +10,15 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_postgres::{AsyncMessage, NoTls};
 
-use super::acts::ACTS;
+use super::acts::{ACTS, Act};
+use super::unseen::{self, Kept};
 use super::{Report, Shared};
 use crate::cluster::Cluster;
 
 /// An act that takes longer hangs. Two thousand clients wait for one another.
 const ACT: Duration = Duration::from_secs(60);
+/// For a notification of one's own.
+const NOTIFICATION: Duration = Duration::from_secs(40);
 const ZONES: [&str; 7] = ["UTC", "Asia/Tokyo", "America/Lima", "Europe/Zurich", "Africa/Nairobi", "Asia/Kolkata", "Australia/Sydney"];
 /// Failures of one client after which it gives up.
 const FAILURES_MAX: usize = 3;
@@ -28,7 +31,9 @@ pub(super) async fn prepare(cluster: &Cluster) -> anyhow::Result<()> {
         CREATE INDEX ON mix_copy (client);
         CREATE TABLE mix_serial (id bigserial, client int);
         GRANT ALL ON mix, mix_copy, mix_serial TO app; GRANT ALL ON SEQUENCE mix_serial_id_seq TO app";
-    cluster.leader().await?.connect().await?.batch_execute(sql).await?;
+    let leader = cluster.leader().await?.connect().await?;
+    leader.batch_execute(sql).await?;
+    leader.batch_execute(unseen::OBJECTS).await?;
     cluster.settled().await
 }
 
@@ -41,6 +46,8 @@ pub(super) struct Client {
     pub(super) number: i64,
     /// Rows in `mix` that were acknowledged.
     pub(super) rows: i64,
+    /// What code has left in its session.
+    pub(super) kept: Kept,
     report: Report,
 }
 
@@ -52,34 +59,29 @@ pub(super) struct Session {
     pub(super) driver: JoinHandle<()>,
 }
 
+impl Session {
+    /// Sends a notification and hears it.
+    pub(super) async fn notified(&mut self, channel: &str, payload: &str) -> anyhow::Result<()> {
+        self.client.execute("SELECT pg_notify($1, $2)", &[&channel, &payload]).await?;
+        let heard = tokio::time::timeout(NOTIFICATION, self.heard.recv()).await.context("no notification")?;
+        ensure!(heard == Some((channel.to_owned(), payload.to_owned())), "heard {heard:?}");
+        Ok(())
+    }
+}
+
 impl Client {
     pub(super) fn new(me: i32, shared: Arc<Shared>) -> Client {
         let random = (me as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-        Client { me, shared, random, session: None, number: 0, rows: 0, report: Report::default() }
+        Client { me, shared, random, session: None, number: 0, rows: 0, kept: Kept::default(), report: Report::default() }
     }
 
     pub(super) async fn live(mut self) -> Report {
         while Instant::now() < self.shared.until && self.report.failures.len() < FAILURES_MAX {
             let (name, pins, act) = ACTS[self.draw(ACTS.len() as u64) as usize];
-            let shared = self.shared.clone();
-            let done = tokio::time::timeout(ACT, async {
-                let _place = if pins { Some(shared.pinned.acquire().await?) } else { None };
-                let mut session = match self.session.take() {
-                    Some(session) => session,
-                    None => self.begin().await.context("log in")?,
-                };
-                self.number += 1;
-                act(&mut self, &mut session).await?;
-                if !session.driver.is_finished() {
-                    self.settings(&session).await?;
-                    self.session = Some(session);
-                }
-                anyhow::Ok(())
-            });
-            match done.await {
-                Ok(Ok(())) => *self.report.acts.entry(name).or_default() += 1,
-                Ok(Err(error)) => self.report.failures.push(format!("client {}, {name}: {error:#}", self.me)),
-                Err(_) => self.report.failures.push(format!("client {}, {name}: not within {ACT:?}", self.me)),
+            match self.one(pins, act).await {
+                Ok(true) => *self.report.acts.entry(name).or_default() += 1,
+                Ok(false) => break,
+                Err(error) => self.report.failures.push(format!("client {}, {name}: {error:#}", self.me)),
             }
             self.shared.acts.fetch_add(1, Ordering::Relaxed);
         }
@@ -87,9 +89,40 @@ impl Client {
         self.report
     }
 
-    /// Logs in and makes the settings that are this client's own.
+    /// Does one act, and looks at its settings. False where the time is up before it has its places: waiting for those isn't part of the act.
+    async fn one(&mut self, pins: bool, act: Act) -> anyhow::Result<bool> {
+        let shared = self.shared.clone();
+        let mut session = match self.session.take() {
+            Some(session) => session,
+            None => {
+                let _place = shared.logins.acquire().await?;
+                if Instant::now() >= shared.until {
+                    return Ok(false);
+                }
+                let begun = tokio::time::timeout(ACT, self.begin()).await;
+                begun.with_context(|| format!("not within {ACT:?}")).flatten().context("log in")?
+            }
+        };
+        let _place = if pins { Some(shared.pinned.acquire().await?) } else { None };
+        if Instant::now() >= shared.until {
+            return Ok(false);
+        }
+        self.number += 1;
+        let done = tokio::time::timeout(ACT, async {
+            act(self, &mut session).await?;
+            if !session.driver.is_finished() {
+                self.settings(&session).await?;
+                self.session = Some(session);
+            }
+            anyhow::Ok(())
+        });
+        done.await.with_context(|| format!("not within {ACT:?}")).flatten()?;
+        Ok(true)
+    }
+
+    /// Logs in, sees nothing of anybody's, and makes the settings that are this client's own.
     async fn begin(&mut self) -> anyhow::Result<Session> {
-        let _place = self.shared.logins.acquire().await?;
+        self.kept = Kept::default();
         let (client, mut connection) = tokio_postgres::connect(&self.shared.dsn, NoTls).await?;
         let (mouth, heard) = mpsc::channel(64);
         let driver = tokio::spawn(async move {
@@ -100,7 +133,9 @@ impl Client {
                 }
             }
         });
-        let session = Session { client, heard, driver };
+        let mut session = Session { client, heard, driver };
+        self.kept.check(&session.client).await.context("what it begins with")?;
+        unseen::others_made(&mut session).await.context("what it begins with")?;
         self.make_settings(&session).await?;
         Ok(session)
     }
@@ -125,7 +160,7 @@ impl Client {
         let day = if self.me % 2 == 0 { "2024-12-31" } else { "12/31/2024" };
         let wanted = [self.me.to_string(), self.zone().to_owned(), format!("mix {}", self.me), day.to_owned()];
         ensure!(found == wanted, "its settings are {found:?}, not {wanted:?}");
-        Ok(())
+        self.kept.check(&session.client).await
     }
 
     /// A number below `end`.

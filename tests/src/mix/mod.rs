@@ -6,6 +6,7 @@
 mod acts;
 mod client;
 mod traces;
+mod unseen;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

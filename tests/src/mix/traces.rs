@@ -7,6 +7,7 @@ use anyhow::{Context, ensure};
 use futures_util::future::try_join_all;
 
 use super::USER;
+use super::unseen::{Kept, SETTINGS};
 use crate::cluster::Cluster;
 use crate::router::Router;
 use crate::wait::eventually;
@@ -54,17 +55,27 @@ pub(super) async fn none(cluster: &Cluster, router: &Router, pool_size: usize, b
         Ok((!busy("switchyard_clients{") && !busy("switchyard_pool_in_use") && !busy("switchyard_pool_waiting")).then_some(()))
     })
     .await?;
-    // As many at once as there are connections, so that each is looked at.
+    // As many at once as there are connections, so that each is looked at. Who hasn't set the custom settings that were set on a connection doesn't
+    // get that one.
     let sessions = try_join_all((0..pool_size).map(|_| router.rw(USER))).await?;
+    for name in SETTINGS.iter().chain(&["app.client"]) {
+        let set = format!("SET {name} = ''");
+        try_join_all(sessions.iter().map(|session| session.batch_execute(&set))).await?;
+    }
     try_join_all(sessions.iter().map(|session| session.batch_execute("BEGIN; LOCK TABLE mix IN ACCESS SHARE MODE"))).await?;
     for session in &sessions {
         let row = session.query_one(LEFT, &[]).await.context("look for what was left")?;
         let left: [i64; 6] = std::array::from_fn(|column| row.get(column));
         ensure!(left == [0; 6], "settings, channels, held cursors, locks, temporary tables, known settings: {left:?}");
-        let row = session.query_one("SELECT coalesce(current_setting('app.client', true), '')", &[]).await?;
-        ensure!(row.get::<_, &str>(0).is_empty(), "app.client is still that of client {:?}", row.get::<_, &str>(0));
     }
     try_join_all(sessions.iter().map(|session| session.batch_execute("ROLLBACK"))).await?;
+    drop(sessions);
+    let sessions = try_join_all((0..pool_size).map(|_| router.rw(USER))).await?;
+    for session in &sessions {
+        Kept::default().check(session).await.context("at the end")?;
+        let row = session.query_one("SELECT current_setting('app.client', true)", &[]).await?;
+        ensure!(row.get::<_, Option<&str>>(0).is_none(), "app.client is still that of client {:?}", row.get::<_, Option<&str>>(0));
+    }
     drop(sessions);
     let leader = cluster.leader().await?;
     for (what, query) in [

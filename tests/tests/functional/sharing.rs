@@ -69,6 +69,45 @@ async fn settings_stay_with_their_session() -> Result {
     .await
 }
 
+/// A server completes half a DateStyle, such as every session of pgJDBC asks for, with the half that it has.
+#[tokio::test]
+async fn half_a_setting_is_not_completed_by_another_sessions() -> Result {
+    tell(async |yard| {
+        let router = small(yard, 1).await?;
+        for round in 0..3 {
+            let mut other = Raw::connect(&router.rw_dsn("app")).await?;
+            other.ask(&Batch::new().query("SET DateStyle = 'SQL, DMY'")).await?;
+            other.ask(&Batch::new().query("CREATE TEMP TABLE half (i int) ON COMMIT DROP")).await?;
+            let mut raw = Raw::connect_with(&router.rw_dsn("app"), &[("DateStyle", "ISO")]).await?;
+            let answer = raw.ask(&Batch::new().query("SELECT pg_is_in_recovery(), '01/02/2024'::date::text")).await?;
+            ensure!(answer.iter().any(|line| line.contains("2024-01-02")), "round {round}: {answer:?}");
+        }
+        Ok(())
+    })
+    .await
+}
+
+/// To a session that keeps its connection, too, a custom setting that others have set was never set.
+#[tokio::test]
+async fn who_keeps_a_connection_finds_no_custom_settings_there() -> Result {
+    tell(async |yard| {
+        let router = small(yard, 1).await?;
+        let keeping = ["PREPARE kept AS SELECT 1", "CREATE TEMP TABLE kept (i int)", "LISTEN kept", "SELECT pg_advisory_lock(4712)"];
+        for keeps in keeping {
+            let other = router.rw("app").await?;
+            other.batch_execute("SET app.others = 'x'").await?;
+            other.batch_execute("CREATE TEMP TABLE once (i int) ON COMMIT DROP").await?;
+            drop(other);
+            let client = router.rw("app").await?;
+            client.batch_execute(keeps).await?;
+            let found = value(&client, "SELECT current_setting('app.others', true)").await?;
+            ensure!(found == "NULL", "{keeps}: app.others is {found:?}");
+        }
+        Ok(())
+    })
+    .await
+}
+
 #[tokio::test]
 async fn prepared_statements_stay_with_their_session() -> Result {
     tell(async |yard| {
