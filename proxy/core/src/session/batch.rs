@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
 use super::server::StatementId;
+use super::settings::Settings;
 use crate::causal::Level;
 use crate::refusal::Refusal;
 use crate::sql::{Class, Effect, Hint, Kind, RuledRoute, Verdict};
@@ -17,6 +18,7 @@ pub(super) struct Statement {
     pub(super) id: StatementId,
     /// Of the settings under which the client prepared it.
     pub(super) seed: u64,
+    pub(super) settings: Arc<Settings>,
     /// Parse's body behind the name.
     pub(super) tail: Box<[u8]>,
     pub(super) verdict: Arc<Verdict>,

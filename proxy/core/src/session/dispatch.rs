@@ -44,7 +44,7 @@ impl Session {
         }
         server.settings.sync_messages(&self.settings, server.role, &mut work.to_server);
         server.ready = false;
-        server.unnamed = None;
+        server.forget_unnamed();
         work.owed.push_back(Owed::Bring);
         if server.tx == TxStatus::InTransaction {
             // The portal is ours: the client has none of that name.
@@ -169,7 +169,7 @@ impl Session {
         reply::message(&mut work.to_server, b'E', &[&[0; 5]]);
         reply::sync(&mut work.to_server);
         work.owed.push_back(Owed::Discard);
-        server.unnamed = None;
+        server.forget_unnamed();
         server.ready = false;
     }
 
@@ -217,7 +217,7 @@ impl Session {
             reply::query(&mut work.to_server, b"BEGIN");
             reply::query(&mut work.to_server, b"SELECT pg_catalog.int4div(1, 0)");
             work.owed.extend([Owed::Prelude, Owed::Prelude]);
-            server.unnamed = None;
+            server.forget_unnamed();
             self.lost = Some(Lost::StoodIn);
             return false;
         }
@@ -236,7 +236,7 @@ impl Session {
                 reply::message(&mut work.to_server, b'C', &[b"P\0"]);
                 work.owed.push_back(Owed::Close { swallow: true, evicted: None, closed: None });
             }
-            server.unnamed = None;
+            server.forget_unnamed();
             for (name, value, local) in &begin.own {
                 server.sets(name);
                 if !local && let Some(value) = value {
@@ -272,7 +272,7 @@ impl Session {
         match item {
             Item::Query(verdict) => {
                 work.tally.queries += 1;
-                server.unnamed = None;
+                server.forget_unnamed();
                 self.is_about_to_run(verdict, server);
                 if self.stand_in(verdict, work, server) && lone {
                     reply::sync(&mut work.to_server);
@@ -325,11 +325,11 @@ impl Session {
             // The server's statement is shared; the client's name means nothing to it, and closing that is no error.
             Item::CloseStatement { name, closed } => {
                 if name.is_empty() {
-                    server.unnamed = None;
+                    server.forget_unnamed();
                 }
                 if is_server_name(name) && server.own_names.is_none() {
                     // What the server knows by that name is another client's.
-                    server.unnamed = None;
+                    server.forget_unnamed();
                     reply::close_statement(&mut work.to_server, b"");
                 } else {
                     work.to_server.extend_from_slice(message);
@@ -387,7 +387,7 @@ impl Session {
         let id = statement.id;
         let place = if prepares.name.is_empty() {
             work.to_server.extend_from_slice(message);
-            Place::Unnamed(server.unnamed.replace(id))
+            Place::Unnamed(server.prepare_unnamed(id))
         } else if server.own_names.is_some() || prepares.duplicate {
             // The client has this name already. The server says so, once it knows the name.
             if !self.server_knows(&prepares.name, server) {
@@ -399,7 +399,7 @@ impl Session {
             // There by another client's Parse: this one is parsed as the unnamed statement.
             work.prepares = true;
             reply::parse(&mut work.to_server, b"", &statement.tail);
-            Place::Unnamed(server.unnamed.replace(id))
+            Place::Unnamed(server.prepare_unnamed(id))
         } else {
             work.prepares = true;
             evict_for(id, work, server);
@@ -421,7 +421,7 @@ impl Session {
         let Some(statement) = statement else {
             if unnamed {
                 // What another session left there isn't this one's.
-                server.unnamed = None;
+                server.forget_unnamed();
                 reply::close_statement(&mut work.to_server, b"");
                 work.owed.push_back(Owed::Close { swallow: true, evicted: None, closed: None });
             }
@@ -431,11 +431,11 @@ impl Session {
             return None;
         }
         if unnamed {
-            if server.unnamed != Some(statement.id) {
+            if server.unnamed() != Some(statement.id) {
                 let id = self.id_there(statement);
-                if server.unnamed != Some(id) {
+                if server.unnamed() != Some(id) {
                     work.prepares = true;
-                    let place = Place::Unnamed(server.unnamed.replace(id));
+                    let place = Place::Unnamed(server.prepare_unnamed(id));
                     reply::parse(&mut work.to_server, b"", &statement.tail);
                     work.owed.push_back(Owed::Parse { swallow: true, prepares: None, place });
                 }
@@ -579,7 +579,7 @@ fn send_refused(item: &Item, refusal: Refusal, work: &mut Work, server: &mut Ser
     work.owed.push_back(Owed::Refused { refusal: Box::new(refusal), query });
     match item {
         Item::Query(_) | Item::FunctionCall { .. } => {
-            server.unnamed = None;
+            server.forget_unnamed();
             reply::message(&mut work.to_server, b'Q', &[REFUSED]);
             // What follows its error is a ReadyForQuery, as it is for a function call.
             work.owed.push_back(Owed::FunctionCall);

@@ -185,7 +185,7 @@ impl Session {
         reply::message(&mut work.to_server, b'B', &[b"\0\0\0\0\0\x01", &length, &array, b"\0\0"]);
         reply::message(&mut work.to_server, b'E', &[&[0; 5]]);
         reply::sync(&mut work.to_server);
-        server.unnamed = None;
+        server.forget_unnamed();
         server.ready = false;
         // What comes next may depend on what is seen.
         work.alone = true;

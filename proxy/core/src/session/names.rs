@@ -12,6 +12,7 @@ use rustc_hash::FxHashMap;
 use super::batch::{Batch, End, Item, Statement};
 use super::replies::{Owed, Place, Sync};
 use super::server::{OwnNames, server_name};
+use super::settings::{NOT_READ_BY_ANALYSIS, Settings};
 use super::{Env, Segment, ServerState, Session, Work};
 use crate::sql::{Effect, Verdict};
 use crate::wire::reply::{self, TxStatus};
@@ -61,7 +62,10 @@ impl Session {
 
     fn runs_by_own_names(&self, verdict: &Verdict) -> bool {
         let prepares = |effect: &Effect| matches!(effect, Effect::Prepare { name } if self.statements.contains_key(name.as_bytes()));
-        verdict.unseen.sees_statements || verdict.effects.iter().any(prepares) || self.executes_own(verdict)
+        // Of the last of a string, no answer tells what it has done if its COMMIT fails. No rollback undoes it.
+        let changes = |effect: &Effect| matches!(effect, Effect::Prepare { .. } | Effect::Deallocate { .. } | Effect::DeallocateAll);
+        let untold = verdict.statements > 1 && verdict.effects_of(verdict.statements - 1).iter().any(changes);
+        untold || verdict.unseen.sees_statements || verdict.effects.iter().any(prepares) || self.executes_own(verdict)
     }
 
     fn executes_own(&self, verdict: &Verdict) -> bool {
@@ -101,7 +105,12 @@ impl Session {
         if statements.is_empty() {
             return sync(work);
         }
-        if server.tx == TxStatus::Idle {
+        let brought = work.owed.iter().any(|owed| matches!(owed, Owed::Bring));
+        let there = if brought { self.settings.clone() } else { server.settings.clone() };
+        let role = server.role;
+        let parted = |statement: &Statement| there.differs(&analysed_under(&there, &statement.settings), role);
+        let idle = server.tx == TxStatus::Idle;
+        if idle && !statements.iter().any(|(_, statement)| parted(statement)) {
             // Each by itself: one that can't be prepared any more keeps no other away.
             for (name, statement) in statements {
                 prepare(name, statement, work);
@@ -109,14 +118,23 @@ impl Session {
             }
             return;
         }
+        if idle {
+            run(b"BEGIN", work);
+        }
         run(b"SAVEPOINT switchyard_names", work);
         for (name, statement) in statements {
+            if parted(&statement) {
+                // What it names may mean something else now, or nothing: that is told when it is used.
+                there.sync_messages(&analysed_under(&there, &statement.settings), role, &mut work.to_server);
+                work.owed.push_back(Owed::Prelude);
+                server.forget_unnamed();
+            }
             prepare(name, statement, work);
             sync(work);
-            // Its failure isn't the transaction's. What is prepared stays.
+            // Its failure isn't the transaction's, and the settings are the session's again. What is prepared stays.
             run(b"ROLLBACK TO switchyard_names", work);
         }
-        run(b"RELEASE switchyard_names", work);
+        run(if idle { b"ROLLBACK" } else { b"RELEASE switchyard_names" }, work);
     }
 
     /// What the client has prepared by name before a batch that is still to be sent; what executes others by name comes behind those.
@@ -171,6 +189,20 @@ impl Session {
         }
         any
     }
+}
+
+/// The settings that a server has, but for those under which a statement was analysed. (A custom one would leave its name behind.)
+fn analysed_under(there: &Settings, statements: &Settings) -> Settings {
+    let read =
+        |name: &str| !name.contains('.') && !NOT_READ_BY_ANALYSIS.contains(&name) && !matches!(name, "role" | "session_authorization");
+    let mut wanted = there.clone();
+    for (name, _) in there.iter().filter(|(name, _)| read(name) && statements.value(name).is_none()) {
+        wanted.remove(name);
+    }
+    for (name, value) in statements.iter().filter(|(name, _)| read(name)) {
+        wanted.set(name, value.clone());
+    }
+    wanted
 }
 
 /// Whether all is answered that the client has asked for.

@@ -7,7 +7,7 @@ use super::batch::{End, Item, Statement};
 use super::dispatch::text_hash;
 use super::effects::Completion;
 use super::look::Look;
-use super::server::{StatementId, server_name};
+use super::server::{StatementId, Unnamed, server_name};
 use super::{Access, Attempt, Env, Garbled, Lost, Phase, Segment, ServerState, Session, Want, Work};
 use crate::marks::Touched;
 use crate::refusal::Refusal;
@@ -69,8 +69,8 @@ pub(super) enum Owed {
 /// Where a server keeps what it prepares.
 #[derive(Debug)]
 pub(super) enum Place {
-    /// The unnamed statement. With what that was before, where it is known.
-    Unnamed(Option<StatementId>),
+    /// The unnamed statement.
+    Unnamed(Unnamed),
     /// By a name of ours.
     Shared(StatementId),
     /// By the client's own name.
@@ -377,7 +377,7 @@ impl Session {
             b'E' if work.owed.is_empty() && !view::fault(body).is_fatal() => return Err(Garbled),
             b'E' => self.error(env, work, server, body, message),
             b'Z' => return self.ready(env, work, server, body),
-            b'1' | b'2' | b'3' | b'n' | b'T' | b't' => self.progress(work, tag, body),
+            b'1' | b'2' | b'3' | b'n' | b'T' | b't' => self.progress(work, server, tag, body),
             b'C' | b'I' | b's' => self.complete(env, work, server, tag, body),
             _ if work.runs_again() => Fate::Swallow,
             // Of something of ours: nothing that is the client's comes before its ReadyForQuery.
@@ -416,7 +416,7 @@ impl Session {
     }
 
     /// A message of the extended protocol that pays a part of what is owed.
-    fn progress(&mut self, work: &mut Work, tag: u8, body: &[u8]) -> Fate {
+    fn progress(&mut self, work: &mut Work, server: &ServerState, tag: u8, body: &[u8]) -> Fate {
         let pays = match work.owed.front() {
             Some(Owed::Parse { .. }) => tag == b'1',
             Some(Owed::Bind(_)) => tag == b'2',
@@ -436,7 +436,10 @@ impl Session {
                         work.misshapen.extend(id);
                     }
                 }
-                Some(Owed::Parse { prepares: Some(Prepares { name, statement, duplicate: true, .. }), .. }) => {
+                // Otherwise the server has it as what SQL prepares there.
+                Some(Owed::Parse { prepares: Some(Prepares { name, statement, duplicate: true, .. }), .. })
+                    if server.own_names.is_some() =>
+                {
                     self.renamed(name, statement);
                 }
                 _ => {}
@@ -627,8 +630,6 @@ impl Session {
         let begins = matches!(work.owed.front(), Some(Owed::Begin));
         let until = |owed: &Owed| if begins { owed.ends_segment() } else { matches!(owed, Owed::Sync(_)) };
         let skipped = work.owed.iter().position(until);
-        // Otherwise what was sent behind it has changed the unnamed statement, too.
-        let is_last = skipped.is_none_or(|at| at + 1 == work.owed.len());
         // The newest first, so that each finds what it has changed.
         for at in (0..skipped.unwrap_or(work.owed.len())).rev() {
             let Some(owed) = work.owed.remove(at) else { continue };
@@ -637,7 +638,8 @@ impl Session {
                     match place {
                         Place::Shared(id) => server.prepared().remove(id),
                         // Failed, it leaves none; skipped, the one before.
-                        Place::Unnamed(was) => server.unnamed = was.filter(|_| at > 0 && is_last),
+                        Place::Unnamed(before) if at > 0 => server.restore_unnamed(before),
+                        Place::Unnamed(_) => server.forget_unnamed(),
                         Place::Named(_) => {}
                     }
                     if let Some(Prepares { name, statement, previous, .. }) = prepares
@@ -720,6 +722,7 @@ impl Session {
             }
             Some(Owed::Query(verdict, _)) => {
                 if work.segment_failed {
+                    server.unsure |= server.own_names.is_some();
                     self.failed(&verdict, completed);
                 }
                 return Ok(self.segment_done(env, work, server, status));

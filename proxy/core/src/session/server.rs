@@ -46,8 +46,10 @@ pub struct ServerState {
     accepted: Vec<Arc<str>>,
     /// Who logged in on it, as the server has reported.
     login: Option<Box<[u8]>>,
-    /// The content of the server's unnamed statement.
-    pub(super) unnamed: Option<StatementId>,
+    /// The content of the server's unnamed statement, as it will be behind all that was sent.
+    unnamed: Option<StatementId>,
+    /// Changes of that.
+    unnamed_changes: u64,
 }
 
 /// Reported by servers whenever it changes.
@@ -91,6 +93,7 @@ impl ServerState {
             own_names: None,
             accepted: Vec::new(),
             unnamed: None,
+            unnamed_changes: 0,
         }
     }
 
@@ -108,7 +111,7 @@ impl ServerState {
     /// After a simple query of the owner's, such as a ROLLBACK: it has destroyed the unnamed statement, too.
     pub fn cleaned(&mut self, tx: TxStatus) {
         self.tx = tx;
-        self.unnamed = None;
+        self.forget_unnamed();
     }
 
     /// After DISCARD ALL: defaults, no prepared statement but the unnamed one, no sequence's state.
@@ -121,6 +124,32 @@ impl ServerState {
 
     pub(super) fn forget_prepared(&mut self) {
         self.prepared.uses.clear();
+    }
+
+    pub(super) fn unnamed(&self) -> Option<StatementId> {
+        self.unnamed
+    }
+
+    /// It is something else, or nothing.
+    pub(super) fn forget_unnamed(&mut self) {
+        self.unnamed = None;
+        self.unnamed_changes += 1;
+    }
+
+    /// It is about to be prepared. What it was before, for [`ServerState::restore_unnamed`].
+    pub(super) fn prepare_unnamed(&mut self, id: StatementId) -> Unnamed {
+        self.unnamed_changes += 1;
+        Unnamed { was: self.unnamed.replace(id), change: self.unnamed_changes }
+    }
+
+    /// That was skipped, and so is all behind it that has changed the unnamed statement.
+    pub(super) fn restore_unnamed(&mut self, before: Unnamed) {
+        if self.unnamed_changes == before.change {
+            self.unnamed = before.was;
+            self.unnamed_changes -= 1;
+        } else {
+            self.forget_unnamed();
+        }
     }
 
     pub(super) fn prepared(&mut self) -> &mut Prepared {
@@ -147,6 +176,13 @@ impl ServerState {
             self.tainted = true;
         }
     }
+}
+
+/// What a server's unnamed statement was before a Parse.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Unnamed {
+    was: Option<StatementId>,
+    change: u64,
 }
 
 /// Of a server connection that knows statements by its client's own names.

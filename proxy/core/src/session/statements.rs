@@ -65,8 +65,9 @@ impl Session {
             // Rules are those of its Parse.
             Arc::make_mut(&mut verdict).ruling.clone_from(&known.verdict.ruling);
         }
-        let Statement { id, seed, ref tail, shape, ref described, .. } = *known;
-        let judged = Arc::new(Statement { id, seed, tail: tail.clone(), verdict, shape, described: described.clone() });
+        let Statement { id, seed, ref settings, ref tail, shape, ref described, .. } = *known;
+        let (settings, tail, described) = (settings.clone(), tail.clone(), described.clone());
+        let judged = Arc::new(Statement { id, seed, settings, tail, verdict, shape, described });
         if name.is_empty() {
             self.unnamed = Some(judged.clone());
         } else {
@@ -161,7 +162,8 @@ impl Session {
 
     fn new_statement(&self, env: &Env<'_>, id: StatementId, seed: u64, parse: &view::Parse<'_>) -> Arc<Statement> {
         let (verdict, shape) = (self.verdict_of(env, parse), env.judge.shape());
-        Arc::new(Statement { id, seed, tail: parse.tail.into(), verdict, shape, described: Arc::default() })
+        let settings = self.settings.clone();
+        Arc::new(Statement { id, seed, settings, tail: parse.tail.into(), verdict, shape, described: Arc::default() })
     }
 
     /// Of what analysis reads of the settings.

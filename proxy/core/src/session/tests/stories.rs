@@ -1284,11 +1284,11 @@ mod own_names {
     #[test]
     fn a_parse_that_is_skipped_in_the_transaction_that_it_began_leaves_the_unnamed_statement() {
         Story::run(
-            "C> P - begin / B - - / E - / E p / P - commit / S
+            "C> P - begin / B - - / E - / E p / P - commit / S / C S mark / S
              lease l leader
-             S> P - begin / B - - / E - / E p / P - commit / S
-             S< 1 / 2 / C BEGIN / E 34000 unknown / Z E
-             C< 1 / 2 / C BEGIN / E 34000 / Z E
+             S> P - begin / B - - / E - / E p / P - commit / S / C S mark / S
+             S< 1 / 2 / C BEGIN / E 34000 unknown / Z E / 3 / Z E
+             C< 1 / 2 / C BEGIN / E 34000 / Z E / 3 / Z E
              C> D S - / S
              S> D S - / S
              S< t / n / Z E
