@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::batch::{End, Item};
-use super::effects::changes_session;
+use super::effects::{changes_session, is_role};
 use super::server::is_server_name;
 use super::{Access, Env, HeldBegin, Lost, Phase, Segment, Session, Want, Work, own};
 use crate::causal::{self, Bound, Level};
@@ -255,10 +255,12 @@ impl Session {
     fn stays_where_it_runs(&self, work: &Work, class: Class) -> bool {
         let leaves = |effect: &Effect| match effect {
             // Carried from server to server, wherever they were made.
-            Effect::Set { name, .. } | Effect::Reset { name } if class == Class::Local => {
-                matches!(&**name, "role" | "session_authorization")
-            }
+            Effect::Set { name, .. } | Effect::Reset { name } if class == Class::Local => is_role(name),
             Effect::ResetAll | Effect::SetTransaction { .. } if class == Class::Local => false,
+            // What servers report is known without a question.
+            Effect::Set { name, .. } if &**name != "default_transaction_read_only" && !is_role(name) && self.told.value(name).is_some() => {
+                false
+            }
             effect => changes_session(effect),
         };
         work.batch.executed().any(|verdict| verdict.effects.iter().any(leaves))

@@ -242,7 +242,7 @@ fn protects(role: ServerRole, name: &str) -> bool {
 }
 
 /// What says who the session is: not carried, but pinned to.
-fn is_role(name: &str) -> bool {
+pub(super) fn is_role(name: &str) -> bool {
     matches!(name, "role" | "session_authorization")
 }
 
