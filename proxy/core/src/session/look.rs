@@ -54,9 +54,6 @@ impl LookResult {
 /// How often a look that fails is made again.
 const LOOKS_MAX: u8 = 3;
 
-/// Parse's body behind the name. The session's own limit isn't meant for the router's questions; the setting ends with the look.
-const NO_TIMEOUT: &[u8] = b"SELECT pg_catalog.set_config('statement_timeout', '0', true)\0\0\0";
-
 /// Rows of one look, at most, and their bytes. A session with more of anything keeps its connection.
 const ROWS_MAX: usize = 4096;
 const ROW_BYTES_MAX: usize = 1024 * 1024;
@@ -174,11 +171,6 @@ impl Session {
             array.extend(hex(name.as_bytes()));
         }
         array.push(b'}');
-        if self.settings.value("statement_timeout").is_some() {
-            reply::parse(&mut work.to_server, b"", NO_TIMEOUT);
-            reply::message(&mut work.to_server, b'B', &[&[0; 8]]);
-            reply::message(&mut work.to_server, b'E', &[&[0; 5]]);
-        }
         let text = if look == Look::Values { VALUES } else { ALL };
         reply::parse(&mut work.to_server, b"", &[text.as_bytes(), TEXT_ARRAY].concat());
         let length = i32::try_from(array.len()).unwrap_or(i32::MAX).to_be_bytes();
@@ -445,10 +437,6 @@ impl Seen {
 
     /// A DataRow's body; `None` where it isn't here as a whole.
     pub(super) fn row(&mut self, body: Option<&[u8]>) {
-        if body.is_some_and(|body| body.starts_with(&[0, 1])) {
-            // Of what lifts the limit.
-            return;
-        }
         let Some((kind, name, value)) = body.and_then(columns).filter(|_| self.rows.len() < ROWS_MAX && self.bytes < ROW_BYTES_MAX) else {
             self.failed = true;
             return;
