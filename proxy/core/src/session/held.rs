@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use rustc_hash::FxHashSet;
 
+use super::effects::is_role;
 use super::{ServerState, Session};
 use crate::sql::{Effect, PinReason, SetTo, Verdict};
 
@@ -120,30 +121,21 @@ impl Session {
                 // It may have another name now.
                 held.temp_tables.others |= !held.temp_tables.known.is_empty();
             }
-            Effect::Set { name, to, .. } if &**name == "role" => {
-                held.role = !matches!(to, SetTo::Default | SetTo::NoRole);
-                self.note_role(server);
-            }
-            Effect::Set { name, to, .. } if &**name == "session_authorization" => {
-                held.authorization = *to != SetTo::Default;
-                self.note_role(server);
-            }
-            Effect::Reset { name } if &**name == "role" => {
-                held.role = false;
-                self.note_role(server);
-            }
-            Effect::Reset { name } if &**name == "session_authorization" => {
-                held.authorization = false;
-                self.note_role(server);
-            }
+            Effect::Set { name, to, .. } if is_role(name) => self.note_role(name, to, server),
+            Effect::Reset { name } if is_role(name) => self.note_role(name, &SetTo::Default, server),
             _ => {}
         }
     }
 
-    /// Pins the session while it isn't who it was at its start.
-    fn note_role(&mut self, server: &mut ServerState) {
+    /// SET or RESET of who the session is: it is pinned while that isn't who it was at its start.
+    fn note_role(&mut self, name: &str, to: &SetTo, server: &mut ServerState) {
+        let another = !matches!(to, SetTo::Default | SetTo::NoRole);
+        match name {
+            "role" => self.held.role = another,
+            _ => self.held.authorization = another,
+        }
         // A server goes back to its own beginning, not to that of a startup packet.
-        let packet = ["role", "session_authorization"].iter().any(|name| self.startup.value(name).is_some());
+        let packet = self.startup.iter().any(|(name, _)| is_role(name));
         if self.held.role || self.held.authorization {
             self.pins.add(PinReason::SetRole);
         } else if !packet {

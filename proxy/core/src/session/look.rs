@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use super::effects::is_transactions;
+use super::effects::{is_role, is_transactions};
 use super::replies::Owed;
 use super::server::server_name;
 use super::settings::{Value, carried, hex};
@@ -95,8 +95,8 @@ macro_rules! values {
 const VALUES: &str = values!();
 
 /// Settings whose source is the session; values of custom ones, of which no view tells; the role; objects in the temporary schema (2615 is
-/// `pg_namespace`); channels, session-level advisory locks, cursors that are held, and prepared statements; what roles and databases have set of custom settings. All of it qualified: the session's
-/// `search_path` may hold operators and functions of anybody's.
+/// `pg_namespace`); channels, session-level advisory locks, cursors that are held, and prepared statements; what roles and databases have set of
+/// custom settings. All of it qualified: the session's `search_path` may hold operators and functions of anybody's.
 const ALL: &str = concat!(
     "SELECT 's', ",
     in_hex!("s.name"),
@@ -248,8 +248,8 @@ impl Session {
                 (b's', Some(_), _) if is_transactions(&parameter) || !carried(&parameter, server.role) => {}
                 (b's', Some(_), Some(value)) => {
                     // Of a startup packet's value its server hasn't told how it reads.
-                    let begun = look == Look::Check && server.settings.value(&parameter) == self.startup.value(&parameter);
-                    if !begun || self.startup.value(&parameter).is_none() {
+                    let begun = self.startup.value(&parameter).filter(|_| look == Look::Check);
+                    if begun.is_none() || server.settings.value(&parameter) != begun {
                         self.take_setting(&parameter, value, server);
                     }
                     set_there.push(parameter);
@@ -296,12 +296,12 @@ impl Session {
         if server.is_somebody_else() {
             self.pins.add(PinReason::SetRole);
         }
-        // What somebody has reset out of sight.
+        // What somebody has reset out of sight. (No view shows who the session is.)
         let gone: Vec<Arc<str>> = server
             .settings
             .iter()
             .map(|(name, _)| name)
-            .filter(|name| !name.contains('.') && !is_hidden(name) && carried(name, server.role))
+            .filter(|name| !name.contains('.') && !is_role(name) && carried(name, server.role))
             .filter(|name| !set_there.iter().any(|known| **known == ***name))
             .cloned()
             .collect();
@@ -326,22 +326,21 @@ impl Session {
     fn take_value(&mut self, name: &str, value: &[u8], look: Look, server: &mut ServerState) {
         let set_here = server.settings.value(name).is_some();
         let own = name.contains('.');
-        let shared: Arc<str> = Arc::from(name);
-        if value.is_empty() && !set_here && server.custom.contains(&shared) && !self.touched.contains(&shared) {
+        let name: Arc<str> = Arc::from(name);
+        if value.is_empty() && !set_here && server.custom.contains(&name) && !self.touched.contains(&name) {
             // Another session's, of which nothing is left but that.
             return;
         }
         if set_here || (own && look != Look::Values) || (own && value.is_empty()) {
-            let name: Arc<str> = Arc::from(name);
             if own {
-                server.custom.add(&name);
+                server.sets(&name);
                 self.touched.add(&name);
                 server.accepts(&name);
             }
             return self.take_setting(&name, value, server);
         }
         // A library's parameter, or one that the server's configuration sets: it has gone back to its own value.
-        self.plain.add(&Arc::from(name));
+        self.plain.add(&name);
     }
 
     fn forget_setting(&mut self, name: &str, server: &mut ServerState) {
@@ -400,11 +399,6 @@ fn is_default(seen: &Seen, name: &str, value: &[u8]) -> bool {
     let said =
         |(kind, known, default): &Row| *kind == b'd' && known.eq_ignore_ascii_case(name.as_bytes()) && default.as_deref() == Some(value);
     seen.rows.iter().any(said)
-}
-
-/// Parameters that no view shows: their source can't be looked up.
-fn is_hidden(name: &str) -> bool {
-    matches!(name, "role" | "session_authorization" | "is_superuser")
 }
 
 fn same_value(known: &Value, value: &[u8]) -> bool {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::batch::{End, Item, Statement};
 use super::dispatch::text_hash;
-use super::effects::Completion;
+use super::effects::{Completion, is_role};
 use super::look::Look;
 use super::server::{StatementId, Unnamed, server_name};
 use super::{Access, Attempt, Env, Garbled, Lost, Phase, Segment, ServerState, Session, Want, Work};
@@ -799,7 +799,7 @@ impl Session {
                 self.want = Some(Want::Return);
                 return;
             }
-            let is_another = ["role", "session_authorization"].iter().any(|name| self.settings.value(name).is_some());
+            let is_another = self.settings.iter().any(|(name, _)| is_role(name));
             if waited && self.starting.is_none() && !is_another {
                 return self.setting_refused(env, work, server, &error);
             }
