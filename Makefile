@@ -58,7 +58,7 @@ verdicts: ## judge every statement of PostgreSQL's regression suite, and ask a s
 failover: ## let things fail under load, through Switchyard and through HAProxy, and print what clients saw: about 20 minutes
 	@tests/scenarios/failover.sh
 
-bench: ## measure against PgBouncer, HAProxy and a direct connection, in one table: 15 minutes, or 3 with QUICK=1
+bench: ## measure against PgBouncer, HAProxy and a direct connection, in one table, and what looks cost: 20 minutes, or 5 with QUICK=1
 	@scripts/install.sh bench
 	cargo build --locked --release --bin switchyard --bin bench
 	@exec "$${CARGO_TARGET_DIR:-target}/release/bench" $(if $(QUICK),--quick)

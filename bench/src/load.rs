@@ -182,6 +182,20 @@ pub(crate) async fn run(load: Load, dsn: &str, time: Duration, folder: &Path) ->
     Ok(run)
 }
 
+/// Runs pgbench with a script of the caller's.
+pub(crate) async fn run_script(script: &Path, clients: usize, dsn: &str, time: Duration) -> anyhow::Result<Run> {
+    let arguments = [
+        "--no-vacuum".to_owned(),
+        "--jobs=2".to_owned(),
+        format!("--client={clients}"),
+        format!("--time={}", time.as_secs().max(1)),
+        format!("--file={}", script.display()),
+        dsn.to_owned(),
+    ];
+    let text = pgbench(&arguments).await?.success()?;
+    parse(&text).with_context(|| text.clone())
+}
+
 async fn pgbench(arguments: &[String]) -> anyhow::Result<psql::Finished> {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     psql::run("pgbench", &words, "").await

@@ -8,6 +8,7 @@ mod balance;
 mod consistency;
 mod idle;
 mod load;
+mod looks;
 mod proxies;
 mod report;
 mod stage;
@@ -37,7 +38,7 @@ const FILES_WANTED: u64 = 8_192;
 #[derive(Debug, Parser)]
 #[command(name = "bench", version)]
 struct Arguments {
-    /// Runs of one second instead of five: about 3 minutes instead of 15.
+    /// Runs of one second instead of five: about 5 minutes instead of 20.
     #[arg(long)]
     quick: bool,
     /// Only this load, such as simple-16: see --list.
@@ -61,6 +62,9 @@ struct Arguments {
     /// What share of the reads a replica gets that is half as fast as the other, and the slowest answers: a table of its own, in about 5 minutes.
     #[arg(long, conflicts_with_all = ["only", "list"])]
     balance: bool,
+    /// What a look at what a statement has left costs: a table of its own, which also follows the big one, in about 6 minutes.
+    #[arg(long, conflicts_with_all = ["only", "list", "consistency", "balance"])]
+    looks: bool,
     /// Tell the names of the loads.
     #[arg(long)]
     list: bool,
@@ -121,6 +125,10 @@ async fn measure(arguments: Arguments) -> anyhow::Result<()> {
         println!("{}", balance::measure(&arguments.set, plan.run).await?);
         return Ok(());
     }
+    if arguments.looks {
+        println!("{}", looks::measure(&arguments.set, plan.run).await?);
+        return Ok(());
+    }
     eprintln!("Starting three members, Switchyard, HAProxy and PgBouncer");
     let stage = Stage::set(&arguments.set).await?;
     if let Some(load) = arguments.only {
@@ -155,6 +163,7 @@ async fn measure(arguments: Arguments) -> anyhow::Result<()> {
     }
     drop(stage);
     println!("{results}");
+    println!("{}", looks::measure(&arguments.set, plan.run).await?);
     match results.failures() {
         0 => Ok(()),
         failures => bail!("{failures} runs failed"),

@@ -52,7 +52,7 @@ impl Session {
             env.marks.wrote(&written, env.now);
         }
         let answered = only_ready_is_missing(work);
-        work.completed = 0;
+        let completed = std::mem::take(&mut work.completed);
         let torn = torn || (work.server_passing > 0 && !work.server_swallowing);
         work.server_passing = 0;
         work.server_in.clear();
@@ -222,7 +222,7 @@ impl Session {
                 if may_have_ended && self.status == TxStatus::InTransaction {
                     self.status = TxStatus::Idle;
                     // What stood in for a transaction that was lost has nothing to commit.
-                    let gone = self.lost.take().is_some();
+                    let gone = self.lost.take().is_some() || (terminated && completed == 0);
                     let refusal = if gone { Refusal::TransactionLost { node } } else { Refusal::OutcomeUnknown { node } };
                     self.answer_owed(work, &refusal);
                 } else {
