@@ -922,8 +922,9 @@ impl Session {
         self.end_segment(work, server);
         work.segment_failed = false;
         work.copy_in = false;
-        work.alone = false;
-        work.prepares = false;
+        // What was sent behind it is still to be answered, if that is what is waited for.
+        work.alone &= !work.owed.is_empty();
+        work.prepares &= !work.owed.is_empty();
         self.status = status;
         if std::mem::take(&mut work.begin_failed) && status == TxStatus::Idle {
             // The client was told that its transaction had begun: it has failed.

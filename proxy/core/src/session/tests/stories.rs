@@ -2027,6 +2027,22 @@ mod settings {
     }
 
     #[test]
+    fn what_must_be_answered_first_is_waited_for_whatever_is_answered_before_it() {
+        Story::run(&format!(
+            "{BEGUN}
+             C> Q select 1 / Q discard all / Q select 2
+             S> Q select 1 / Q discard all
+             S< T / D 1 / C SELECT 1 / Z T
+             C< T / D 1 / C SELECT 1 / Z T
+             S< E 25001 no / Z E
+             C< E 25001 / Z E
+             S> Q select 2
+             S< E 25P02 no / Z E
+             C< E 25P02 / Z E"
+        ));
+    }
+
+    #[test]
     fn discard_all_unpins_and_forgets() {
         let mut story = Story::on(Access::ReadWrite);
         story.tell(
