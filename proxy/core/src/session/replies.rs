@@ -613,7 +613,7 @@ impl Session {
             work.begin_failed = true;
         }
         // Before what failed is forgotten.
-        let renamed = self.in_clients_names(message);
+        let renamed = self.in_clients_names(work, message);
         if extended {
             self.drop_to_sync(work, server, false);
         }

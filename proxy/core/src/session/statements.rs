@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use super::batch::{Item, Statement};
+use super::replies::Owed;
 use super::server::{StatementId, find_server_name, keyed, server_name};
 use super::{Env, Session, Work};
 use crate::refusal::Refusal;
@@ -172,15 +173,25 @@ impl Session {
     }
 
     /// The client's own name for what a server calls by one of ours.
-    fn name_of(&self, id: StatementId) -> Option<&[u8]> {
-        let named = self.statements.iter().find(|(_, statement)| statement.id == id || self.id_there(statement) == id);
-        named.map(|(name, _)| &**name)
+    fn name_of<'a>(&'a self, work: &'a Work, id: StatementId) -> Option<&'a [u8]> {
+        let there = self.statements.iter().map(|(name, statement)| (&**name, statement));
+        // What stands behind a failure may have closed it already.
+        let closes = work.owed.iter().filter_map(|owed| match owed {
+            Owed::Close { closed: Some((name, closed)), .. } => Some((&**name, closed)),
+            _ => None,
+        });
+        let will_close = work.batch.items.iter().filter_map(|(item, _)| match item {
+            Item::CloseStatement { name, closed: Some(closed) } => Some((&**name, closed)),
+            _ => None,
+        });
+        let mut named = there.chain(closes).chain(will_close).filter(|(name, _)| !name.is_empty());
+        named.find(|(_, statement)| statement.id == id || self.id_there(statement) == id).map(|(name, _)| name)
     }
 
     /// An error of the server's, with the client's names in the place of ours.
-    pub(super) fn in_clients_names(&self, message: &[u8]) -> Option<Vec<u8>> {
+    pub(super) fn in_clients_names(&self, work: &Work, message: &[u8]) -> Option<Vec<u8>> {
         let (at, id) = find_server_name(message)?;
-        let name = self.name_of(id).unwrap_or_default();
+        let name = self.name_of(work, id).unwrap_or_default();
         let body = [&message[frame::HEADER..at], name, &message[at + server_name(id).len()..]];
         let mut renamed = Vec::with_capacity(message.len());
         reply::message(&mut renamed, message[0], &body);
