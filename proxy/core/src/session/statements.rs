@@ -128,7 +128,11 @@ impl Session {
     pub(super) fn prepare(&mut self, env: &Env<'_>, work: &Work, body: &[u8]) -> Result<Item, view::Malformed> {
         let parse = view::parse(body)?;
         let mut seed = self.seed();
+        let verdict = self.verdict_of(env, &parse);
+        // What FETCH gives is what its cursor gave when it was prepared (`UtilityTupleDescriptor`).
+        let describes_cursor = verdict.command == "FETCH";
         if self.unproven
+            || describes_cursor
             || work
                 .batch
                 .executed()
@@ -144,7 +148,7 @@ impl Session {
             let statement = match &self.unnamed {
                 // (Where nothing is open: each of several may fail by itself.)
                 Some(last) if last.id == id && *last.tail == *parse.tail && work.owed.is_empty() && work.batch.is_empty() => last.clone(),
-                _ => self.new_statement(env, id, seed, &parse),
+                _ => self.new_statement(env, id, seed, &parse, verdict),
             };
             let previous = self.unnamed.replace(statement.clone());
             return Ok(Item::Parse { name: Box::default(), statement, previous, duplicate: false });
@@ -153,7 +157,7 @@ impl Session {
         if self.statements.len() >= env.policy.max_statements && !duplicate {
             return Ok(Item::Refused(Box::new(Refusal::TooManyStatements { limit: env.policy.max_statements })));
         }
-        let statement = self.new_statement(env, id, seed, &parse);
+        let statement = self.new_statement(env, id, seed, &parse, verdict);
         if !duplicate {
             self.statements.insert(parse.name.into(), statement.clone());
         }
@@ -161,8 +165,8 @@ impl Session {
         Ok(Item::Parse { name: parse.name.into(), statement, previous: None, duplicate })
     }
 
-    fn new_statement(&self, env: &Env<'_>, id: StatementId, seed: u64, parse: &view::Parse<'_>) -> Arc<Statement> {
-        let (verdict, shape) = (self.verdict_of(env, parse), env.judge.shape());
+    fn new_statement(&self, env: &Env<'_>, id: StatementId, seed: u64, parse: &view::Parse<'_>, verdict: Arc<Verdict>) -> Arc<Statement> {
+        let shape = env.judge.shape();
         let settings = self.settings.clone();
         Arc::new(Statement { id, seed, settings, tail: parse.tail.into(), verdict, shape, described: Arc::default() })
     }
