@@ -110,7 +110,7 @@ impl Pool {
         (mut asked_after, asked_every): (Duration, Duration),
         mut changed: watch::Receiver<u64>,
     ) -> Result<(), LeaseError> {
-        let mut server = self.connect(pools, epoch).await?;
+        let mut server = self.connect(pools, epoch, None).await?;
         tracing::debug!(node = %self.key.node, "opened a connection ahead");
         let mut out = false;
         loop {

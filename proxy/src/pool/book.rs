@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use rustc_hash::FxHashMap;
 use switchyard_core::route::ServerRole;
-use switchyard_core::session::{CustomNames, ServerState};
+use switchyard_core::session::{CustomNames, ServerState, Settings};
 use switchyard_core::topology::Epoch;
 use tokio::sync::oneshot;
 
@@ -23,9 +23,16 @@ pub(super) struct Wanted {
     pub(super) fresh: bool,
     /// Only one will do on which no other custom settings were ever set.
     pub(super) known: Option<CustomNames>,
+    /// Only one will do that is opened with these startup settings.
+    pub(super) begins: Option<Arc<Settings>>,
 }
 
 impl Wanted {
+    /// Whether no connection will do that is open already.
+    pub(super) fn is_new(&self) -> bool {
+        self.fresh || self.begins.is_some()
+    }
+
     /// Whether what was set on a connection is nothing that its next session would wonder about.
     pub(super) fn may_see(&self, state: &ServerState) -> bool {
         self.known.as_ref().is_none_or(|known| state.custom.are_among(known))

@@ -18,7 +18,7 @@ use parking_lot::{Mutex, RwLock};
 use rustc_hash::{FxHashMap, FxHashSet};
 use switchyard_config::Config;
 use switchyard_core::route::ServerRole;
-use switchyard_core::session::{CustomNames, Params, ServerState};
+use switchyard_core::session::{CustomNames, Params, ServerState, Settings};
 use switchyard_core::topology::{Epoch, Out, Topology};
 use switchyard_core::wire::reply::TxStatus;
 use tokio::sync::oneshot;
@@ -315,7 +315,7 @@ impl Waiting {
             }
         };
         // A login's state is large, and most who wait need none.
-        Box::pin(pool.open(permit, &pools, wanted.epoch)).await
+        Box::pin(pool.open(permit, &pools, wanted.epoch, wanted.begins.as_ref())).await
     }
 }
 
@@ -323,7 +323,7 @@ impl Waiting {
 fn fits(mut lease: Lease, wanted: &Wanted) -> Result<Lease, Permit> {
     let server = lease.server();
     let current = server.state.role == ServerRole::Replica || server.state.epoch == wanted.epoch;
-    let clean = (!wanted.fresh || server.state.fresh) && wanted.may_see(&server.state);
+    let clean = (!wanted.fresh || server.state.fresh) && wanted.begins.is_none() && wanted.may_see(&server.state);
     if current && clean && server.is_alive() { Ok(lease) } else { Err(lease.into_permit()) }
 }
 
@@ -362,9 +362,17 @@ impl Drop for Counted {
 
 impl Pool {
     /// A connection for `client`: an idle one at once, else the right to open one, else a place in the waiting line. `fresh`: one that nobody has
-    /// used, be it in the place of one that is closed for it; `known`: or one on which no other custom settings were set, likewise.
-    pub(crate) fn acquire(self: &Arc<Pool>, client: &Weak<Slot>, epoch: Epoch, fresh: bool, known: Option<CustomNames>) -> Acquired {
-        self.acquire_from(Wanted { client: client.clone(), epoch, fresh, known }, OPENING_MAX)
+    /// used, be it in the place of one that is closed for it; `known`: or one on which no other custom settings were set, likewise; `begins`: or
+    /// one that is opened with these startup settings, likewise.
+    pub(crate) fn acquire(
+        self: &Arc<Pool>,
+        client: &Weak<Slot>,
+        epoch: Epoch,
+        fresh: bool,
+        known: Option<CustomNames>,
+        begins: Option<Arc<Settings>>,
+    ) -> Acquired {
+        self.acquire_from(Wanted { client: client.clone(), epoch, fresh, known, begins }, OPENING_MAX)
     }
 
     /// `opening_max`: with so many being opened, others wait a moment for those.
@@ -381,7 +389,7 @@ impl Pool {
         let taken = |server| {
             self.stats_idle(1);
             let lease = self.lease(server);
-            if wanted.fresh { later(Expected::Permit(lease.into_permit())) } else { Acquired::Now(lease) }
+            if wanted.is_new() { later(Expected::Permit(lease.into_permit())) } else { Acquired::Now(lease) }
         };
         let acquired = match found {
             Some(server) => {
@@ -428,7 +436,7 @@ impl Pool {
     fn never(self: &Arc<Pool>) -> Acquired {
         let (_, receiver) = oneshot::channel();
         let (offer, arriving) = (Expected::Turn(receiver), Arriving::new(&self.node_stats));
-        let wanted = Wanted { client: Weak::new(), epoch: Epoch(0), fresh: false, known: None };
+        let wanted = Wanted { client: Weak::new(), epoch: Epoch(0), fresh: false, known: None, begins: None };
         Acquired::Later(Waiting { pool: self.clone(), wanted, offer, arriving })
     }
 
@@ -451,16 +459,22 @@ impl Pool {
         Lease { server: Some(server), pool: self.clone(), pinned: false }
     }
 
-    async fn open(self: Arc<Pool>, permit: Permit, pools: &Pools, epoch: Epoch) -> Result<Lease, LeaseError> {
-        let server = self.connect(pools, epoch).await?;
+    async fn open(
+        self: Arc<Pool>,
+        permit: Permit,
+        pools: &Pools,
+        epoch: Epoch,
+        begins: Option<&Arc<Settings>>,
+    ) -> Result<Lease, LeaseError> {
+        let server = self.connect(pools, epoch, begins).await?;
         if self.key.role == ServerRole::Leader && server.in_hot_standby() == Some(true) {
             return Err(LeaseError::InRecovery);
         }
         Ok(self.admit(pools, permit, server))
     }
 
-    /// A connection that is nobody's yet.
-    async fn connect(&self, pools: &Pools, epoch: Epoch) -> Result<Server, LeaseError> {
+    /// A connection that is nobody's yet, or only for the session whose startup settings it `begins` with.
+    async fn connect(&self, pools: &Pools, epoch: Epoch, begins: Option<&Arc<Settings>>) -> Result<Server, LeaseError> {
         let newest = pools.newest.of(&self.key.database, &self.key.user);
         if newest.is_some_and(|newest| newest.standing.is_of_others(self.key.standing)) {
             return Err(LeaseError::OfOthers);
@@ -471,7 +485,8 @@ impl Pool {
             let proven = self.key.role == ServerRole::Leader || newest.is_none_or(|newest| newest.is_shown_by(member));
             (Target::new(member.host.clone(), member.port), pools.config.load_full(), proven)
         };
-        let mut parameters = Vec::new();
+        let begins = begins.and_then(|settings| Some((settings, settings.to_startup()?)));
+        let mut parameters = begins.as_ref().map(|(_, parameters)| parameters.clone()).unwrap_or_default();
         if self.key.role == ServerRole::Replica {
             // The same connection would take writes after a promotion.
             parameters.push(("default_transaction_read_only".to_owned(), "on".to_owned()));
@@ -484,7 +499,10 @@ impl Pool {
             tracing::debug!(node = %self.key.node, %error, "no server connection");
         })?;
         let mut server = Server::new(connected, target, self.key.node.clone(), self.key.role, epoch, config.pool.max_prepared);
-        server.once = !proven;
+        server.once = !proven || begins.is_some();
+        if let Some((settings, _)) = begins {
+            server.state.begins_with(settings);
+        }
         Ok(server)
     }
 
@@ -574,7 +592,7 @@ impl Pool {
             let (pool, pools, permit) = (self.clone(), pools.clone(), Permit { pool: Some(self.clone()), counted: false });
             tokio::spawn(async move {
                 let epoch = pools.topology.load().epoch;
-                if let Ok(lease) = pool.open(permit, &pools, epoch).await {
+                if let Ok(lease) = pool.open(permit, &pools, epoch, None).await {
                     lease.give_back();
                 }
             });

@@ -85,9 +85,39 @@ fn line(told: &Told) -> String {
         }
     }
     // A session's temporary schema has the number of its process's slot.
-    let mut parts = out.split("pg_temp_");
-    let first = parts.next().unwrap_or_default().to_owned();
-    parts.fold(first, |out, part| out + "pg_temp_N" + part.trim_start_matches(|letter: char| letter.is_ascii_digit()))
+    let numbered = ["pg_temp_", "pg_toast_temp_"].iter().fold(out, |out, name| {
+        let mut parts = out.split(name);
+        let first = parts.next().unwrap_or_default().to_owned();
+        parts.fold(first, |out, part| out + name + "N" + part.trim_start_matches(|letter: char| letter.is_ascii_digit()))
+    });
+    if is_not_in_temporary_schema(&numbered) { format!("{} (no such thing in the temporary schema)", &numbered[..1]) } else { numbered }
+}
+
+/// Once made, a temporary schema stays as long as its server process, so that what isn't in it is missed in other
+/// words than the schema itself. What `grammar.txt` asks for there: a function, and a table to drop if it exists.
+fn is_not_in_temporary_schema(line: &str) -> bool {
+    let words = [
+        ("E ", " C:3F000 M:schema \\\"pg_temp\\\" does not exist"),
+        ("E ", " C:42883 M:function pg_temp.f() does not exist"),
+        ("N ", " C:00000 M:schema \\\"pg_temp\\\" does not exist, skipping"),
+        ("N ", " C:00000 M:table \\\"t1\\\" does not exist, skipping"),
+        ("N ", " C:00000 M:table \\\"t2\\\" does not exist, skipping"),
+    ];
+    words.iter().any(|(tag, words)| line.starts_with(tag) && line.contains(words))
+}
+
+/// Whether the first thing that differs is the router's word that the session has no `lastval` or `currval`, where a
+/// direct session has a value. Sequences' state doesn't go with a session that isn't pinned: another session has had
+/// its connection meanwhile, and begun it with DISCARD SEQUENCES (docs/sessions.md). That it finds *another's* value is
+/// never excused, nor is any other error.
+pub(super) fn is_only_without_numbers(direct: &[String], routed: &[String]) -> bool {
+    let differs = direct.iter().zip(routed).find(|(one, other)| one != other);
+    let is_told = |line: &str| {
+        line.starts_with("E ")
+            && (line.contains(" C:55000 M:lastval is not yet defined in this session")
+                || (line.contains(" C:55000 M:currval of sequence ") && line.contains(" is not yet defined in this session")))
+    };
+    differs.is_some_and(|(direct, routed)| direct.starts_with('D') && is_told(routed))
 }
 
 fn object(oid: u32) -> String {

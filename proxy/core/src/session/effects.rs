@@ -132,6 +132,8 @@ impl Session {
         if is_role(name) || is_transactions(name) {
             return;
         }
+        // A call may not have been made, or many times.
+        server.unsure |= verdict.kind != Kind::Utility;
         if matches!(to, SetTo::Default) {
             return self.reset_parameter(server, name);
         }
@@ -139,8 +141,6 @@ impl Session {
             // Another server wouldn't take it.
             self.pins.add(PinReason::SettingOutOfSight);
         }
-        // A call may not have been made, or many times.
-        server.unsure |= verdict.kind != Kind::Utility;
         server.tainted |= protects(server.role, name);
         server.accepts(name);
         let value = match to {

@@ -134,9 +134,13 @@ impl Session {
             "role" => self.held.role = another,
             _ => self.held.authorization = another,
         }
-        // A server goes back to its own beginning, not to that of a startup packet.
         let packet = self.startup.iter().any(|(name, _)| is_role(name));
-        if self.held.role || self.held.authorization {
+        if packet && matches!(to, SetTo::Default) {
+            // A server goes back to its own beginning, a session to that of its startup packet. SET SESSION AUTHORIZATION
+            // DEFAULT resets the role, too (`set_config_with_handle`).
+            self.reset_parameter(server, &Arc::from("role"));
+        }
+        if self.held.role || self.held.authorization || (packet && matches!(to, SetTo::NoRole)) {
             self.pins.add(PinReason::SetRole);
         } else if !packet {
             self.pins.remove(PinReason::SetRole);

@@ -149,14 +149,15 @@ impl Session {
             Some(value) => Arc::make_mut(&mut self.settings).set(name, value),
             None => Arc::make_mut(&mut self.settings).remove(name),
         }
-        Arc::make_mut(&mut server.settings).remove(name);
+        server.resets(name);
         self.share_settings(server);
     }
 
+    /// All but who the session is.
     pub(super) fn reset_all_parameters(&mut self, server: &mut ServerState) {
         self.changing(Some(server));
-        self.settings = self.startup.clone();
-        server.settings = Arc::default();
+        self.settings = with_roles_of(&self.settings, &self.startup);
+        server.settings = with_roles_of(&server.settings, &server.began);
         self.share_settings(server);
     }
 
@@ -166,4 +167,17 @@ impl Session {
             server.settings = self.settings.clone();
         }
     }
+}
+
+/// `to`, with the roles of `from`, which RESET ALL leaves alone (`GUC_NO_RESET_ALL`).
+fn with_roles_of(from: &Settings, to: &Arc<Settings>) -> Arc<Settings> {
+    let mut settings = to.clone();
+    for name in ["role", "session_authorization"] {
+        match from.value(name) {
+            value if value == to.value(name) => {}
+            Some(value) => Arc::make_mut(&mut settings).set(&Arc::from(name), value.clone()),
+            None => Arc::make_mut(&mut settings).remove(name),
+        }
+    }
+    settings
 }

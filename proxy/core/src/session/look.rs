@@ -303,6 +303,8 @@ impl Session {
             .map(|(name, _)| name)
             .filter(|name| !name.contains('.') && !is_role(name) && carried(name, server.role))
             .filter(|name| !set_there.iter().any(|known| **known == ***name))
+            // Its source is the startup packet.
+            .filter(|name| server.began.value(name).is_none_or(|began| server.settings.value(name) != Some(began)))
             .cloned()
             .collect();
         for name in gone {
@@ -347,7 +349,7 @@ impl Session {
         if self.settings.value(name).is_none() && server.settings.value(name).is_none() {
             return;
         }
-        Arc::make_mut(&mut server.settings).remove(name);
+        server.resets(&Arc::from(name));
         match self.startup.value(name).cloned() {
             // RESET goes back to the session's start.
             Some(value) => Arc::make_mut(&mut self.settings).set(&Arc::from(name), value),

@@ -51,7 +51,7 @@ use crate::marks::{Marks, Touched};
 use crate::refusal::{Refusal, Severity};
 use crate::route::{Excluded, Loads, Need, ServerRole, Why};
 use crate::sql::catalog::Suspicion;
-use crate::sql::{Dialect, Effect, PinReason, TransactionModes, Verdict};
+use crate::sql::{Dialect, Effect, Kind, PinReason, SetTo, TransactionModes, Verdict};
 use crate::topology::{ClusterState, Epoch, Member, Topology};
 use crate::wire::reply::TxStatus;
 use crate::wire::{frame, reply, view};
@@ -591,6 +591,29 @@ impl Session {
             known.add(name);
         }
         Some(known)
+    }
+
+    /// The startup settings, where what waits in `work` goes back to them and may see them before it is answered as a whole: only a connection
+    /// that began with them will do for that. (What goes back by itself is followed by the router's own setting of them.)
+    pub fn beginning(&self, work: &Work) -> Option<&Arc<Settings>> {
+        if self.startup.is_empty() || self.starting.is_some() || self.status != TxStatus::Idle {
+            return None;
+        }
+        let goes_back = |effect: &Effect| match effect {
+            Effect::Reset { name } | Effect::Set { name, to: SetTo::Default, .. } => {
+                self.startup.value(name).is_some() || &**name == "session_authorization"
+            }
+            Effect::ResetAll | Effect::DiscardAll | Effect::SetUnknown => true,
+            _ => false,
+        };
+        let mut executed = work.batch.executed();
+        let alone =
+            |verdict: &Verdict| verdict.statements == 1 && verdict.kind == Kind::Utility && !verdict.effects.contains(&Effect::SetUnknown);
+        if self.begin.is_none() && executed.next().is_none_or(|verdict| alone(verdict)) && executed.next().is_none() {
+            return None;
+        }
+        let needed = work.batch.executed().any(|verdict| verdict.effects.iter().any(goes_back));
+        needed.then_some(&self.startup)
     }
 
     /// What is wanted now. A server connection is wanted back only when all that is for it has been written.

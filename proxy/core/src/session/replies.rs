@@ -613,7 +613,7 @@ impl Session {
             work.begin_failed = true;
         }
         // Before what failed is forgotten.
-        let renamed = self.in_clients_names(message);
+        let renamed = self.in_clients_names(work, message);
         if extended {
             self.drop_to_sync(work, server, false);
         }
@@ -922,8 +922,9 @@ impl Session {
         self.end_segment(work, server);
         work.segment_failed = false;
         work.copy_in = false;
-        work.alone = false;
-        work.prepares = false;
+        // What was sent behind it is still to be answered, if that is what is waited for.
+        work.alone &= !work.owed.is_empty();
+        work.prepares &= !work.owed.is_empty();
         self.status = status;
         if std::mem::take(&mut work.begin_failed) && status == TxStatus::Idle {
             // The client was told that its transaction had begun: it has failed.

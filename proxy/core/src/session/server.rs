@@ -24,6 +24,8 @@ pub struct ServerState {
     pub params: Params,
     /// What the server has been brought to.
     pub settings: Arc<Settings>,
+    /// What it began with, and goes back to by RESET: nothing, or the startup settings of its session.
+    pub(super) began: Arc<Settings>,
     /// Nothing is owed: the last thing that came is a ReadyForQuery.
     pub ready: bool,
     /// State that no session may inherit: it is discarded before the next lease, or the connection is closed.
@@ -82,6 +84,7 @@ impl ServerState {
             login: params.value(SESSION_AUTHORIZATION).map(Box::from),
             params,
             settings: Arc::default(),
+            began: Arc::default(),
             ready: true,
             tainted: false,
             fresh: true,
@@ -94,6 +97,25 @@ impl ServerState {
             accepted: Vec::new(),
             unnamed: None,
             unnamed_changes: 0,
+        }
+    }
+
+    /// It was opened with a session's startup settings. Only that session may get it.
+    pub fn begins_with(&mut self, startup: &Arc<Settings>) {
+        for name in startup.dotted() {
+            self.sets(name);
+            self.accepts(name);
+        }
+        self.began = startup.clone();
+        self.settings = startup.clone();
+    }
+
+    /// A parameter has gone back to what it began with.
+    pub(super) fn resets(&mut self, name: &Arc<str>) {
+        let settings = Arc::make_mut(&mut self.settings);
+        match self.began.value(name) {
+            Some(value) => settings.set(name, value.clone()),
+            None => settings.remove(name),
         }
     }
 
@@ -116,7 +138,7 @@ impl ServerState {
 
     /// After DISCARD ALL: defaults, no prepared statement but the unnamed one, no sequence's state.
     pub fn discarded(&mut self) {
-        self.settings = Arc::default();
+        self.settings = self.began.clone();
         self.sequences = None;
         self.forget_prepared();
         self.own_names = None;

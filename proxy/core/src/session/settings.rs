@@ -110,6 +110,15 @@ impl Settings {
         self.entries.is_empty()
     }
 
+    /// As parameters of a startup packet; `None` where one isn't UTF-8, or isn't known.
+    pub fn to_startup(&self) -> Option<Vec<(String, String)>> {
+        let parameter = |entry: &Setting| match &entry.value {
+            Value::Known(value) => Some((entry.name.to_string(), String::from_utf8(value.to_vec()).ok()?)),
+            Value::Unread(_) => None,
+        };
+        self.entries.iter().map(parameter).collect()
+    }
+
     /// Without those whose names are `taken`, and these with their values.
     pub(super) fn without(mut self, taken: impl Fn(&str) -> bool) -> (Settings, Vec<Taken>) {
         let mut out = Vec::new();

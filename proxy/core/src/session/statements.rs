@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use super::batch::{Item, Statement};
+use super::replies::Owed;
 use super::server::{StatementId, find_server_name, keyed, server_name};
 use super::{Env, Session, Work};
 use crate::refusal::Refusal;
@@ -127,7 +128,11 @@ impl Session {
     pub(super) fn prepare(&mut self, env: &Env<'_>, work: &Work, body: &[u8]) -> Result<Item, view::Malformed> {
         let parse = view::parse(body)?;
         let mut seed = self.seed();
+        let verdict = self.verdict_of(env, &parse);
+        // What FETCH gives is what its cursor gave when it was prepared (`UtilityTupleDescriptor`).
+        let describes_cursor = verdict.command == "FETCH";
         if self.unproven
+            || describes_cursor
             || work
                 .batch
                 .executed()
@@ -143,7 +148,7 @@ impl Session {
             let statement = match &self.unnamed {
                 // (Where nothing is open: each of several may fail by itself.)
                 Some(last) if last.id == id && *last.tail == *parse.tail && work.owed.is_empty() && work.batch.is_empty() => last.clone(),
-                _ => self.new_statement(env, id, seed, &parse),
+                _ => self.new_statement(env, id, seed, &parse, verdict),
             };
             let previous = self.unnamed.replace(statement.clone());
             return Ok(Item::Parse { name: Box::default(), statement, previous, duplicate: false });
@@ -152,7 +157,7 @@ impl Session {
         if self.statements.len() >= env.policy.max_statements && !duplicate {
             return Ok(Item::Refused(Box::new(Refusal::TooManyStatements { limit: env.policy.max_statements })));
         }
-        let statement = self.new_statement(env, id, seed, &parse);
+        let statement = self.new_statement(env, id, seed, &parse, verdict);
         if !duplicate {
             self.statements.insert(parse.name.into(), statement.clone());
         }
@@ -160,8 +165,8 @@ impl Session {
         Ok(Item::Parse { name: parse.name.into(), statement, previous: None, duplicate })
     }
 
-    fn new_statement(&self, env: &Env<'_>, id: StatementId, seed: u64, parse: &view::Parse<'_>) -> Arc<Statement> {
-        let (verdict, shape) = (self.verdict_of(env, parse), env.judge.shape());
+    fn new_statement(&self, env: &Env<'_>, id: StatementId, seed: u64, parse: &view::Parse<'_>, verdict: Arc<Verdict>) -> Arc<Statement> {
+        let shape = env.judge.shape();
         let settings = self.settings.clone();
         Arc::new(Statement { id, seed, settings, tail: parse.tail.into(), verdict, shape, described: Arc::default() })
     }
@@ -172,15 +177,25 @@ impl Session {
     }
 
     /// The client's own name for what a server calls by one of ours.
-    fn name_of(&self, id: StatementId) -> Option<&[u8]> {
-        let named = self.statements.iter().find(|(_, statement)| statement.id == id || self.id_there(statement) == id);
-        named.map(|(name, _)| &**name)
+    fn name_of<'a>(&'a self, work: &'a Work, id: StatementId) -> Option<&'a [u8]> {
+        let there = self.statements.iter().map(|(name, statement)| (&**name, statement));
+        // What stands behind a failure may have closed it already.
+        let closes = work.owed.iter().filter_map(|owed| match owed {
+            Owed::Close { closed: Some((name, closed)), .. } => Some((&**name, closed)),
+            _ => None,
+        });
+        let will_close = work.batch.items.iter().filter_map(|(item, _)| match item {
+            Item::CloseStatement { name, closed: Some(closed) } => Some((&**name, closed)),
+            _ => None,
+        });
+        let mut named = there.chain(closes).chain(will_close).filter(|(name, _)| !name.is_empty());
+        named.find(|(_, statement)| statement.id == id || self.id_there(statement) == id).map(|(name, _)| name)
     }
 
     /// An error of the server's, with the client's names in the place of ours.
-    pub(super) fn in_clients_names(&self, message: &[u8]) -> Option<Vec<u8>> {
+    pub(super) fn in_clients_names(&self, work: &Work, message: &[u8]) -> Option<Vec<u8>> {
         let (at, id) = find_server_name(message)?;
-        let name = self.name_of(id).unwrap_or_default();
+        let name = self.name_of(work, id).unwrap_or_default();
         let body = [&message[frame::HEADER..at], name, &message[at + server_name(id).len()..]];
         let mut renamed = Vec::with_capacity(message.len());
         reply::message(&mut renamed, message[0], &body);

@@ -360,8 +360,11 @@ impl<'j, 'a, 'w> Reader<'j, 'a, 'w> {
             }
         });
         let name = plain_string(self.words, at + 2).filter(|_| told);
+        // NULL goes back to the session's start.
+        let null = self.words.is(at + 4, "null") && self.is_kind(at + 5, TokenKind::Comma);
+        let to = if null { SetTo::Default } else { SetTo::Other };
         self.judge.effect(match (name, local) {
-            (Some(name), Some(local)) => Effect::Set { name: name.into(), local, to: SetTo::Other },
+            (Some(name), Some(local)) => Effect::Set { name: name.into(), local, to },
             _ => Effect::SetUnknown,
         });
     }

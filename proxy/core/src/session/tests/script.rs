@@ -218,7 +218,7 @@ impl Story {
         let server = self.servers.get_mut(&key).expect("held");
         self.session.let_go(Some(&mut self.work), server);
         server.fresh = false;
-        if server.tainted || !server.ready || server.tx != TxStatus::Idle {
+        if server.tainted || !server.ready || server.tx != TxStatus::Idle || !server.began.is_empty() {
             self.servers.remove(&key);
         }
     }
@@ -251,7 +251,8 @@ impl Story {
     fn lease(&mut self, line: &str, rest: &str) {
         let words: Vec<&str> = rest.split_whitespace().collect();
         let Some(Want::Lease(need)) = self.session.take_want(Some(&self.work)) else { panic!("no lease is wanted at «{line}»") };
-        if self.work.needs_fresh() {
+        let begins = self.session.beginning(&self.work).cloned();
+        if self.work.needs_fresh() || begins.is_some() {
             self.servers.remove(&(need.node.to_string(), need.role));
         }
         let role = if words[1] == "leader" { ServerRole::Leader } else { ServerRole::Replica };
@@ -266,7 +267,10 @@ impl Story {
             }
             Some(&"canceled") => self.session.denied(&mut self.work, &Refusal::QueryCanceled),
             None => {
-                self.server(&node, role);
+                let server = self.server(&node, role);
+                if let Some(startup) = &begins {
+                    server.begins_with(startup);
+                }
                 self.held = Some((node.clone(), role));
                 let member = self.rig.topology.member(&node).expect("a member").clone();
                 let server = self.servers.get_mut(&(node, role)).expect("made above");

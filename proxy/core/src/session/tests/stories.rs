@@ -2027,6 +2027,42 @@ mod settings {
     }
 
     #[test]
+    fn what_goes_back_to_the_sessions_own_start_and_sees_it_runs_where_that_is_the_servers() {
+        let mut story = Story::fresh(Access::ReadWrite, &[("datestyle", "dmy")]);
+        story.tell(
+            "start
+             lease l leader
+             S> set datestyle = dmy / S
+             S< S DateStyle ISO,DMY / C SELECT 1 / Z I
+             C< S in_hot_standby off / S DateStyle ISO,DMY / K / Z I
+             return
+             C> Q reset all; select 1
+             lease l leader
+             S> Q reset all; select 1
+             S< C RESET / T / D 1 / C SELECT 1 / Z I
+             C< C RESET / T / D 1 / C SELECT 1 / Z I
+             return",
+        );
+        assert!(!story.keeps("l", ServerRole::Leader));
+    }
+
+    #[test]
+    fn what_must_be_answered_first_is_waited_for_whatever_is_answered_before_it() {
+        Story::run(&format!(
+            "{BEGUN}
+             C> Q select 1 / Q discard all / Q select 2
+             S> Q select 1 / Q discard all
+             S< T / D 1 / C SELECT 1 / Z T
+             C< T / D 1 / C SELECT 1 / Z T
+             S< E 25001 no / Z E
+             C< E 25001 / Z E
+             S> Q select 2
+             S< E 25P02 no / Z E
+             C< E 25P02 / Z E"
+        ));
+    }
+
+    #[test]
     fn discard_all_unpins_and_forgets() {
         let mut story = Story::on(Access::ReadWrite);
         story.tell(
