@@ -547,7 +547,7 @@ impl Session {
             Some(Owed::Prelude) => return Fate::Swallow,
             Some(Owed::Look(_)) => {
                 if let Some(seen) = &mut work.seen {
-                    seen.fail();
+                    seen.fail(&sqlstate);
                 }
                 return Fate::Swallow;
             }
@@ -710,8 +710,7 @@ impl Session {
         server.ready = work.owed.is_empty() && work.segment == Segment::Closed;
         match owed {
             Some(Owed::Bring) => self.brought(env, work, server),
-            // A conflict with recovery, a cancel that came late: it is asked again.
-            Some(Owed::Look(_)) if self.looks_again(env, work, server) => {}
+            Some(Owed::Look(look)) if self.looks_again(env, look, work, server) => {}
             Some(Owed::Look(look)) => {
                 work.failed_looks = 0;
                 self.looked(look, work, server);
