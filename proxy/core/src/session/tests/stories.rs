@@ -1872,6 +1872,53 @@ mod settings {
         );
     }
 
+    /// On a replica's connection it is on from the beginning, for the connection's sake.
+    #[test]
+    fn a_session_on_a_replica_is_told_when_it_makes_its_transactions_read_only() {
+        let set = |story: &mut Story, sql: &str, tag: &str, told: &str| {
+            let lease = if story.session.pins().is_empty() && story.session.status() == TxStatus::Idle { "lease r replica" } else { "" };
+            story.tell(&format!("C> Q {sql}\n {lease}\n S> Q {sql}\n S< C {tag} / Z I\n C< C {tag}{told} / Z I\n return"));
+        };
+        let mut story = Story::on(Access::ReadOnly);
+        let begun = "S default_transaction_read_only on";
+        // What a server reports first.
+        story.tell(&format!(
+            "C> Q select 1\n lease r replica\n S> Q select 1\n S< {begun} / T / D 1 / C SELECT 1 / Z I
+             C< T / D 1 / C SELECT 1 / S default_transaction_read_only off / Z I\n return"
+        ));
+        set(&mut story, "set session characteristics as transaction read only", "SET", " / S default_transaction_read_only on");
+        set(&mut story, "select 1", "SELECT 1", "");
+        set(&mut story, "reset all", "RESET", " / S default_transaction_read_only off");
+    }
+
+    #[test]
+    fn what_the_session_still_has_is_not_reported_otherwise_by_a_server_that_will_get_it_back() {
+        let mut story = Story::fresh(Access::ReadWrite, &[("DateStyle", "SQL, DMY")]);
+        story.tell(
+            "start
+             lease l leader
+             S> set datestyle = SQL, DMY / S
+             S< T / D x / S DateStyle SQL,DMY / C SELECT 1 / Z I
+             C< S in_hot_standby off / S DateStyle SQL,DMY / K / Z I
+             return",
+        );
+        // In a transaction that has failed.
+        story.tell(
+            "C> Q reset all; commit; begin
+             lease l leader
+             S> Q reset all; commit; begin
+             S< C RESET / C COMMIT / C BEGIN / S DateStyle ISO / Z T
+             C< C RESET / C COMMIT / C BEGIN
+             S> set datestyle = SQL, DMY / S / C P - / S
+             S< 1 / 2 / D x / C SELECT 1 / S DateStyle SQL,DMY / Z T / 3 / Z T
+             C< Z T
+             C> Q rollback to s1
+             S> Q rollback to s1
+             S< E 3B001 no / S DateStyle ISO / Z E
+             C< E 3B001 / Z E",
+        );
+    }
+
     #[test]
     fn by_the_extended_protocol_it_is_what_the_server_reports_at_the_end() {
         let mut story = Story::on(Access::ReadWrite);
@@ -3152,8 +3199,9 @@ mod pipelines_that_fail {
              C< E 26000 / Z I
              return
              lease l leader
-             S> P - insert into t select / B - - / E - / S
-             S< 1 / 2 / C INSERT 0 1 / Z I
+             # It is there still: its Close was skipped, and in a transaction that has failed it couldn't be prepared again.
+             S> B - - / E - / S
+             S< 2 / C INSERT 0 1 / Z I
              C< 2 / C INSERT 0 1 / Z I
              return",
         );
