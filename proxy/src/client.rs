@@ -390,7 +390,8 @@ impl Client {
             decided: self.work.as_deref().and_then(|work| decided(&self.context.stats.decisions, work, need.why)),
             failed: false,
         });
-        if need.role == ServerRole::Leader && matches!(need.why, Why::NotCaughtUp | Why::NoReplica | Why::Rerun | Why::Hint) {
+        if need.role == ServerRole::Leader && matches!(need.why, Why::NotCaughtUp | Why::NoReplica | Why::Rerun | Why::Hint | Why::InDoubt)
+        {
             self.context.stats.leader_read(need.why.as_str());
         }
         let pid = lease.server().handle.pid();

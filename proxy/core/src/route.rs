@@ -49,11 +49,13 @@ pub enum Why {
     Local,
     /// The read-only port, served by the leader for want of a replica.
     Fallback,
+    /// A read of what DDL may just have changed.
+    InDoubt,
 }
 
 impl Why {
     /// All of them, in the order of their discriminants.
-    pub const ALL: [Why; 11] = [
+    pub const ALL: [Why; 12] = [
         Why::Write,
         Why::FreshReplica,
         Why::AnyReplica,
@@ -65,6 +67,7 @@ impl Why {
         Why::LookAhead,
         Why::Local,
         Why::Fallback,
+        Why::InDoubt,
     ];
 
     pub fn as_str(self) -> &'static str {
@@ -80,6 +83,7 @@ impl Why {
             Why::LookAhead => "look_ahead",
             Why::Local => "local",
             Why::Fallback => "fallback",
+            Why::InDoubt => "in_doubt",
         }
     }
 }

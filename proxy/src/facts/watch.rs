@@ -252,11 +252,20 @@ impl Database {
         self.outdated.load().contains(&statement)
     }
 
+    /// DDL has passed.
     fn doubt(&self) {
         let facts = self.facts.load();
         // Without any, everything is in doubt already.
-        if facts.generation() != 0 && !facts.is_in_doubt() {
+        if facts.generation() != 0 && !facts.has_ddl_passed() {
             self.facts.store(Arc::new(facts.in_doubt(self.all.next_generation())));
+        }
+    }
+
+    /// Nobody looks for a while.
+    fn unwatched(&self) {
+        let facts = self.facts.load();
+        if facts.generation() != 0 && !facts.is_in_doubt() {
+            self.facts.store(Arc::new(facts.unwatched(self.all.next_generation())));
         }
     }
 }
@@ -369,7 +378,7 @@ impl Watch {
     /// Without a connection until somebody asks for a verdict. `false`: the database is forgotten.
     async fn asleep(&mut self) -> bool {
         self.connection = None;
-        self.database.doubt();
+        self.database.unwatched();
         tracing::debug!(database = &*self.database.name, "catalog facts are asleep");
         while !self.database.used.swap(false, Ordering::Relaxed) {
             let woken = timeout(FORGOTTEN_AFTER, self.database.wake.notified()).await;

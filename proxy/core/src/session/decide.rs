@@ -213,6 +213,9 @@ impl Session {
             return self.lead(env, work, Why::Write);
         }
         let overruling = self.overruling(work, class);
+        if class == Class::Read && overruling != Some(Hint::Replica) && self.is_in_doubt(env, work) {
+            return self.lead(env, work, Why::InDoubt);
+        }
         if let Some(begin) = self.begin.as_ref().map(|begin| begin.modes).or_else(|| begins(work)) {
             let read_only = begin.read_only.unwrap_or(self.default_read_only());
             let serializable = begin.serializable.unwrap_or(self.reading_allowed_on_leader_only());
@@ -264,6 +267,18 @@ impl Session {
             effect => changes_session(effect),
         };
         work.batch.executed().any(|verdict| verdict.effects.iter().any(leaves))
+    }
+
+    /// Whether the batch reads what DDL may just have changed, and a leader is there. What that leaves must be asked of its server. On a standby that
+    /// question may be canceled, or its connection ended for a conflict with recovery: the session would have to stay there, though it may want
+    /// to write, or to end.
+    ///
+    /// Other reads that aren't proven to leave nothing (through functions in other languages, or while nobody knows any facts) leave nothing mostly,
+    /// and may be all that a database has: they run on replicas as ever, and a look that fails is made again there.
+    fn is_in_doubt(&self, env: &Env<'_>, work: &Work) -> bool {
+        env.topology.state != ClusterState::Switching
+            && env.topology.leader_at(env.now).is_some_and(|(_, leader)| !work.excluded.contains(&leader.name))
+            && work.batch.executed().any(|verdict| verdict.unseen.in_doubt)
     }
 
     /// What the batch's reads must show: what the session has set, else what a rule says, else the listener's level.

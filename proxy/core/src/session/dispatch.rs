@@ -130,7 +130,7 @@ impl Session {
             work.alone = true;
             for name in work.stand_ins.drain(..) {
                 reply::close_statement(&mut work.to_server, &name);
-                work.owed.push_back(Owed::Close { swallow: true, evicted: None, closed: None });
+                work.owed.push_back(Owed::Close { swallow: true, evicted: None, closed: None, unnamed: None });
             }
             reply::sync(&mut work.to_server);
             work.owed.push_back(Owed::Sync(Sync::Ours));
@@ -234,7 +234,7 @@ impl Session {
             if !matches!(work.batch.items.first(), Some((Item::Query(_), _))) {
                 // The portal is ours: the client has none of that name.
                 reply::message(&mut work.to_server, b'C', &[b"P\0"]);
-                work.owed.push_back(Owed::Close { swallow: true, evicted: None, closed: None });
+                work.owed.push_back(Owed::Close { swallow: true, evicted: None, closed: None, unnamed: None });
             }
             server.forget_unnamed();
             for (name, value, local) in &begin.own {
@@ -324,9 +324,7 @@ impl Session {
             }
             // The server's statement is shared; the client's name means nothing to it, and closing that is no error.
             Item::CloseStatement { name, closed } => {
-                if name.is_empty() {
-                    server.forget_unnamed();
-                }
+                let unnamed = name.is_empty().then(|| server.close_unnamed());
                 if is_server_name(name) && server.own_names.is_none() {
                     // What the server knows by that name is another client's.
                     server.forget_unnamed();
@@ -337,11 +335,11 @@ impl Session {
                 // Whether the name is free is known behind it.
                 work.prepares |= closed.is_some() && !name.is_empty();
                 let closed = closed.as_ref().map(|closed| (name.clone(), closed.clone()));
-                work.owed.push_back(Owed::Close { swallow: false, evicted: None, closed });
+                work.owed.push_back(Owed::Close { swallow: false, evicted: None, closed, unnamed });
             }
             Item::ClosePortal => {
                 work.to_server.extend_from_slice(message);
-                work.owed.push_back(Owed::Close { swallow: false, evicted: None, closed: None });
+                work.owed.push_back(Owed::Close { swallow: false, evicted: None, closed: None, unnamed: None });
             }
             Item::FunctionCall { large_object } => {
                 work.tally.queries += 1;
@@ -423,7 +421,7 @@ impl Session {
                 // What another session left there isn't this one's.
                 server.forget_unnamed();
                 reply::close_statement(&mut work.to_server, b"");
-                work.owed.push_back(Owed::Close { swallow: true, evicted: None, closed: None });
+                work.owed.push_back(Owed::Close { swallow: true, evicted: None, closed: None, unnamed: None });
             }
             return None;
         };
@@ -565,7 +563,7 @@ impl NameThere {
 fn evict_for(id: StatementId, work: &mut Work, server: &mut ServerState) {
     if let Some(evicted) = server.prepared().add(id) {
         reply::close_statement(&mut work.to_server, &server_name(evicted));
-        work.owed.push_back(Owed::Close { swallow: true, evicted: Some(evicted), closed: None });
+        work.owed.push_back(Owed::Close { swallow: true, evicted: Some(evicted), closed: None, unnamed: None });
     }
 }
 

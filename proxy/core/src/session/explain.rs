@@ -258,6 +258,7 @@ fn in_words(why: Why) -> &'static str {
         Why::LookAhead => "the batch is too long to look through",
         Why::Local => "session or transaction control",
         Why::Fallback => "no replica is left",
+        Why::InDoubt => "a read of what DDL may just have changed",
     }
 }
 

@@ -43,6 +43,14 @@ impl Journal {
     pub(super) fn is_open(&self) -> bool {
         self.0.is_some()
     }
+
+    /// In a transaction that has failed: what the session has set, and what its server has of that. Both have gone back already, and nothing can be
+    /// brought to the server before the transaction's end.
+    pub(super) fn gone_back(&self) -> Option<(&Arc<Settings>, &Arc<Settings>)> {
+        let changed = self.0.as_ref()?;
+        let state = changed.savepoints.last().map_or(&changed.before, |(_, state)| state);
+        Some((&state.settings, state.there.as_ref()?))
+    }
 }
 
 impl Session {

@@ -3,6 +3,9 @@
 //! No reading of a statement's text tells all that its triggers, views and functions do. Where something has run that isn't proven to leave nothing,
 //! the server is asked, in one round trip. Settings become the session's own; other state pins it, with its reason. Invariant: a connection of
 //! which a look has failed is not given back: its session keeps it.
+//!
+//! A look is one simple query. Between the messages of an extended one a standby would wait for the next of them with a transaction open, and end
+//! the connection for a conflict with recovery where within a query it only cancels; what was left would be out of everybody's sight then.
 
 use std::sync::Arc;
 
@@ -10,7 +13,7 @@ use super::effects::{is_role, is_transactions};
 use super::replies::Owed;
 use super::server::server_name;
 use super::settings::{Value, carried, hex};
-use super::{Env, ServerState, Session, Work};
+use super::{Env, Farewell, ServerState, Session, Work};
 use crate::sql::PinReason;
 use crate::wire::reply;
 
@@ -51,15 +54,18 @@ impl LookResult {
     }
 }
 
-/// How often a look that fails is made again.
-const LOOKS_MAX: u8 = 3;
+/// How often a look that fails is made again at once.
+const LOOKS_AT_ONCE: u8 = 3;
+/// How often it is made again where what it failed of passes: by then, 20 s have been waited for that. A session that may write would have to stay
+/// on a replica otherwise, and a lagging standby cancels whatever is in recovery's way until it has caught up.
+const LOOKS_MAX: u8 = 30;
+/// The first of the pauses between these, which double up to the longest.
+const PAUSE_MIN_MS: u64 = 10;
+const PAUSE_MAX_MS: u64 = 1000;
 
 /// Rows of one look, at most, and their bytes. A session with more of anything keeps its connection.
 const ROWS_MAX: usize = 4096;
 const ROW_BYTES_MAX: usize = 1024 * 1024;
-
-/// Behind the text of a Parse: its terminator, and one parameter of type text[] (OID 1009).
-const TEXT_ARRAY: &[u8] = b"\0\0\x01\0\0\x03\xf1";
 
 /// Kind, name and value.
 type Row = (u8, Box<[u8]>, Option<Box<[u8]>>);
@@ -70,7 +76,15 @@ pub(super) struct Seen {
     rows: Vec<Row>,
     bytes: usize,
     /// It can't be told what is there.
-    failed: bool,
+    failed: Option<Failure>,
+}
+
+/// Why a look has failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Failure {
+    /// Somebody or something was in its way: it may be made again.
+    Passing,
+    Lasting,
 }
 
 macro_rules! in_hex {
@@ -86,10 +100,13 @@ macro_rules! values {
             in_hex!(
                 "pg_catalog.current_setting(pg_catalog.convert_from(pg_catalog.decode(n, 'hex'), pg_catalog.getdatabaseencoding()), true)"
             ),
-            " FROM pg_catalog.unnest($1) n"
+            " FROM pg_catalog.unnest($1::pg_catalog.text[]) n"
         )
     };
 }
+
+/// Where the names of parameters stand in a look's text: an array of hexadecimal digits, which mean the same under any setting.
+const NAMES: &str = "$1";
 
 /// The values of parameters, by their names.
 const VALUES: &str = values!();
@@ -163,20 +180,10 @@ impl Session {
         }
         names.sort_unstable();
         names.dedup();
-        let mut array = vec![b'{'];
-        for name in &names {
-            if array.len() > 1 {
-                array.push(b',');
-            }
-            array.extend(hex(name.as_bytes()));
-        }
-        array.push(b'}');
+        let digits: Vec<String> = names.iter().map(|name| String::from_utf8_lossy(&hex(name.as_bytes())).into_owned()).collect();
         let text = if look == Look::Values { VALUES } else { ALL };
-        reply::parse(&mut work.to_server, b"", &[text.as_bytes(), TEXT_ARRAY].concat());
-        let length = i32::try_from(array.len()).unwrap_or(i32::MAX).to_be_bytes();
-        reply::message(&mut work.to_server, b'B', &[b"\0\0\0\0\0\x01", &length, &array, b"\0\0"]);
-        reply::message(&mut work.to_server, b'E', &[&[0; 5]]);
-        reply::sync(&mut work.to_server);
+        let text = text.replacen(NAMES, &format!("'{{{}}}'", digits.join(",")), 1);
+        reply::query(&mut work.to_server, text.as_bytes());
         server.forget_unnamed();
         server.ready = false;
         // What comes next may depend on what is seen.
@@ -187,12 +194,21 @@ impl Session {
     }
 
     /// Where a look has failed, whether another one was sent.
-    pub(super) fn looks_again(&mut self, env: &Env<'_>, work: &mut Work, server: &mut ServerState) -> bool {
-        if work.failed_looks >= LOOKS_MAX || !work.seen.as_ref().is_some_and(|seen| seen.failed) {
+    pub(super) fn looks_again(&mut self, env: &Env<'_>, look: Look, work: &mut Work, server: &mut ServerState) -> bool {
+        let Some(failure) = work.seen.as_ref().and_then(|seen| seen.failed) else { return false };
+        let max = match failure {
+            // Nobody waits for a client that has left, nor for what is only a check.
+            Failure::Passing if self.farewell == Farewell::None && look != Look::Check => LOOKS_MAX,
+            Failure::Passing | Failure::Lasting => LOOKS_AT_ONCE,
+        };
+        if work.failed_looks >= max {
             return false;
         }
         work.failed_looks += 1;
         work.segment_failed = false;
+        if let Some(doublings) = work.failed_looks.checked_sub(LOOKS_AT_ONCE + 1) {
+            pause(work, doublings);
+        }
         self.look(env, work, server)
     }
 
@@ -206,7 +222,7 @@ impl Session {
         work.alone = false;
         work.segment_failed = false;
         let seen = work.seen.take().map_or_else(Seen::failed, |seen| *seen);
-        if seen.failed {
+        if seen.failed.is_some() {
             // Only its session knows what is there.
             if look == Look::Check {
                 server.tainted = true;
@@ -416,6 +432,14 @@ fn shown(value: &Value) -> String {
     }
 }
 
+/// Has the server wait before the look that follows. An own query of its own: a time limit that cancels it doesn't cancel the look.
+fn pause(work: &mut Work, doublings: u8) {
+    let pause_ms = (PAUSE_MIN_MS << doublings.min(16)).min(PAUSE_MAX_MS);
+    let text = format!("SELECT pg_catalog.pg_sleep({pause_ms}e-3)");
+    reply::query(&mut work.to_server, text.as_bytes());
+    work.owed.push_back(Owed::Prelude);
+}
+
 /// Whether this return is one of those that are looked at though nothing is expected.
 fn is_drawn(env: &Env<'_>) -> bool {
     let share = env.policy.verify_returns;
@@ -424,17 +448,20 @@ fn is_drawn(env: &Env<'_>) -> bool {
 
 impl Seen {
     fn failed() -> Seen {
-        Seen { failed: true, ..Seen::default() }
+        Seen { failed: Some(Failure::Lasting), ..Seen::default() }
     }
 
-    pub(super) fn fail(&mut self) {
-        self.failed = true;
+    /// The server has answered with this error.
+    pub(super) fn fail(&mut self, sqlstate: &[u8; 5]) {
+        // query_canceled, serialization_failure, deadlock_detected, lock_not_available: a conflict with recovery, a time limit, a cancel that came late.
+        let passes = matches!(sqlstate, b"57014" | b"40001" | b"40P01" | b"55P03");
+        self.failed = Some(if passes { Failure::Passing } else { Failure::Lasting });
     }
 
     /// A DataRow's body; `None` where it isn't here as a whole.
     pub(super) fn row(&mut self, body: Option<&[u8]>) {
         let Some((kind, name, value)) = body.and_then(columns).filter(|_| self.rows.len() < ROWS_MAX && self.bytes < ROW_BYTES_MAX) else {
-            self.failed = true;
+            self.failed = Some(Failure::Lasting);
             return;
         };
         self.bytes += name.len() + value.as_ref().map_or(0, |value| value.len());

@@ -8,6 +8,7 @@ use super::dispatch::text_hash;
 use super::effects::{Completion, is_role};
 use super::look::Look;
 use super::server::{StatementId, Unnamed, server_name};
+use super::settings::{Settings, Value};
 use super::{Access, Attempt, Env, Garbled, Lost, Phase, Segment, ServerState, Session, Want, Work};
 use crate::marks::Touched;
 use crate::refusal::Refusal;
@@ -56,11 +57,13 @@ pub(super) enum Owed {
     },
     /// CommandComplete, EmptyQueryResponse or PortalSuspended.
     Execute(Option<Arc<Statement>>),
-    /// CloseComplete. `evicted`: what the server no longer has then; `closed`: what the client's name meant.
+    /// CloseComplete. `evicted`: what the server no longer has then; `closed`: what the client's name meant; `unnamed`: what the server's unnamed
+    /// statement was, if it is that.
     Close {
         swallow: bool,
         evicted: Option<StatementId>,
         closed: Option<(Box<[u8]>, Arc<Statement>)>,
+        unnamed: Option<Unnamed>,
     },
     /// ReadyForQuery.
     Sync(Sync),
@@ -120,6 +123,9 @@ impl Owed {
         )
     }
 }
+
+/// Whether transactions are read-only by default, as servers report it.
+const READ_ONLY: &str = "default_transaction_read_only";
 
 /// What becomes of a message.
 enum Fate {
@@ -547,7 +553,7 @@ impl Session {
             Some(Owed::Prelude) => return Fate::Swallow,
             Some(Owed::Look(_)) => {
                 if let Some(seen) = &mut work.seen {
-                    seen.fail();
+                    seen.fail(&sqlstate);
                 }
                 return Fate::Swallow;
             }
@@ -633,6 +639,9 @@ impl Session {
         // The newest first, so that each finds what it has changed.
         for at in (0..skipped.unwrap_or(work.owed.len())).rev() {
             let Some(owed) = work.owed.remove(at) else { continue };
+            if let Owed::Close { unnamed: Some(before), .. } = owed {
+                server.restore_unnamed(before);
+            }
             match owed {
                 Owed::Parse { prepares, place, .. } => {
                     match place {
@@ -710,8 +719,7 @@ impl Session {
         server.ready = work.owed.is_empty() && work.segment == Segment::Closed;
         match owed {
             Some(Owed::Bring) => self.brought(env, work, server),
-            // A conflict with recovery, a cancel that came late: it is asked again.
-            Some(Owed::Look(_)) if self.looks_again(env, work, server) => {}
+            Some(Owed::Look(look)) if self.looks_again(env, look, work, server) => {}
             Some(Owed::Look(look)) => {
                 work.failed_looks = 0;
                 self.looked(look, work, server);
@@ -745,7 +753,7 @@ impl Session {
                     env.judge.outdate(id);
                     server.prepared().remove(id);
                     reply::close_statement(&mut work.to_server, &server_name(id));
-                    work.owed.push_back(Owed::Close { swallow: true, evicted: None, closed: None });
+                    work.owed.push_back(Owed::Close { swallow: true, evicted: None, closed: None, unnamed: None });
                 }
                 self.send_batch(env, work, server);
             }
@@ -865,7 +873,13 @@ impl Session {
 
     /// Reports every parameter whose value differs from what the client was last told.
     pub(super) fn tell_parameters(&mut self, env: &Env<'_>, work: &mut Work, server: &mut ServerState) {
-        if self.heard == server.params {
+        let (settings, there) = match self.journal.gone_back().filter(|_| server.tx == TxStatus::Failed) {
+            Some(gone_back) => gone_back,
+            None => (&self.settings, &server.settings),
+        };
+        let read_only = if server.role == ServerRole::Replica { self.told_read_only(env, settings, server) } else { None };
+        let is_told = read_only.is_none_or(|value| self.told.value(READ_ONLY) == Some(value));
+        if self.heard == server.params && is_told {
             // The next comparison is one of pointers.
             server.params.share(&self.heard);
             return;
@@ -879,16 +893,17 @@ impl Session {
                     Access::ReadWrite => b"off",
                     Access::ReadOnly => b"on",
                 },
-                // The connection's own protection: what the session was told stays.
-                b"default_transaction_read_only" if server.role == ServerRole::Replica => {
-                    match self.told.value("default_transaction_read_only") {
-                        Some(_) => continue,
-                        None => b"off",
-                    }
-                }
+                b"default_transaction_read_only" if server.role == ServerRole::Replica => match read_only {
+                    Some(value) => value,
+                    None => continue,
+                },
                 _ => value,
             };
             let text = std::str::from_utf8(name).unwrap_or_default();
+            if !Arc::ptr_eq(settings, there) && is_lacking(settings, there, text) {
+                // The session has it still, and its server gets it back behind what is under way.
+                continue;
+            }
             if self.told.value(text) != Some(told) {
                 reply::parameter_status(&mut work.to_client, name, told);
                 if told == value {
@@ -907,6 +922,25 @@ impl Session {
             );
         }
         self.heard = server.params.clone();
+    }
+
+    /// What a session on a replica is told of `default_transaction_read_only`: what it has set itself. On the server it is the connection's own
+    /// protection. `None`: what it was told last.
+    fn told_read_only(&self, env: &Env<'_>, settings: &Settings, server: &ServerState) -> Option<&'static [u8]> {
+        let shown = |value: &[u8]| match value.to_ascii_lowercase().as_slice() {
+            b"on" | b"true" | b"yes" | b"1" => Some(&b"on"[..]),
+            b"off" | b"false" | b"no" | b"0" => Some(&b"off"[..]),
+            _ => None,
+        };
+        match (settings.value(READ_ONLY), env.policy.access) {
+            (Some(Value::Known(value)), _) => shown(value),
+            // It has set it there.
+            (Some(Value::Unread(_)), _) => server.params.value(READ_ONLY).and_then(shown),
+            (None, Access::ReadOnly) => Some(b"off"),
+            (None, Access::ReadWrite) if self.told.value(READ_ONLY).is_none() => Some(b"off"),
+            // A leader has told it.
+            (None, Access::ReadWrite) => None,
+        }
     }
 
     /// The client's ReadyForQuery.
@@ -1040,6 +1074,12 @@ fn amend(work: &mut Work, statement: &Arc<Statement>, instead: Option<&Arc<State
             _ => {}
         }
     }
+}
+
+/// Whether the session has set a reported parameter, and its server doesn't have that.
+fn is_lacking(settings: &Settings, there: &Settings, reported: &str) -> bool {
+    let name = reported.to_ascii_lowercase();
+    settings.value(&name).is_some_and(|value| there.value(&name) != Some(value))
 }
 
 /// Whether what is owed next is a look of the router's own at statements.

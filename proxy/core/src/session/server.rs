@@ -164,6 +164,12 @@ impl ServerState {
         Unnamed { was: self.unnamed.replace(id), change: self.unnamed_changes }
     }
 
+    /// It is about to be closed. What it was before, as for [`ServerState::prepare_unnamed`].
+    pub(super) fn close_unnamed(&mut self) -> Unnamed {
+        self.unnamed_changes += 1;
+        Unnamed { was: self.unnamed.take(), change: self.unnamed_changes }
+    }
+
     /// That was skipped, and so is all behind it that has changed the unnamed statement.
     pub(super) fn restore_unnamed(&mut self, before: Unnamed) {
         if self.unnamed_changes == before.change {
@@ -200,7 +206,7 @@ impl ServerState {
     }
 }
 
-/// What a server's unnamed statement was before a Parse.
+/// What a server's unnamed statement was before a Parse, or a Close.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Unnamed {
     was: Option<StatementId>,

@@ -102,8 +102,19 @@ pub struct NameSuspicion {
 #[derive(Clone, Debug, Default)]
 pub struct Facts {
     generation: u64,
-    in_doubt: bool,
+    doubt: Doubt,
     known: Arc<Known>,
+}
+
+/// Whether what is known may have been changed since.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Doubt {
+    #[default]
+    None,
+    /// Nobody has looked for a while.
+    Unwatched,
+    /// DDL has passed.
+    Ddl,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -153,12 +164,23 @@ impl Facts {
     /// replica until there are newer ones. `generation` as in [`Facts::builder`].
     #[must_use]
     pub fn in_doubt(&self, generation: u64) -> Facts {
-        Facts { generation, in_doubt: true, known: Arc::clone(&self.known) }
+        Facts { generation, doubt: Doubt::Ddl, known: Arc::clone(&self.known) }
+    }
+
+    /// As [`Facts::in_doubt`], where no DDL is known of, and nobody has looked for it.
+    #[must_use]
+    pub fn unwatched(&self, generation: u64) -> Facts {
+        Facts { generation, doubt: Doubt::Unwatched, known: Arc::clone(&self.known) }
     }
 
     /// Whether DDL may have changed what is known.
     pub fn is_in_doubt(&self) -> bool {
-        self.in_doubt
+        self.doubt != Doubt::None
+    }
+
+    /// Whether DDL has passed of which these facts don't know yet.
+    pub fn has_ddl_passed(&self) -> bool {
+        self.doubt == Doubt::Ddl
     }
 
     pub fn generation(&self) -> u64 {
@@ -391,6 +413,6 @@ impl FactsBuilder {
     }
 
     pub fn build(self) -> Facts {
-        Facts { generation: self.generation, in_doubt: false, known: Arc::new(self.known) }
+        Facts { generation: self.generation, doubt: Doubt::None, known: Arc::new(self.known) }
     }
 }

@@ -45,7 +45,7 @@ pub fn classify(sql: &[u8], facts: &Facts, dialect: Dialect) -> Verdict {
         judge.verdict.kind = Kind::Unknown;
         judge.write("encoding", "non-ASCII text in an encoding that can hide a backslash");
         judge.effect(Effect::SetUnknown);
-        judge.verdict.unseen = Unseen { leaves: true, sees_settings: true, sees_statements: true, sets_unknown: true };
+        judge.verdict.unseen = Unseen { leaves: true, sees_settings: true, sees_statements: true, sets_unknown: true, in_doubt: false };
         judge.verdict.unproven = judge.verdict.reasons.first().cloned();
         (judge.verdict.reads, judge.verdict.writes) = (Touched::Cluster, Touched::Cluster);
     }

@@ -73,7 +73,7 @@ pub(super) fn keeps_state(name: &str) -> bool {
 
 /// Judges the statement that `judge` has judged last. `first_effect`: where its effects begin.
 pub(super) fn note(judge: &mut Judge<'_>, words: Words<'_>, class: Class, first_effect: usize) {
-    let mut doubts = Doubts { suspicion: Suspicion::NONE, because: judge.doubt.take() };
+    let mut doubts = Doubts { suspicion: Suspicion::NONE, because: judge.doubt.take(), in_doubt: false };
     let effects = &judge.verdict.effects[first_effect..];
     if effects.iter().any(|effect| matches!(effect, Effect::Execute { .. })) {
         doubts.add(Suspicion::anything("execute"), "EXECUTE");
@@ -99,6 +99,7 @@ pub(super) fn note(judge: &mut Judge<'_>, words: Words<'_>, class: Class, first_
     unseen.sees_settings |= doubts.suspicion.sees_settings;
     unseen.sees_statements |= doubts.suspicion.sees_statements;
     unseen.sets_unknown |= doubts.suspicion.sets_unknown;
+    unseen.in_doubt |= doubts.in_doubt;
     if judge.verdict.unproven.is_none() {
         judge.verdict.unproven = doubts.because;
     }
@@ -108,6 +109,8 @@ pub(super) fn note(judge: &mut Judge<'_>, words: Words<'_>, class: Class, first_
 struct Doubts {
     suspicion: Suspicion,
     because: Option<Reason>,
+    /// See [`Unseen::in_doubt`](super::verdict::Unseen::in_doubt).
+    in_doubt: bool,
 }
 
 impl Doubts {
@@ -195,6 +198,7 @@ impl Scan<'_, '_> {
                     } else if !known && !self.is_built_in(at, name) {
                         let rule = if self.facts.is_complete() { "facts_in_doubt" } else { "no_facts" };
                         doubts.add(Suspicion::leaves(rule), name);
+                        doubts.in_doubt |= self.facts.has_ddl_passed();
                     }
                     self.targets(at, name, doubts);
                 }

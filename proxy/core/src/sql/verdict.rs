@@ -280,6 +280,8 @@ pub struct Unseen {
     pub sees_statements: bool,
     /// It may set custom settings of which nobody knows the names, so that no look can ask for them. Only with `leaves`.
     pub sets_unknown: bool,
+    /// It names something that DDL may just have changed: what it leaves will be known in a moment. Only with `leaves`.
+    pub in_doubt: bool,
 }
 
 impl Verdict {

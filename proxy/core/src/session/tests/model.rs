@@ -184,6 +184,11 @@ impl Server {
         self.portals.remove("");
         // "A simple Query message also destroys the unnamed statement."
         self.prepared.remove("");
+        if text::looked_at(sql).is_some() {
+            out.extend(text::server("T"));
+            self.routers_own(sql, &[], out);
+            return self.done(out);
+        }
         let statements: Vec<&str> = sql.split(';').map(str::trim).filter(|statement| !statement.is_empty()).collect();
         if statements.is_empty() {
             out.extend(text::server("I"));
@@ -249,7 +254,7 @@ impl Server {
             b'E' => {
                 let (sql, done, values) = self.portals.get_mut(&words[0]).ok_or("34000")?;
                 let (sql, again, values) = (sql.clone(), std::mem::replace(done, true), values.clone());
-                if sql.starts_with("SELECT pg_catalog.set_config($1, $2, false)") || sql.starts_with("SELECT '") {
+                if sql.starts_with("SELECT pg_catalog.set_config($1, $2, false)") {
                     self.routers_own(&sql, &values, out);
                     return Ok(());
                 }
@@ -291,9 +296,7 @@ impl Server {
                 },
             };
         } else {
-            let names = values[0].clone().expect("names");
-            for name in names.trim_matches(['{', '}']).split(',').filter(|name| !name.is_empty()) {
-                let name = String::from_utf8(text::unhex(name)).expect("a name");
+            for name in text::looked_at(sql).expect("names") {
                 let value = self.values.get(&name).cloned().or_else(|| self.custom.contains(&name).then(|| "-".to_owned()));
                 match value {
                     Some(value) => out.extend(row("v", &name, &value)),

@@ -2,6 +2,7 @@
 
 use super::super::{Access, Pins, TxStatus};
 use super::script::{BEGUN, Story};
+use super::text;
 use crate::marks::Touched;
 use crate::route::ServerRole;
 use crate::sql::PinReason;
@@ -1858,8 +1859,8 @@ mod settings {
              S> Q set work_mem = '1MB'
              S< C SET / Z I
              C< C SET / Z I
-             S> look work_mem / S
-             S< 1 / 2 / L v work_mem 1MB / C SELECT 1 / Z I
+             S> look work_mem
+             S< T / L v work_mem 1MB / C SELECT 1 / Z I
              return
              caught up
              C> Q select 1
@@ -1868,6 +1869,53 @@ mod settings {
              S< 1 / 2 / C SELECT 1 / Z I / T / D 1 / C SELECT 1 / Z I
              C< T / D 1 / C SELECT 1 / Z I
              return",
+        );
+    }
+
+    /// On a replica's connection it is on from the beginning, for the connection's sake.
+    #[test]
+    fn a_session_on_a_replica_is_told_when_it_makes_its_transactions_read_only() {
+        let set = |story: &mut Story, sql: &str, tag: &str, told: &str| {
+            let lease = if story.session.pins().is_empty() && story.session.status() == TxStatus::Idle { "lease r replica" } else { "" };
+            story.tell(&format!("C> Q {sql}\n {lease}\n S> Q {sql}\n S< C {tag} / Z I\n C< C {tag}{told} / Z I\n return"));
+        };
+        let mut story = Story::on(Access::ReadOnly);
+        let begun = "S default_transaction_read_only on";
+        // What a server reports first.
+        story.tell(&format!(
+            "C> Q select 1\n lease r replica\n S> Q select 1\n S< {begun} / T / D 1 / C SELECT 1 / Z I
+             C< T / D 1 / C SELECT 1 / S default_transaction_read_only off / Z I\n return"
+        ));
+        set(&mut story, "set session characteristics as transaction read only", "SET", " / S default_transaction_read_only on");
+        set(&mut story, "select 1", "SELECT 1", "");
+        set(&mut story, "reset all", "RESET", " / S default_transaction_read_only off");
+    }
+
+    #[test]
+    fn what_the_session_still_has_is_not_reported_otherwise_by_a_server_that_will_get_it_back() {
+        let mut story = Story::fresh(Access::ReadWrite, &[("DateStyle", "SQL, DMY")]);
+        story.tell(
+            "start
+             lease l leader
+             S> set datestyle = SQL, DMY / S
+             S< T / D x / S DateStyle SQL,DMY / C SELECT 1 / Z I
+             C< S in_hot_standby off / S DateStyle SQL,DMY / K / Z I
+             return",
+        );
+        // In a transaction that has failed.
+        story.tell(
+            "C> Q reset all; commit; begin
+             lease l leader
+             S> Q reset all; commit; begin
+             S< C RESET / C COMMIT / C BEGIN / S DateStyle ISO / Z T
+             C< C RESET / C COMMIT / C BEGIN
+             S> set datestyle = SQL, DMY / S / C P - / S
+             S< 1 / 2 / D x / C SELECT 1 / S DateStyle SQL,DMY / Z T / 3 / Z T
+             C< Z T
+             C> Q rollback to s1
+             S> Q rollback to s1
+             S< E 3B001 no / S DateStyle ISO / Z E
+             C< E 3B001 / Z E",
         );
     }
 
@@ -1910,7 +1958,7 @@ mod settings {
         story.tell(&format!("{begun} C> Q rollback\n S> Q rollback\n S< C ROLLBACK / Z I\n C< C ROLLBACK / Z I\n return"));
         assert!(story.session.settings.is_empty());
         let mut story = Story::on(Access::ReadWrite);
-        let look = "S> look work_mem / S\n S< 1 / 2 / L v work_mem 1MB / C SELECT 1 / Z I";
+        let look = "S> look work_mem\n S< T / L v work_mem 1MB / C SELECT 1 / Z I";
         story.tell(&format!("{begun} C> Q commit\n S> Q commit\n S< C COMMIT / Z I\n C< C COMMIT / Z I\n {look}\n return"));
         assert!(story.session.settings.value("work_mem").is_some());
         // A transaction that failed says ROLLBACK to COMMIT.
@@ -2095,8 +2143,8 @@ mod settings {
              S> Q set default_tablespace = 'new'
              S< C SET / Z I
              C< C SET / Z I
-             S> look default_tablespace / S
-             S< 1 / 2 / L v default_tablespace new / C SELECT 1 / Z I
+             S> look default_tablespace
+             S< T / L v default_tablespace new / C SELECT 1 / Z I
              return
              caught up
              C> Q select 1
@@ -2183,11 +2231,109 @@ mod out_of_sight {
              S> Q insert into watched values (1)
              S< C INSERT 0 1 / Z I
              C< C INSERT 0 1 / Z I
-             S> look at all / S
-             S< 1 / 2 / L r none none / C SELECT 1 / Z I
+             S> look at all
+             S< T / L r none none / C SELECT 1 / Z I
              return",
         );
         assert!(story.session.pins().is_empty());
+    }
+
+    /// A session that has read, on a replica, what may leave something, and whose connection is looked at.
+    fn read_on_a_replica(access: Access) -> Story {
+        let nothing = crate::marks::Touched::Nothing;
+        let fact = RelationFact { schema: "public".into(), class: Class::Read, rule: "view", reads: nothing.clone(), writes: nothing };
+        let used = NameSuspicion { used: Suspicion::leaves("set_config"), ..NameSuspicion::default() };
+        let mut story = Story::on(access);
+        story.rig.know(Facts::builder(1).relation("sets", fact).suspicion("sets", used).complete().build());
+        story.rig.judge.looks = true;
+        story.tell(
+            "C> Q select * from sets
+             lease r replica
+             S> Q select * from sets
+             S< T / D 1 / C SELECT 1 / Z I
+             C< T / D 1 / C SELECT 1 / Z I
+             S> look at all",
+        );
+        story
+    }
+
+    /// A lagging standby cancels whatever is in recovery's way: what is canceled thrice isn't canceled for ever.
+    #[test]
+    fn a_look_that_recovery_cancels_is_made_again_until_it_succeeds() {
+        for (access, sqlstate) in [(Access::ReadWrite, "40001"), (Access::ReadOnly, "40001"), (Access::ReadOnly, "57014")] {
+            let mut story = read_on_a_replica(access);
+            for _ in 0..3 {
+                story.tell(&format!("S< T / E {sqlstate} conflict with recovery / Z I\n S> look at all"));
+            }
+            for pause_ms in [10, 20, 40] {
+                story.tell(&format!(
+                    "S< E {sqlstate} conflict with recovery / Z I
+                     S> Q SELECT pg_catalog.pg_sleep({pause_ms}e-3) / look at all
+                     S< T / E {sqlstate} conflict with recovery / Z I"
+                ));
+            }
+            // What the client has sent meanwhile waits.
+            let then = if access == Access::ReadWrite { "l leader" } else { "r replica" };
+            story.tell(&format!(
+                "C> Q insert into t values (1)
+                 S< T / L r none none / C SELECT 1 / Z I
+                 return
+                 lease {then}
+                 S> Q insert into t values (1)"
+            ));
+            assert!(story.session.pins().is_empty(), "{access:?}");
+        }
+    }
+
+    #[test]
+    fn a_look_is_not_made_again_for_ever() {
+        // Each time, for a reason that passes.
+        let mut story = read_on_a_replica(Access::ReadOnly);
+        let mut pauses_ms = Vec::new();
+        while story.session.pins().is_empty() {
+            assert!(pauses_ms.len() < 40, "it ends");
+            let slept = if pauses_ms.last().is_some_and(|pause| *pause > 0) { "T / C SELECT 1 / Z I / " } else { "" };
+            story.answers(format!("{slept}E 57014 no / Z I").split(" / ").flat_map(text::server).collect());
+            let sent = text::to_server(&std::mem::take(&mut story.work.to_server));
+            let pause = sent.first().and_then(|sent| sent.split_once("pg_sleep(")?.1.strip_suffix("e-3)")?.parse::<u64>().ok());
+            pauses_ms.push(pause.unwrap_or(0));
+        }
+        assert!(story.session.pins().has(PinReason::SettingOutOfSight));
+        assert_eq!(pauses_ms[..6], [0, 0, 0, 10, 20, 40]);
+        assert!((20_000..30_000).contains(&pauses_ms.iter().sum::<u64>()), "{pauses_ms:?}");
+        // For one that doesn't.
+        let mut story = read_on_a_replica(Access::ReadOnly);
+        for _ in 0..3 {
+            story.tell("S< E 42501 no / Z I\n S> look at all");
+        }
+        story.tell("S< E 42501 no / Z I");
+        assert!(story.session.pins().has(PinReason::SettingOutOfSight));
+    }
+
+    #[test]
+    fn what_ddl_may_just_have_changed_is_read_on_the_leader() {
+        let nothing = crate::marks::Touched::Nothing;
+        let fact = RelationFact { schema: "public".into(), class: Class::Read, rule: "table", reads: nothing.clone(), writes: nothing };
+        let facts = || Facts::builder(1).relation("t", fact.clone()).complete().build();
+        let story = |facts: Facts| {
+            let mut story = Story::on(Access::ReadWrite);
+            story.rig.know(facts);
+            story.rig.judge.looks = true;
+            story
+        };
+        let ask = |on: &str, sql: &str| format!("C> Q {sql}\n lease {on}\n S> Q {sql}");
+        story(facts().in_doubt(2)).tell(&ask("l leader", "select * from t"));
+        story(facts().in_doubt(2)).tell(&ask("l leader", "begin read only; select * from t; commit"));
+        // It names nothing that DDL changes.
+        story(facts().in_doubt(2)).tell(&ask("r replica", "select 1"));
+        // Somebody has promised.
+        story(facts().in_doubt(2)).tell(&ask("r replica", "/* switchyard: replica */ select * from t"));
+        // Nobody has looked for a while, or knows anything at all: it may last.
+        story(facts().unwatched(2)).tell(&ask("r replica", "select * from t"));
+        story(Facts::empty()).tell(&ask("r replica", "select * from t"));
+        let mut led_by_nobody = story(facts().in_doubt(2));
+        led_by_nobody.tell("cluster none: r1 r2");
+        led_by_nobody.tell(&ask("r replica", "select * from t"));
     }
 
     #[test]
@@ -2647,8 +2793,8 @@ mod waiting {
              S> Q set work_mem to '1MB'
              S< C SET / Z I
              C< C SET / Z I
-             S> look work_mem / S
-             S< 1 / 2 / L v work_mem 1MB / C SELECT 1 / Z I
+             S> look work_mem
+             S< T / L v work_mem 1MB / C SELECT 1 / Z I
              return",
         );
         Story::run_read_only(
@@ -2897,8 +3043,8 @@ mod a_name_that_is_somebody_elses {
         S> Q set plpgsql.x = 1
         S< C SET / Z I
         C< C SET / Z I
-        S> look plpgsql.x / S
-        S< 1 / 2 / L v plpgsql.x 1 / C SELECT 1 / Z I
+        S> look plpgsql.x
+        S< T / L v plpgsql.x 1 / C SELECT 1 / Z I
         return
         cluster l 2:
         C> Q insert into t select
@@ -3019,7 +3165,7 @@ mod unpinning {
 
     /// As [`returns`], once the server has said which role it has, of which it began with `none`.
     fn returns_as_it_began(first: &str, lines: &[(&str, &str)], end: &str) {
-        let look = |role: &str| format!("S> look at all / S\n S< 1 / 2 / L r none {role} / C SELECT 1 / Z I");
+        let look = |role: &str| format!("S> look at all\n S< T / L r none {role} / C SELECT 1 / Z I");
         let mut story = begin(first);
         go(&mut story, lines);
         story.tell(&format!("C> Q {end}\n S> Q {end}\n S< C OK / Z I\n C< C OK / Z I\n {}\n return", look("none")));
@@ -3111,8 +3257,9 @@ mod pipelines_that_fail {
              C< E 26000 / Z I
              return
              lease l leader
-             S> P - insert into t select / B - - / E - / S
-             S< 1 / 2 / C INSERT 0 1 / Z I
+             # It is there still: its Close was skipped, and in a transaction that has failed it couldn't be prepared again.
+             S> B - - / E - / S
+             S< 2 / C INSERT 0 1 / Z I
              C< 2 / C INSERT 0 1 / Z I
              return",
         );
@@ -3204,8 +3351,8 @@ mod pipelines_that_fail {
              S> Q BEGIN / Q SELECT pg_catalog.int4div(1, 0) / P - rollback / B - - / E - / P - set app.x = 1 / B - - / E - / S
              S< C BEGIN / Z T / E 22012 by zero / Z E / 1 / 2 / C ROLLBACK / 1 / 2 / C SET / Z I
              C< 1 / 2 / C ROLLBACK / 1 / 2 / C SET / Z I
-             S> look app.x / S
-             S< 1 / 2 / L v app.x 1 / C SELECT 1 / Z I
+             S> look app.x
+             S< T / L v app.x 1 / C SELECT 1 / Z I
              return",
         );
         assert!(story.session.settings.value("app.x").is_some());

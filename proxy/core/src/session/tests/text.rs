@@ -153,21 +153,22 @@ pub(super) fn bound(body: &[u8]) -> Vec<Option<String>> {
         .collect()
 }
 
-/// What the router has bound to a statement of its own: a setting, or the names at which it looks.
+/// What the router has bound to a statement of its own: a setting.
 fn own_bind(text: &str, body: &[u8]) -> Option<String> {
     let values = bound(body);
-    if text.starts_with("SELECT pg_catalog.set_config($1, $2, false)") {
-        return Some(format!("set {} = {}", values[0].as_deref().unwrap_or("null"), values[1].as_deref().unwrap_or("null")));
+    let shown = |value: &Option<String>| value.clone().unwrap_or_else(|| "null".to_owned());
+    text.starts_with("SELECT pg_catalog.set_config($1, $2, false)").then(|| format!("set {} = {}", shown(&values[0]), shown(&values[1])))
+}
+
+/// The names at which a look of the router's looks; `None` where the text is none.
+pub(super) fn looked_at(text: &str) -> Option<Vec<String>> {
+    if !["SELECT 'v'", "SELECT 's'"].iter().any(|start| text.starts_with(start)) {
+        return None;
     }
-    let names = values.first().cloned().flatten().map(|names| {
-        let names = names.trim_matches(['{', '}']).split(',').map(|name| String::from_utf8_lossy(&unhex(name)).into_owned());
-        names.collect::<Vec<_>>().join(" ")
-    });
-    match text {
-        _ if text.starts_with("SELECT 'v'") => Some(format!("look {}", names?).trim_end().to_owned()),
-        _ if text.starts_with("SELECT 's'") => Some(format!("look at all {}", names?).trim_end().to_owned()),
-        _ => None,
-    }
+    let (_, names) = text.split_once("unnest('{").expect("names");
+    let (names, _) = names.split_once("}'::pg_catalog.text[]").expect("the end of the names");
+    let names = names.split(',').filter(|name| !name.is_empty());
+    Some(names.map(|name| String::from_utf8_lossy(&unhex(name)).into_owned()).collect())
 }
 
 pub(super) fn unhex(digits: &str) -> Vec<u8> {
@@ -182,7 +183,7 @@ pub(in crate::session) fn to_server(bytes: &[u8]) -> Vec<String> {
     for ((tag, body), plain) in cut(bytes).into_iter().zip(plainly(bytes)) {
         let text = strings(body).get(1).cloned().unwrap_or_default();
         match tag {
-            b'P' if ["SELECT pg_catalog.set_config(", "SELECT 'v'", "SELECT 's'"].iter().any(|start| text.starts_with(start)) => own = text,
+            b'P' if text.starts_with("SELECT pg_catalog.set_config(") => own = text,
             b'B' if !own.is_empty() && body.starts_with(b"\0\0") => {
                 out.extend(own_bind(&own, body));
                 bound_own = true;
@@ -203,7 +204,13 @@ fn plainly(bytes: &[u8]) -> Vec<String> {
         .map(|(tag, body)| {
             let words = strings(body);
             match tag {
-                b'Q' => format!("Q {}", words[0].replace('\n', "")),
+                b'Q' => match looked_at(&words[0]) {
+                    Some(names) => {
+                        let what = if words[0].starts_with("SELECT 's'") { "look at all" } else { "look" };
+                        format!("{what} {}", names.join(" ")).trim_end().to_owned()
+                    }
+                    None => format!("Q {}", words[0].replace('\n', "")),
+                },
                 b'P' | b'B' => format!("{} {} {}", tag as char, words[0], words[1]),
                 b'D' | b'C' => format!("{} {} {}", tag as char, body[0] as char, shown(&body[1..body.len() - 1])),
                 b'E' => format!("E {}", words[0]),
