@@ -151,6 +151,11 @@ impl Grammar {
         if self.themes.iter().any(|theme| theme.0 == STRINGS) && self.one_in(2) {
             let (name, value) = LEXERS[self.dice.below(LEXERS.len())];
             script.options = vec![(name.to_owned(), value.to_owned())];
+            // What was read under these settings is brought back behind somebody else's use of the connection.
+            let brought = [self.pick(&["SET my.x = {string}", "SELECT set_config('my.x', {string}, false)"]), self.pick(&BOOK.reads)];
+            for text in brought {
+                script.steps.extend([Step::Write { messages: vec![Message::Query(vec![text])], split: false }, Step::Look]);
+            }
         }
         for _ in 0..2 + self.dice.below(9) {
             if self.one_in(8) {

@@ -190,11 +190,17 @@ impl Stage {
     /// If the servers don't answer.
     pub async fn replay(&self, router: &Router, port: Port, script: &Script) -> anyhow::Result<Option<Difference>> {
         let ports = self.ports(router, port).await?;
-        // A server that has crashed over the script before needs a moment.
         let log = router.log_file();
+        // A server that has crashed over the script before needs a moment.
         let begin = async || Player::new(ports, self.workers[0].clone(), log, Blind::default()).map(Some);
         let mut player = crate::eventually(AGAIN, "a player", begin).await?;
-        tokio::task::block_in_place(|| player.play(script))
+        let played = tokio::task::block_in_place(|| player.play(script));
+        // The player has told of it, unless it came too late for that.
+        let told = leaks::none_in(log);
+        if matches!(played, Ok(None)) {
+            told?;
+        }
+        played
     }
 
     async fn ports(&self, router: &Router, side: Port) -> anyhow::Result<Ports> {

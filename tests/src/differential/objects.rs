@@ -157,13 +157,14 @@ impl Databases {
         [ALTERED, ALONE, "diff_gone"].iter().fold(text.to_owned(), |text, name| text.replace(name, &format!("{name}{}", self.worker)))
     }
 
+    /// What takes back what scripts have set for the databases.
+    pub(super) fn undo_database_alters(&self) -> [String; 2] {
+        [&self.direct, &self.routed].map(|name| format!("ALTER DATABASE {name} RESET ALL"))
+    }
+
     /// What brings the role that scripts alter back to what it was: another one of its name, as nobody has it any more.
-    pub(super) fn undo_alters(&self) -> String {
-        let (direct, routed) = (&self.direct, &self.routed);
-        self.named(&format!(
-            "DROP ROLE IF EXISTS diff_gone, diff_own; CREATE ROLE diff_own LOGIN IN ROLE grp, own_r; \
-             ALTER DATABASE {direct} RESET ALL; ALTER DATABASE {routed} RESET ALL"
-        ))
+    pub(super) fn undo_role_alters(&self) -> String {
+        self.named("DROP ROLE IF EXISTS diff_gone, diff_own; CREATE ROLE diff_own LOGIN IN ROLE grp, own_r")
     }
 }
 
