@@ -2091,7 +2091,7 @@ mod settings {
              C> Q reset all; select 1
              lease l leader
              S> Q reset all; select 1
-             S< C RESET / T / D 1 / C SELECT 1 / Z I
+             S< S DateStyle ISO,DMY / C RESET / T / D 1 / C SELECT 1 / Z I
              C< C RESET / T / D 1 / C SELECT 1 / Z I
              return",
         );
