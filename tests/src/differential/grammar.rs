@@ -18,6 +18,8 @@ use crate::unruly::Dice;
 static BOOK: LazyLock<Book> = LazyLock::new(|| Book::read(include_str!("grammar.txt")));
 /// The theme whose scripts begin with other settings for lexers more often.
 const STRINGS: &str = "strings";
+/// The theme whose scripts take names away more often.
+const NAMES: &str = "prepare";
 
 type Alternatives = Vec<String>;
 
@@ -123,6 +125,20 @@ impl Grammar {
         grammar.whole()
     }
 
+    /// A statement is prepared by name, a string takes it away and may fail behind that, and the name is used again.
+    fn names_gone_in_a_string(&mut self) -> [Step; 3] {
+        let statement = if self.one_in(2) { "a" } else { "w" }.to_owned();
+        let string = vec![self.pick(&["DEALLOCATE ALL", "DEALLOCATE {st}", "DEALLOCATE PREPARE ALL"]), self.pick(&BOOK.errors)];
+        let bind = Message::Bind { portal: String::new(), statement: statement.clone(), values: Vec::new() };
+        let execute = Message::Execute { portal: String::new(), rows: 0 };
+        let messages = [
+            vec![Message::Parse { name: statement, text: "SELECT 1".to_owned() }, Message::Sync],
+            vec![Message::Query(string)],
+            vec![bind, execute, Message::Sync],
+        ];
+        messages.map(|messages| Step::Write { messages, split: false })
+    }
+
     /// A replication connection's: simple queries of one statement each.
     fn walsender(&mut self) -> Script {
         let options = vec![("replication".to_owned(), "database".to_owned())];
@@ -166,6 +182,9 @@ impl Grammar {
                 let step = self.step();
                 script.steps.push(step);
             }
+        }
+        if self.themes.iter().any(|theme| theme.0 == NAMES) && self.one_in(2) {
+            script.steps.extend(self.names_gone_in_a_string());
         }
         if self.one_in(3) {
             script.steps.push(Step::Look);

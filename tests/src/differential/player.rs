@@ -218,7 +218,8 @@ impl Player {
                     if messages.iter().any(|message| matches!(message, Message::Parse { text, .. } if text.contains("FROM STDIN"))))
             });
         let alone = script.texts().any(|text| text.contains(ALONE));
-        let bystanders = if alone { self.bystanders_at_rest()? } else { String::new() };
+        let others = self.databases.named(ALONE);
+        let bystanders = if alone { self.bystanders_at_rest(&others)? } else { String::new() };
         let (mut game, login) = match self.begin(script)? {
             Ok(begun) => begun,
             Err(difference) => return Ok(difference),
@@ -277,7 +278,7 @@ impl Player {
             return Ok(seen);
         }
         if alone {
-            let left = self.bystanders()?;
+            let left = self.bystanders(&others)?;
             if left != bystanders {
                 let place = "somebody's connections to another database".to_owned();
                 return Ok(Some(Difference { kind: Kind::Effects, place, direct: vec![bystanders], routed: vec![left] }));
@@ -324,12 +325,12 @@ impl Player {
             .map(|difference| Difference { kind: if difference.kind == Kind::Hang { Kind::Hang } else { Kind::Leak }, ..difference }))
     }
 
-    /// As [`Player::bystanders`], once that a use changes nothing: before the router has read a database's facts,
-    /// nothing is proven to leave nothing, and no connection is kept.
-    fn bystanders_at_rest(&mut self) -> anyhow::Result<String> {
-        let mut before = self.bystanders()?;
+    /// As [`Player::bystanders`], once that a use changes nothing. In the first seconds of a run, a second connection
+    /// took the place of the first now and then, without any statement of a script.
+    fn bystanders_at_rest(&mut self, database: &str) -> anyhow::Result<String> {
+        let mut before = self.bystanders(database)?;
         self.eventually(|player| {
-            let now = player.bystanders()?;
+            let now = player.bystanders(database)?;
             // One that ends takes a moment for it.
             let one = !now.contains(' ') && now != "none";
             Ok(now == std::mem::replace(&mut before, now.clone()) && one)
@@ -337,12 +338,15 @@ impl Player {
         Ok(before)
     }
 
-    /// The server processes of somebody with another database, who uses it once more. What rests of him is nobody
-    /// else's to close.
-    fn bystanders(&mut self) -> anyhow::Result<String> {
-        let database = self.databases.named(ALONE);
+    /// The server processes of somebody with a database, who uses it once more. What rests of him is nobody else's to
+    /// close.
+    fn bystanders(&mut self, database: &str) -> anyhow::Result<String> {
+        if self.ports.routed == self.ports.direct {
+            // Both sides are direct: nothing rests.
+            return Ok("0".to_owned());
+        }
         let side = if self.ports.side == Port::ReadWrite { "/* switchyard: leader */ SELECT 1" } else { "SELECT 1" };
-        Wire::log_in(self.ports.routed, &[("user", BYSTANDER), ("database", &database)])?.0.value(side)?;
+        Wire::log_in(self.ports.routed, &[("user", BYSTANDER), ("database", database)])?.0.value(side)?;
         let judge = if self.ports.side == Port::ReadWrite { 1 } else { 2 };
         self.judges[judge].value(&format!(
             "SELECT coalesce(string_agg(pid::text, ' ' ORDER BY pid), 'none') FROM pg_stat_activity \
