@@ -1903,9 +1903,9 @@ mod settings {
              return",
         );
         // In a transaction that has failed.
-        story.tell(
-            "C> Q reset all; commit; begin
-             lease l leader
+        story.tell(&format!(
+            "{BEGUN}
+             C> Q reset all; commit; begin
              S> Q reset all; commit; begin
              S< C RESET / C COMMIT / C BEGIN / S DateStyle ISO / Z T
              C< C RESET / C COMMIT / C BEGIN
@@ -1915,8 +1915,8 @@ mod settings {
              C> Q rollback to s1
              S> Q rollback to s1
              S< E 3B001 no / S DateStyle ISO / Z E
-             C< E 3B001 / Z E",
-        );
+             C< E 3B001 / Z E"
+        ));
     }
 
     #[test]
