@@ -1,6 +1,8 @@
 //! State that code out of a statement's sight leaves in its session: its own session keeps it, and nobody else has it.
 //! Each conversation is had directly and by a router whose sessions share one connection.
 
+use std::time::{Duration, Instant};
+
 use anyhow::{Context, ensure};
 use switchyard_tests::{Batch, Raw, Result, Router, RouterOptions, eventually};
 
@@ -180,6 +182,31 @@ async fn locks_taken_out_of_sight_are_their_sessions_own() -> Result {
         is_locked(yard, &router, &Batch::new().query("INSERT INTO hidden.locking VALUES (1)")).await.context("a trigger")?;
         is_locked(yard, &router, &function_call(2880, &["4711"])).await.context("FunctionCall")?;
         yard.prepare("DROP SCHEMA hidden CASCADE").await
+    })
+    .await
+}
+
+/// Where the settings of a session make every plan dear, PostgreSQL would compile the look's with JIT, for seconds each time.
+#[tokio::test]
+async fn a_look_is_not_compiled() -> Result {
+    tell(async |yard| {
+        let router = yard.other_router(RouterOptions::new().set("pool.max_size", 1).set("pool.verify_returns", 1.0)).await?;
+        for port in [router.rw_dsn("app"), router.ro_dsn("app")] {
+            let mut client = Raw::connect(&port).await?;
+            for name in ["enable_seqscan", "enable_nestloop", "enable_sort"] {
+                client.ask(&Batch::new().query(&format!("SET {name} = off"))).await?;
+            }
+            let begin = Instant::now();
+            // Each but the first waits for the look behind the one before.
+            for _ in 0..5 {
+                client.ask(&Batch::new().query("SELECT 1")).await?;
+            }
+            let took = begin.elapsed();
+            ensure!(took < Duration::from_secs(4), "five statements took {took:?}");
+            let told = client.ask(&Batch::new().query("SHOW jit")).await?;
+            ensure!(told.iter().any(|line| line == "D on"), "{told:?}");
+        }
+        Ok(())
     })
     .await
 }

@@ -111,9 +111,12 @@ const NAMES: &str = "$1";
 /// The values of parameters, by their names.
 const VALUES: &str = values!();
 
-/// Settings whose source is the session; values of custom ones, of which no view tells; the role; objects in the temporary schema (2615 is
-/// `pg_namespace`); channels, session-level advisory locks, cursors that are held, and prepared statements; what roles and databases have set of
-/// custom settings. All of it qualified: the session's `search_path` may hold operators and functions of anybody's.
+/// Settings whose source is the session; values of custom ones, of which no view tells; channels, session-level advisory locks, cursors that are held,
+/// and prepared statements: functions only. Then, of the catalogs, the role; what roles and databases have set of custom settings; objects in the
+/// temporary schema (2615 is `pg_namespace`). All of it qualified: the session's `search_path` may hold operators and functions of anybody's.
+///
+/// The catalogs are read without JIT: a session that has turned off `enable_seqscan` or `enable_nestloop` gives their plans costs for which PostgreSQL
+/// would compile them for seconds. What the session has of `jit` itself has been told by then, and is back with the look's end.
 const ALL: &str = concat!(
     "SELECT 's', ",
     in_hex!("s.name"),
@@ -122,7 +125,18 @@ const ALL: &str = concat!(
     " FROM pg_catalog.pg_show_all_settings() s WHERE s.source OPERATOR(pg_catalog.=) 'session'",
     " UNION ALL ",
     values!(),
-    " UNION ALL SELECT 'r', ",
+    " UNION ALL SELECT 'l', ",
+    in_hex!("c"),
+    ", '' FROM pg_catalog.pg_listening_channels() c",
+    " UNION ALL SELECT 'a', '', '' WHERE EXISTS (SELECT FROM pg_catalog.pg_lock_status() l",
+    " WHERE l.locktype OPERATOR(pg_catalog.=) 'advisory' AND l.pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid())",
+    " UNION ALL SELECT 'h', ",
+    in_hex!("h.name"),
+    ", '' FROM pg_catalog.pg_cursor() h WHERE h.name OPERATOR(pg_catalog.<>) ''",
+    " UNION ALL SELECT 'p', ",
+    in_hex!("p.name"),
+    ", '' FROM pg_catalog.pg_prepared_statement() p",
+    "; SET LOCAL jit = off; SELECT 'r', ",
     in_hex!(
         "COALESCE((SELECT pg_catalog.substr(c, 6) FROM pg_catalog.pg_db_role_setting g, pg_catalog.unnest(g.setconfig) c \
          WHERE pg_catalog.starts_with(c, 'role=') AND g.setrole OPERATOR(pg_catalog.=) ANY (ARRAY[0::pg_catalog.oid, \
@@ -141,18 +155,7 @@ const ALL: &str = concat!(
     " FROM pg_catalog.pg_db_role_setting g, pg_catalog.unnest(g.setconfig) c",
     " WHERE pg_catalog.strpos(pg_catalog.split_part(c, '=', 1), '.') OPERATOR(pg_catalog.>) 0",
     " UNION ALL SELECT 't', '', '' WHERE EXISTS (SELECT FROM pg_catalog.pg_depend d",
-    " WHERE d.refclassid OPERATOR(pg_catalog.=) 2615::pg_catalog.oid AND d.refobjid OPERATOR(pg_catalog.=) pg_catalog.pg_my_temp_schema())",
-    " UNION ALL SELECT 'l', ",
-    in_hex!("c"),
-    ", '' FROM pg_catalog.pg_listening_channels() c",
-    " UNION ALL SELECT 'a', '', '' WHERE EXISTS (SELECT FROM pg_catalog.pg_lock_status() l",
-    " WHERE l.locktype OPERATOR(pg_catalog.=) 'advisory' AND l.pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid())",
-    " UNION ALL SELECT 'h', ",
-    in_hex!("h.name"),
-    ", '' FROM pg_catalog.pg_cursor() h WHERE h.name OPERATOR(pg_catalog.<>) ''",
-    " UNION ALL SELECT 'p', ",
-    in_hex!("p.name"),
-    ", '' FROM pg_catalog.pg_prepared_statement() p"
+    " WHERE d.refclassid OPERATOR(pg_catalog.=) 2615::pg_catalog.oid AND d.refobjid OPERATOR(pg_catalog.=) pg_catalog.pg_my_temp_schema())"
 );
 
 impl Session {
