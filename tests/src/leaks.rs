@@ -16,16 +16,22 @@ const DIFFERS: &str = "a returned connection differs";
 /// The logs of all routers that this program has started.
 static LOGS: Mutex<Vec<Log>> = Mutex::new(Vec::new());
 
+/// A router's log, looked at from some place on.
 #[derive(Debug)]
-struct Log {
+pub(crate) struct Log {
     path: PathBuf,
     /// Bytes that have been looked at.
     seen: u64,
 }
 
 impl Log {
+    /// From its end on, for whoever looks beside all others.
+    pub(crate) fn from_now_on(path: &Path) -> Log {
+        Log { path: path.to_owned(), seen: std::fs::metadata(path).map_or(0, |file| file.len()) }
+    }
+
     /// Lines since the last look that tell of a leak. A log that is gone by now tells of none.
-    fn news(&mut self) -> Vec<String> {
+    pub(crate) fn news(&mut self) -> Vec<String> {
         let mut text = Vec::new();
         let read = File::open(&self.path).and_then(|mut file| {
             file.seek(SeekFrom::Start(self.seen))?;

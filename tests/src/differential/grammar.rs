@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::sync::LazyLock;
 
 use super::Port;
-use super::objects::USERS;
+use super::objects::{ALTERED, REPLICATES, USERS};
 use super::script::{End, Message, Script, Step, unescaped};
 use crate::unruly::Dice;
 
@@ -18,6 +18,8 @@ use crate::unruly::Dice;
 static BOOK: LazyLock<Book> = LazyLock::new(|| Book::read(include_str!("grammar.txt")));
 /// The theme whose scripts begin with other settings for lexers more often.
 const STRINGS: &str = "strings";
+/// The theme whose scripts take names away more often.
+const NAMES: &str = "prepare";
 
 type Alternatives = Vec<String>;
 
@@ -27,6 +29,7 @@ struct Book {
     errors: Alternatives,
     reads: Alternatives,
     writes: Alternatives,
+    alters: Alternatives,
     themes: Vec<(&'static str, Alternatives)>,
     parts: HashMap<&'static str, Alternatives>,
 }
@@ -47,7 +50,9 @@ impl Book {
                         "control" => &mut book.control,
                         "errors" => &mut book.errors,
                         "reads" => &mut book.reads,
-                        _ => &mut book.writes,
+                        "writes" => &mut book.writes,
+                        "alters" => &mut book.alters,
+                        _ => panic!("a section that isn't known: {title}"),
                     },
                 };
                 continue;
@@ -120,7 +125,37 @@ impl Grammar {
         grammar.whole()
     }
 
+    /// A statement is prepared by name, a string takes it away and may fail behind that, and the name is used again.
+    fn names_gone_in_a_string(&mut self) -> [Step; 3] {
+        let statement = if self.one_in(2) { "a" } else { "w" }.to_owned();
+        let string = vec![self.pick(&["DEALLOCATE ALL", "DEALLOCATE {st}", "DEALLOCATE PREPARE ALL"]), self.pick(&BOOK.errors)];
+        let bind = Message::Bind { portal: String::new(), statement: statement.clone(), values: Vec::new() };
+        let execute = Message::Execute { portal: String::new(), rows: 0 };
+        let messages = [
+            vec![Message::Parse { name: statement, text: "SELECT 1".to_owned() }, Message::Sync],
+            vec![Message::Query(string)],
+            vec![bind, execute, Message::Sync],
+        ];
+        messages.map(|messages| Step::Write { messages, split: false })
+    }
+
+    /// A replication connection's: simple queries of one statement each.
+    fn walsender(&mut self) -> Script {
+        let options = vec![("replication".to_owned(), "database".to_owned())];
+        let mut script = Script { user: REPLICATES.to_owned(), options, ..Script::default() };
+        for _ in 0..1 + self.dice.below(5) {
+            let message = Message::Query(vec![self.statement()]);
+            if !copies(&message) {
+                script.steps.push(Step::Write { messages: vec![message], split: false });
+            }
+        }
+        script
+    }
+
     fn whole(&mut self) -> Script {
+        if self.one_in(30) {
+            return self.walsender();
+        }
         let mut script = Script { user: USERS[0].to_owned(), ..Script::default() };
         if self.one_in(6) {
             script.user = USERS[1 + self.dice.below(USERS.len() - 1)].to_owned();
@@ -132,6 +167,11 @@ impl Grammar {
         if self.themes.iter().any(|theme| theme.0 == STRINGS) && self.one_in(2) {
             let (name, value) = LEXERS[self.dice.below(LEXERS.len())];
             script.options = vec![(name.to_owned(), value.to_owned())];
+            // What was read under these settings is brought back behind somebody else's use of the connection.
+            let brought = [self.pick(&["SET my.x = {string}", "SELECT set_config('my.x', {string}, false)"]), self.pick(&BOOK.reads)];
+            for text in brought {
+                script.steps.extend([Step::Write { messages: vec![Message::Query(vec![text])], split: false }, Step::Look]);
+            }
         }
         for _ in 0..2 + self.dice.below(9) {
             if self.one_in(8) {
@@ -143,8 +183,22 @@ impl Grammar {
                 script.steps.push(step);
             }
         }
+        if self.themes.iter().any(|theme| theme.0 == NAMES) && self.one_in(2) {
+            script.steps.extend(self.names_gone_in_a_string());
+        }
         if self.one_in(3) {
             script.steps.push(Step::Look);
+        }
+        if self.one_in(20) {
+            // What a role or a database is counts at the next login: the script's own messages come before.
+            ALTERED.clone_into(&mut script.user);
+            script.steps.truncate(3);
+            for _ in 0..1 + self.dice.below(2) {
+                let text = self.pick(&BOOK.alters);
+                script.steps.push(Step::Alter(text));
+            }
+            script.end = End::Terminate;
+            return script;
         }
         script.state = self.one_in(2);
         script.end = match self.dice.below(12) {

@@ -28,6 +28,7 @@ pub use player::{Difference, Kind};
 pub use script::{End, Message, Script, Step};
 
 use crate::cluster::{Cluster, Options};
+use crate::leaks;
 use crate::router::{Router, RouterOptions};
 use grammar::Grammar;
 use player::{Player, Ports};
@@ -105,7 +106,7 @@ pub struct Finding {
 impl Finding {
     /// Somebody else sees what he mustn't, or what is written differs.
     pub fn hurts_others(&self) -> bool {
-        matches!(self.difference.kind, Kind::Leak | Kind::Effects)
+        matches!(self.difference.kind, Kind::Leak | Kind::Effects | Kind::Detected)
     }
 }
 
@@ -159,10 +160,11 @@ impl Stage {
         if plan.twice_direct {
             ports.routed = ports.direct;
         }
+        let log = router.log_file();
         let begin = Instant::now();
         let run = Run { plan, begin, next: AtomicU64::new(0), ended: AtomicBool::new(false), report: Mutex::default() };
         let players: anyhow::Result<Vec<Player>> =
-            self.workers.iter().take(plan.workers).map(|databases| Player::new(ports, databases.clone(), plan.blind)).collect();
+            self.workers.iter().take(plan.workers).map(|databases| Player::new(ports, databases.clone(), log, plan.blind)).collect();
         let players = players?;
         let results: Vec<anyhow::Result<()>> = tokio::task::block_in_place(|| {
             std::thread::scope(|scope| {
@@ -174,6 +176,11 @@ impl Stage {
         println!("{}", report.summary(begin.elapsed()));
         results.into_iter().collect::<anyhow::Result<Vec<()>>>()?;
         ensure!(router.ended()?.is_none(), "the router ended\n{}", router.log());
+        // Each line was a script's. What came too late for that must not be missed either.
+        let told = leaks::none_in(log);
+        if report.findings.is_empty() {
+            told?;
+        }
         Ok(report)
     }
 
@@ -183,10 +190,17 @@ impl Stage {
     /// If the servers don't answer.
     pub async fn replay(&self, router: &Router, port: Port, script: &Script) -> anyhow::Result<Option<Difference>> {
         let ports = self.ports(router, port).await?;
+        let log = router.log_file();
         // A server that has crashed over the script before needs a moment.
-        let begin = async || Player::new(ports, self.workers[0].clone(), Blind::default()).map(Some);
+        let begin = async || Player::new(ports, self.workers[0].clone(), log, Blind::default()).map(Some);
         let mut player = crate::eventually(AGAIN, "a player", begin).await?;
-        tokio::task::block_in_place(|| player.play(script))
+        let played = tokio::task::block_in_place(|| player.play(script));
+        // The player has told of it, unless it came too late for that.
+        let told = leaks::none_in(log);
+        if matches!(played, Ok(None)) {
+            told?;
+        }
+        played
     }
 
     async fn ports(&self, router: &Router, side: Port) -> anyhow::Result<Ports> {

@@ -8,6 +8,17 @@ use tokio_postgres::Client;
 
 /// Who plays: a plain role, one that begins with another role, and one with settings of its own.
 pub(super) const USERS: [&str; 3] = ["diff_app", "diff_app2", "diff_app3"];
+/// Whose attributes and settings scripts change. Each worker has one, whose name has its number behind it.
+pub(super) const ALTERED: &str = "diff_own";
+/// Who may have replication connections.
+pub(super) const REPLICATES: &str = "diff_rep";
+/// A database that none of [`USERS`] may drop, rename or copy. Each worker has one, whose name has its number behind
+/// it.
+pub(super) const ALONE: &str = "diff_alone";
+/// Somebody with a connection to it.
+pub(super) const BYSTANDER: &str = "diff_by";
+/// What stands for the database of each side.
+pub(super) const HERE: &str = "diff_here";
 const TEMPLATE: &str = "diff_template";
 
 const ROLES: &str = "
@@ -16,6 +27,8 @@ CREATE ROLE own_r;
 CREATE ROLE diff_app LOGIN IN ROLE grp, own_r;
 CREATE ROLE diff_app2 LOGIN IN ROLE grp, own_r;
 CREATE ROLE diff_app3 LOGIN IN ROLE grp, own_r;
+CREATE ROLE diff_rep LOGIN REPLICATION IN ROLE grp, own_r;
+CREATE ROLE diff_by LOGIN;
 ALTER ROLE diff_app2 SET role = own_r;
 ALTER ROLE diff_app3 SET work_mem = '5MB';
 ALTER ROLE diff_app3 SET app.tenant = 'of the role';
@@ -135,6 +148,24 @@ REVOKE ALL ON judge_base FROM PUBLIC;
 pub(super) struct Databases {
     pub(super) direct: String,
     pub(super) routed: String,
+    worker: usize,
+}
+
+impl Databases {
+    /// A text of a script, with this worker's names.
+    pub(super) fn named(&self, text: &str) -> String {
+        [ALTERED, ALONE, "diff_gone"].iter().fold(text.to_owned(), |text, name| text.replace(name, &format!("{name}{}", self.worker)))
+    }
+
+    /// What takes back what scripts have set for the databases.
+    pub(super) fn undo_database_alters(&self) -> [String; 2] {
+        [&self.direct, &self.routed].map(|name| format!("ALTER DATABASE {name} RESET ALL"))
+    }
+
+    /// What brings the role that scripts alter back to what it was: another one of its name, as nobody has it any more.
+    pub(super) fn undo_role_alters(&self) -> String {
+        self.named("DROP ROLE IF EXISTS diff_gone, diff_own; CREATE ROLE diff_own LOGIN IN ROLE grp, own_r")
+    }
 }
 
 /// Makes roles and databases, on the leader.
@@ -155,13 +186,15 @@ pub(super) async fn prepare(postgres: &Client, template: &str, workers: usize) -
     }
     let mut all = Vec::new();
     for worker in 0..workers {
-        let databases = Databases { direct: format!("diff_d{worker}"), routed: format!("diff_r{worker}") };
+        let databases = Databases { direct: format!("diff_d{worker}"), routed: format!("diff_r{worker}"), worker };
         for name in [&databases.direct, &databases.routed] {
             let copy = format!("CREATE DATABASE {name} TEMPLATE {TEMPLATE}");
             let copied = async || postgres.batch_execute(&copy).await.map(Some).map_err(Into::into);
             // The connection that filled the template may take a moment to be gone.
             crate::eventually(std::time::Duration::from_secs(20), name, copied).await?;
         }
+        postgres.batch_execute(&databases.named("CREATE ROLE diff_own LOGIN IN ROLE grp, own_r")).await?;
+        postgres.batch_execute(&databases.named("CREATE DATABASE diff_alone")).await?;
         all.push(databases);
     }
     Ok(all)

@@ -6,16 +6,18 @@
 
 use std::cell::Cell;
 use std::collections::HashMap;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 
 use super::compare::{is_only_without_numbers, lines};
 use super::encode::{self, Write};
-use super::objects::Databases;
+use super::objects::{ALONE, BYSTANDER, Databases, HERE};
 use super::script::{End, Message, Script, Step};
 use super::wire::{Answer, Stop, Until, Wire, query};
 use super::{Blind, Port};
+use crate::leaks::Log;
 
 /// For what ends a moment behind its answer: a server process whose session has gone, a row that a replica is yet to
 /// show.
@@ -68,6 +70,9 @@ pub enum Kind {
     Leak,
     /// What is in the tables differs, or locks are left.
     Effects,
+    /// The router itself has found a connection that was given back to be otherwise than its ledger says. It keeps
+    /// that from all others, so that nothing else may differ.
+    Detected,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -109,6 +114,10 @@ pub(super) struct Player {
     /// From there on its sides can't be compared: see [`is_only_without_numbers`].
     excused: Cell<bool>,
     blind: Blind,
+    /// Where the router tells what it has found itself.
+    log: Log,
+    /// In it, what is of this worker's database.
+    of_ours: String,
 }
 
 /// What a script has under way.
@@ -121,7 +130,9 @@ struct Game {
 impl Player {
     /// # Errors
     /// If a server doesn't answer.
-    pub(super) fn new(ports: Ports, databases: Databases, blind: Blind) -> anyhow::Result<Player> {
+    pub(super) fn new(ports: Ports, databases: Databases, log: &Path, blind: Blind) -> anyhow::Result<Player> {
+        let of_ours = format!("database={:?}", databases.routed);
+        let log = Log::from_now_on(log);
         let mut judges = judges(ports, &databases)?;
         let base = judges[0].value("SELECT contents || ' / 0 locks' FROM judge_base")?;
         Ok(Player {
@@ -136,6 +147,8 @@ impl Player {
             shared: false,
             excused: Cell::new(false),
             blind,
+            log,
+            of_ours,
         })
     }
 
@@ -147,14 +160,31 @@ impl Player {
         // Until the tables were looked at, nothing is known of them.
         self.changed = true;
         (self.shared, self.excused) = (false, Cell::new(false));
-        let difference = self.played(script);
-        let clean = matches!(difference, Ok(None)) && !self.excused.get();
+        let named = script.renamed(|text| self.databases.named(text));
+        let script = &named;
+        let mut difference = self.played(script);
+        // A leak by the detector's own word says more than an answer does.
+        let says_less = match &difference {
+            Ok(Some(difference)) => matches!(difference.kind, Kind::Answer | Kind::State),
+            Ok(None) | Err(_) => true,
+        };
+        if let Some(detected) = self.detected().filter(|_| says_less) {
+            difference = Ok(Some(detected));
+        }
+        let clean = matches!(difference, Ok(None)) && !script.alters() && !self.excused.get();
         if clean && self.changed && self.ports.side == Port::ReadWrite {
             // What the script wrote was compared; the next one finds the tables as they were.
             self.reset()?;
         }
         // What isn't looked for would be found by the next script.
         let clean = clean && !self.blind.placeholders && !self.blind.numbers;
+        if script.alters() {
+            // Before others log in anew.
+            let undo = self.databases.undo_database_alters();
+            for text in undo {
+                self.judges[0].ask(&text)?;
+            }
+        }
         if !clean && self.clean().is_err() {
             // The server may have crashed over the script: it is back in a while.
             self.eventually(|player| {
@@ -163,7 +193,22 @@ impl Player {
             })?;
             self.clean()?;
         }
+        if script.alters() {
+            let undo = self.databases.undo_role_alters();
+            // What the role owned goes with its sessions, a moment later.
+            self.eventually(|player| Ok(player.judges[0].ask(&undo)?.told.iter().all(|told| told.tag != b'E')))?;
+            self.replayed()?;
+        }
         difference
+    }
+
+    /// What the router has told of connections to this worker's database since the last time.
+    fn detected(&mut self) -> Option<Difference> {
+        let told: Vec<String> = self.log.news().into_iter().filter(|line| line.contains(&self.of_ours)).collect();
+        let routed: Vec<String> =
+            told.iter().map(|line| line.split_once("difference=").map_or(&**line, |(_, words)| words).to_owned()).collect();
+        let place = "the return of a connection".to_owned();
+        (!routed.is_empty()).then_some(Difference { kind: Kind::Detected, place, direct: Vec::new(), routed })
     }
 
     fn played(&mut self, script: &Script) -> anyhow::Result<Option<Difference>> {
@@ -172,6 +217,9 @@ impl Player {
                 matches!(step, Step::Write { messages, .. }
                     if messages.iter().any(|message| matches!(message, Message::Parse { text, .. } if text.contains("FROM STDIN"))))
             });
+        let alone = script.texts().any(|text| text.contains(ALONE));
+        let others = self.databases.named(ALONE);
+        let bystanders = if alone { self.bystanders_at_rest(&others)? } else { String::new() };
         let (mut game, login) = match self.begin(script)? {
             Ok(begun) => begun,
             Err(difference) => return Ok(difference),
@@ -179,11 +227,19 @@ impl Player {
         if let Some(difference) = login {
             return Ok(Some(difference));
         }
+        let mut altered = false;
         for (index, step) in script.steps.iter().enumerate() {
             let place = format!("step {}", index + 1);
             let difference = match step {
                 Step::Write { messages, split } => self.write(&mut game, &encode::writes(messages, copies_by_parse), *split, &place)?,
                 Step::Cancel => self.cancel(&mut game, &place)?,
+                Step::Alter(text) => {
+                    altered = true;
+                    self.alter(text)?;
+                    // An open transaction keeps the pool's one connection.
+                    if game.direct.status == b'I' { self.log_in_anew(script, &place)? } else { None }
+                }
+                Step::Look if altered && game.direct.status == b'I' => self.log_in_anew(script, &place)?,
                 Step::Look if game.direct.status == b'I' => self.look(&script.user, &place)?,
                 Step::Hold if game.direct.status == b'I' && game.holders.is_empty() => {
                     self.hold(&mut game, &script.user)?;
@@ -216,11 +272,86 @@ impl Player {
         if let Some(difference) = self.effects()? {
             return Ok(Some(difference));
         }
-        if let Some(difference) = self.look(&script.user, "after the first client has gone")? {
-            return Ok(Some(difference));
+        let gone = "after the first client has gone";
+        let seen = if altered { self.log_in_anew(script, gone)? } else { self.look(&script.user, gone)? };
+        if seen.is_some() {
+            return Ok(seen);
+        }
+        if alone {
+            let left = self.bystanders(&others)?;
+            if left != bystanders {
+                let place = "somebody's connections to another database".to_owned();
+                return Ok(Some(Difference { kind: Kind::Effects, place, direct: vec![bystanders], routed: vec![left] }));
+            }
         }
         let draws = |text: &str| ["INTO ser", "seq", "commits"].iter().any(|word| text.contains(word));
-        if !self.blind.numbers && script.texts().any(draws) { self.look_at_numbers(&script.user) } else { Ok(None) }
+        // Behind a change of who may log in, that was compared already.
+        if !self.blind.numbers && !altered && script.texts().any(draws) { self.look_at_numbers(&script.user) } else { Ok(None) }
+    }
+
+    /// A superuser changes what a role or a database is.
+    fn alter(&mut self, text: &str) -> anyhow::Result<()> {
+        let (direct, routed) = (self.databases.direct.clone(), self.databases.routed.clone());
+        let texts =
+            if text.contains(HERE) { vec![text.replace(HERE, &direct), text.replace(HERE, &routed)] } else { vec![text.to_owned()] };
+        for text in texts {
+            self.judges[0].ask(&text)?;
+        }
+        self.replayed()
+    }
+
+    /// The replica shows all that the leader has committed.
+    fn replayed(&mut self) -> anyhow::Result<()> {
+        let written = self.judges[1].value("SELECT pg_current_wal_lsn()")?;
+        self.eventually(|player| Ok(player.judges[2].value(&format!("SELECT pg_last_wal_replay_lsn() >= '{written}'"))? == "t"))
+    }
+
+    /// What a new login of the script's user is told and sees, on both sides. (Sessions that were there go on with the
+    /// connections of their own login, which may be others than a direct session has.)
+    fn log_in_anew(&mut self, script: &Script, place: &str) -> anyhow::Result<Option<Difference>> {
+        let bytes = self.look_bytes();
+        let until = Until::Counted { readies: self.looks() * LOOK_QUERIES, completed: 0 };
+        let user = script.user.as_str();
+        let (mut direct, mut expected) = Wire::log_in(self.ports.direct, &[("user", user), ("database", &self.databases.direct)])?;
+        let (mut routed, mut got) = Wire::log_in(self.ports.routed, &[("user", user), ("database", &self.databases.routed)])?;
+        for (wire, answer) in [(&mut direct, &mut expected), (&mut routed, &mut got)] {
+            if answer.told.last().is_some_and(|told| told.tag == b'Z') && wire.send(&bytes).is_ok() {
+                append(answer, wire.read(until));
+            }
+        }
+        ensure!(expected.stop != Stop::Hung, "a fresh direct session doesn't answer");
+        let difference = self.compared(&format!("a new login, {place}"), &expected, &got);
+        Ok(difference
+            .map(|difference| Difference { kind: if difference.kind == Kind::Hang { Kind::Hang } else { Kind::Leak }, ..difference }))
+    }
+
+    /// As [`Player::bystanders`], once that a use changes nothing. In the first seconds of a run, a second connection
+    /// took the place of the first now and then, without any statement of a script.
+    fn bystanders_at_rest(&mut self, database: &str) -> anyhow::Result<String> {
+        let mut before = self.bystanders(database)?;
+        self.eventually(|player| {
+            let now = player.bystanders(database)?;
+            // One that ends takes a moment for it.
+            let one = !now.contains(' ') && now != "none";
+            Ok(now == std::mem::replace(&mut before, now.clone()) && one)
+        })?;
+        Ok(before)
+    }
+
+    /// The server processes of somebody with a database, who uses it once more. What rests of him is nobody else's to
+    /// close.
+    fn bystanders(&mut self, database: &str) -> anyhow::Result<String> {
+        if self.ports.routed == self.ports.direct {
+            // Both sides are direct: nothing rests.
+            return Ok("0".to_owned());
+        }
+        let side = if self.ports.side == Port::ReadWrite { "/* switchyard: leader */ SELECT 1" } else { "SELECT 1" };
+        Wire::log_in(self.ports.routed, &[("user", BYSTANDER), ("database", database)])?.0.value(side)?;
+        let judge = if self.ports.side == Port::ReadWrite { 1 } else { 2 };
+        self.judges[judge].value(&format!(
+            "SELECT coalesce(string_agg(pid::text, ' ' ORDER BY pid), 'none') FROM pg_stat_activity \
+             WHERE datname = '{database}' AND usename = '{BYSTANDER}'"
+        ))
     }
 
     /// Asked by itself, and the client that asks is given up: it is pinned then.
@@ -246,8 +377,14 @@ impl Player {
             let own = own.map(|(name, value)| (name.to_owned(), value.to_owned()));
             own.into_iter().chain(script.options.iter().cloned()).collect()
         };
+        // By the read-only port, nothing but this keeps a replication connection from writing after a promotion: it is
+        // told so, unlike other sessions.
+        let kept = script.replicates() && self.ports.side == Port::ReadOnly;
         let log_in = |port: u16, database: &str| {
-            let parameters = parameters(database);
+            let mut parameters = parameters(database);
+            if kept && port == self.ports.direct {
+                parameters.push(("default_transaction_read_only".to_owned(), "on".to_owned()));
+            }
             let borrowed: Vec<_> = parameters.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
             Wire::log_in(port, &borrowed)
         };
@@ -438,7 +575,8 @@ impl Player {
     fn clean(&mut self) -> anyhow::Result<()> {
         self.second = None;
         let end = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname IN (current_database(), \
-            replace(current_database(), 'diff_r', 'diff_d')) AND usename LIKE 'diff\\_app%'";
+            replace(current_database(), 'diff_r', 'diff_d')) AND backend_type IN ('client backend', 'walsender') \
+            AND (usename IS NULL OR usename LIKE 'diff\\_%')";
         self.eventually(|player| {
             let ended = [player.judges[1].value(end)?, player.judges[2].value(end)?];
             Ok(ended.iter().all(|count| count == "0"))
@@ -462,8 +600,7 @@ impl Player {
         }
         // The router doesn't know of this write: without a wait, the next script could read a replica that is yet to
         // replay it.
-        let written = self.judges[1].value("SELECT pg_current_wal_lsn()")?;
-        self.eventually(|player| Ok(player.judges[2].value(&format!("SELECT pg_last_wal_replay_lsn() >= '{written}'"))? == "t"))
+        self.replayed()
     }
 
     fn compared(&self, place: &str, expected: &Answer, got: &Answer) -> Option<Difference> {

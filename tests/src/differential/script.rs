@@ -42,6 +42,9 @@ pub enum Step {
     Look,
     /// Another client holds a server connection until the script's end: only with room in the pool.
     Hold,
+    /// A superuser runs this, on the leader itself; then both sides are logged in to anew. With `diff_here` in it, it
+    /// is run for the database of each side.
+    Alter(String),
 }
 
 /// How the client goes.
@@ -99,13 +102,49 @@ impl Script {
         };
         let written = self.steps.iter().flat_map(|step| match step {
             Step::Write { messages, .. } => messages.as_slice(),
-            Step::Cancel | Step::Look | Step::Hold => &[],
+            Step::Cancel | Step::Look | Step::Hold | Step::Alter(_) => &[],
         });
         written.chain(ends).flat_map(|message| match message {
             Message::Query(texts) => texts.iter().map(String::as_str).collect::<Vec<_>>(),
             Message::Parse { text, .. } => vec![text.as_str()],
             _ => vec![],
         })
+    }
+
+    /// With other names in all its texts, and of its user.
+    #[must_use]
+    pub(super) fn renamed(&self, named: impl Fn(&str) -> String) -> Script {
+        let mut script = self.clone();
+        script.user = named(&script.user);
+        let rename = |messages: &mut Vec<Message>| {
+            for message in messages {
+                match message {
+                    Message::Query(texts) => texts.iter_mut().for_each(|text| *text = named(text)),
+                    Message::Parse { text, .. } => *text = named(text),
+                    _ => {}
+                }
+            }
+        };
+        for step in &mut script.steps {
+            match step {
+                Step::Write { messages, .. } => rename(messages),
+                Step::Alter(text) => *text = named(text),
+                Step::Cancel | Step::Look | Step::Hold => {}
+            }
+        }
+        if let End::Behind(messages) | End::HalfClose(messages) = &mut script.end {
+            rename(messages);
+        }
+        script
+    }
+
+    pub(super) fn alters(&self) -> bool {
+        self.steps.iter().any(|step| matches!(step, Step::Alter(_)))
+    }
+
+    /// Whether its connection is a walsender's, which takes simple queries only.
+    pub(super) fn replicates(&self) -> bool {
+        self.options.iter().any(|(name, _)| name == "replication")
     }
 
     /// Scripts with an empty line between them.
@@ -146,6 +185,7 @@ impl Script {
                 "look" => script.steps.push(Step::Look),
                 "hold" => script.steps.push(Step::Hold),
                 "cancel" => script.steps.push(Step::Cancel),
+                "alter" => script.steps.push(Step::Alter(unescaped(rest))),
                 "state" => script.state = true,
                 "split" => script.steps.push(Step::Write { messages: messages(rest)?, split: true }),
                 "end" => {
@@ -211,6 +251,7 @@ impl fmt::Display for Script {
                 Step::Cancel => writeln!(f, "cancel")?,
                 Step::Look => writeln!(f, "look")?,
                 Step::Hold => writeln!(f, "hold")?,
+                Step::Alter(text) => writeln!(f, "alter {}", escaped(text))?,
             }
         }
         if self.state {
@@ -288,7 +329,7 @@ mod tests {
     #[test]
     fn a_script_reads_back_as_it_is_written() {
         let text = "user diff_app\noption options -c DateStyle=German\nQ BEGIN | Q SET my.x = '<x83>\\'; SELECT 1\nP a SELECT $1 | \
-            B \"\" a 7 | DS a | E \"\" 0 | CS a | H | S\nlook\nsplit F 2078 my.x 1\nstate\nend half-close d 1<x09>2<x0a> | c\n";
+            B \"\" a 7 | DS a | E \"\" 0 | CS a | H | S\nlook\nalter ALTER ROLE diff_own RESET ALL\nsplit F 2078 my.x 1\nstate\nend half-close d 1<x09>2<x0a> | c\n";
         let script = Script::parse(text).unwrap();
         assert_eq!(script.to_string(), text);
         assert_eq!(script.texts().collect::<Vec<_>>(), ["BEGIN", "SET my.x = '\u{83}\\'; SELECT 1", "SELECT $1"]);

@@ -161,6 +161,7 @@ pub(super) fn outline(script: &Script) -> Vec<String> {
     for step in &script.steps {
         match step {
             Step::Write { messages, .. } => messages.iter().for_each(&mut message),
+            Step::Alter(text) => message(&Message::Query(vec![text.clone()])),
             Step::Cancel | Step::Look | Step::Hold => {}
         }
     }

@@ -252,8 +252,10 @@ impl Story {
         let words: Vec<&str> = rest.split_whitespace().collect();
         let Some(Want::Lease(need)) = self.session.take_want(Some(&self.work)) else { panic!("no lease is wanted at «{line}»") };
         let begins = self.session.beginning(&self.work).cloned();
+        let mut reported = None;
         if self.work.needs_fresh() || begins.is_some() {
-            self.servers.remove(&(need.node.to_string(), need.role));
+            // One that begins like the session reports what the session's first one did.
+            reported = self.servers.remove(&(need.node.to_string(), need.role)).map(|server| server.params);
         }
         let role = if words[1] == "leader" { ServerRole::Leader } else { ServerRole::Replica };
         // Either replica is as good.
@@ -270,6 +272,7 @@ impl Story {
                 let server = self.server(&node, role);
                 if let Some(startup) = &begins {
                     server.begins_with(startup);
+                    server.params = reported.unwrap_or_else(|| server.params.clone());
                 }
                 self.held = Some((node.clone(), role));
                 let member = self.rig.topology.member(&node).expect("a member").clone();

@@ -1903,8 +1903,12 @@ mod settings {
              return",
         );
         // In a transaction that has failed.
-        story.tell(&format!(
-            "{BEGUN}
+        story.tell(
+            "C> Q begin; insert into t values (1)
+             lease l leader
+             S> Q begin; insert into t values (1)
+             S< C BEGIN / C INSERT 0 1 / Z T
+             C< C BEGIN / C INSERT 0 1 / Z T
              C> Q reset all; commit; begin
              S> Q reset all; commit; begin
              S< C RESET / C COMMIT / C BEGIN / S DateStyle ISO / Z T
@@ -1915,8 +1919,8 @@ mod settings {
              C> Q rollback to s1
              S> Q rollback to s1
              S< E 3B001 no / S DateStyle ISO / Z E
-             C< E 3B001 / Z E"
-        ));
+             C< E 3B001 / Z E",
+        );
     }
 
     #[test]
@@ -2087,7 +2091,7 @@ mod settings {
              C> Q reset all; select 1
              lease l leader
              S> Q reset all; select 1
-             S< C RESET / T / D 1 / C SELECT 1 / Z I
+             S< S DateStyle ISO,DMY / C RESET / T / D 1 / C SELECT 1 / Z I
              C< C RESET / T / D 1 / C SELECT 1 / Z I
              return",
         );
@@ -2616,14 +2620,16 @@ mod last_words {
              S> P - begin / B - - / E - / Q insert into t values (1)
              S< 1 / 2 / C BEGIN / C INSERT 0 1 / Z T
              C< C INSERT 0 1 / Z T\n";
-        let ends = "lost\n C< E 40001 / Z I\n C> Q insert into t values (2)\n lease r1 leader\n S> Q insert into t values (2)";
+        let ends = "lost\n C< E 40001 / Z I\n C> Q insert into t values (2)\n lease l leader\n S> Q insert into t values (2)";
         run(&format!("{begun} C> Q commit\n S> Q commit\n S< FATAL 57P01 terminating\n {ends}"));
         run(&format!(
             "{begun} C> P - commit / B - - / E - / S\n S> P - commit / B - - / E - / S\n S< 1 / 2 / FATAL 57P01 terminating\n C< 1 / 2\n {ends}"
         ));
         // What one COMMIT of a string has made final, another one's loss doesn't undo.
         let string = "commit; begin; insert into t values (2); commit";
-        run(&format!("{begun} C> Q {string}\n S> Q {string}\n S< C COMMIT / FATAL 57P01 terminating\n lost\n C< C COMMIT / E 08007 / Z I"));
+        run(&format!(
+            "{begun} C> Q {string}\n S> Q {string}\n S< C COMMIT / FATAL 57P01 terminating\n C< C COMMIT\n lost\n C< E 08007 / Z I"
+        ));
         for last in ["S< FATAL 57P02 crash\n", "S< N 57P01 canceling the wait\n C< N 57P01\n"] {
             run(&format!("{begun} C> Q commit\n S> Q commit\n {last} lost\n C< E 08007 / Z I"));
         }
