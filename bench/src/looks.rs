@@ -4,7 +4,7 @@
 //! table.
 
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -101,7 +101,7 @@ pub(crate) async fn measure(settings: &[Setting], time: Duration) -> anyhow::Res
     table(&ours, &direct, time)
 }
 
-async fn run(router: &Router, script: &PathBuf, time: Duration) -> anyhow::Result<Run> {
+async fn run(router: &Router, script: &Path, time: Duration) -> anyhow::Result<Run> {
     let pid = router.pid().context("the router doesn't run")?;
     let before = usage::cpu_seconds(pid)?;
     let mut run = load::run_script(script, CLIENTS, &router.rw_dsn(USER), time).await?;

@@ -609,7 +609,11 @@ impl Session {
         let mut executed = work.batch.executed();
         let alone =
             |verdict: &Verdict| verdict.statements == 1 && verdict.kind == Kind::Utility && !verdict.effects.contains(&Effect::SetUnknown);
-        if self.begin.is_none() && work.batch.end == End::Ready && executed.next().is_none_or(|verdict| alone(verdict)) && executed.next().is_none() {
+        if self.begin.is_none()
+            && work.batch.end == End::Ready
+            && executed.next().is_none_or(|verdict| alone(verdict))
+            && executed.next().is_none()
+        {
             return None;
         }
         let needed = work.batch.executed().any(|verdict| verdict.effects.iter().any(goes_back));
