@@ -294,7 +294,10 @@ pub(super) fn changes_session(effect: &Effect) -> bool {
 
 /// Whether the statement may keep its server connection for later ones: a transaction's, or the session's.
 pub(super) fn keeps_server(effect: &Effect) -> bool {
-    let carried = matches!(effect, Effect::Set { .. } | Effect::Reset { .. } | Effect::ResetAll | Effect::SetTransaction { .. });
+    let carried = match effect {
+        Effect::Set { name, .. } | Effect::Reset { name } => !is_role(name),
+        effect => matches!(effect, Effect::ResetAll | Effect::SetTransaction { .. }),
+    };
     bounds_transaction(effect) || (changes_session(effect) && !carried)
 }
 

@@ -2340,6 +2340,24 @@ mod out_of_sight {
         led_by_nobody.tell(&ask("r replica", "select * from t"));
     }
 
+    /// On a connection where others have set custom settings a session that keeps it would find '' from then on, where there was nothing.
+    #[test]
+    fn what_may_keep_its_connection_asks_for_one_without_others_custom_settings() {
+        let asks = |sql: &str| {
+            let mut story = Story::on(Access::ReadOnly);
+            story.rig.judge.looks = true;
+            story.work.client_in.extend(text::client(&format!("Q {sql}")));
+            story.go_on();
+            story.session.known_custom_settings(&story.work).is_some()
+        };
+        for sql in ["set role grp", "set session authorization grp", "select pg_advisory_lock(1)", "prepare s as select 1"] {
+            assert!(asks(sql), "{sql}");
+        }
+        for sql in ["set work_mem = '1MB'", "reset work_mem", "reset all"] {
+            assert!(!asks(sql), "{sql}");
+        }
+    }
+
     #[test]
     fn nobody_knows_what_a_function_call_calls_but_for_large_objects() {
         for (oid, pinned) in [(2078, true), (2880, true), (0, true), (952, false), (957, false), (3172, false)] {
