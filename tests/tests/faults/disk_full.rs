@@ -33,8 +33,10 @@ pub(crate) async fn a_member() -> Result {
     eventually(LONG, "another member leads", moved).await?;
     load.goes_on(2 * ON, LONG).await?;
     drop(filler);
-    let report = load.stop().await?;
+    let mut report = load.stop().await?;
     tell_gap("the leader's disk is full", &report);
+    // The server's own answer, where a table needed room before the WAL did.
+    report.write_failures.retain(|failure| failure.sqlstate.as_deref() != Some("53100"));
     writes_went_well(&report, &cluster).await?;
     reads_went_well(&report)?;
     report.nobody_returned_to(full.port())?;
