@@ -77,9 +77,9 @@ fn corpus() -> Result<Vec<Row>> {
 const STATISTICS: &str = "DO $$ DECLARE t regclass; BEGIN
         FOR t IN SELECT oid FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace LOOP
             EXECUTE format('ALTER TABLE %s SET (autovacuum_enabled = off)', t);
+            EXECUTE format('ANALYZE %s', t);
         END LOOP;
-    END $$;
-    ANALYZE";
+    END $$";
 
 async fn load(yard: &Yard, database: &str) -> Result {
     let schema = std::fs::read_to_string(checkout().join("proxy/core/corpus/schema.sql"))?;
