@@ -77,6 +77,7 @@ fuzz: ## fuzz lexer and classifier for SECONDS=60 (wants a nightly compiler and 
 	cd proxy/core && cargo +nightly fuzz run statements -- -max_total_time=$(or $(SECONDS),60) -timeout=5
 
 lint: ## check format and lints, and dependencies if cargo-deny is installed
+	@scripts/install.sh build
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	@if command -v cargo-deny >/dev/null; then cargo deny check; else echo 'cargo-deny is not installed: dependencies not checked'; fi
