@@ -130,7 +130,7 @@ impl Session {
             work.alone = true;
             for name in work.stand_ins.drain(..) {
                 reply::close_statement(&mut work.to_server, &name);
-                work.owed.push_back(Owed::Close { swallow: true, evicted: None, closed: None, unnamed: None });
+                work.owed.push_back(Owed::OUR_CLOSE);
             }
             reply::sync(&mut work.to_server);
             work.owed.push_back(Owed::Sync(Sync::Ours));
@@ -234,7 +234,7 @@ impl Session {
             if !matches!(work.batch.items.first(), Some((Item::Query(_), _))) {
                 // The portal is ours: the client has none of that name.
                 reply::message(&mut work.to_server, b'C', &[b"P\0"]);
-                work.owed.push_back(Owed::Close { swallow: true, evicted: None, closed: None, unnamed: None });
+                work.owed.push_back(Owed::OUR_CLOSE);
             }
             server.forget_unnamed();
             for (name, value, local) in &begin.own {
@@ -421,7 +421,7 @@ impl Session {
                 // What another session left there isn't this one's.
                 server.forget_unnamed();
                 reply::close_statement(&mut work.to_server, b"");
-                work.owed.push_back(Owed::Close { swallow: true, evicted: None, closed: None, unnamed: None });
+                work.owed.push_back(Owed::OUR_CLOSE);
             }
             return None;
         };

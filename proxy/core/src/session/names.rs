@@ -88,11 +88,11 @@ impl Session {
         work.alone = true;
         for id in server.prepared().take() {
             reply::close_statement(&mut work.to_server, &server_name(id));
-            work.owed.push_back(Owed::Close { swallow: true, evicted: None, closed: None, unnamed: None });
+            work.owed.push_back(Owed::OUR_CLOSE);
         }
         for name in work.stand_ins.drain(..) {
             reply::close_statement(&mut work.to_server, &name);
-            work.owed.push_back(Owed::Close { swallow: true, evicted: None, closed: None, unnamed: None });
+            work.owed.push_back(Owed::OUR_CLOSE);
         }
         let statements = self.named_before(&work.batch);
         if work.segment != Segment::Closed {
@@ -161,7 +161,7 @@ impl Session {
         }
         for name in self.statements.keys() {
             reply::close_statement(&mut work.to_server, name);
-            work.owed.push_back(Owed::Close { swallow: true, evicted: None, closed: None, unnamed: None });
+            work.owed.push_back(Owed::OUR_CLOSE);
         }
         sync(work);
         server.ready = false;
@@ -238,7 +238,7 @@ pub(super) fn stand_in_for(name: &[u8], work: &mut Work, server: &ServerState) {
     if server.tainted {
         // An earlier one may be there still, as its Close was skipped.
         reply::close_statement(&mut work.to_server, name);
-        work.owed.push_back(Owed::Close { swallow: true, evicted: None, closed: None, unnamed: None });
+        work.owed.push_back(Owed::OUR_CLOSE);
     }
     reply::parse(&mut work.to_server, name, b"\0\0\0");
     work.owed.push_back(Owed::Parse { swallow: true, prepares: None, place: Place::Named(name.into()) });

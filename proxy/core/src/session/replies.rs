@@ -103,6 +103,9 @@ pub(super) enum Sync {
 }
 
 impl Owed {
+    /// CloseComplete of what only the router has named.
+    pub(super) const OUR_CLOSE: Owed = Owed::Close { swallow: true, evicted: None, closed: None, unnamed: None };
+
     fn ends_segment(&self) -> bool {
         matches!(self, Owed::Bring | Owed::Discard | Owed::Prelude | Owed::Look(_) | Owed::Query(..) | Owed::FunctionCall | Owed::Sync(_))
     }
@@ -753,7 +756,7 @@ impl Session {
                     env.judge.outdate(id);
                     server.prepared().remove(id);
                     reply::close_statement(&mut work.to_server, &server_name(id));
-                    work.owed.push_back(Owed::Close { swallow: true, evicted: None, closed: None, unnamed: None });
+                    work.owed.push_back(Owed::OUR_CLOSE);
                 }
                 self.send_batch(env, work, server);
             }

@@ -2049,8 +2049,8 @@ mod settings {
         assert!(story.session.settings.is_empty());
     }
 
-    #[test]
-    fn reset_goes_back_to_the_sessions_own_start() {
+    /// A session whose startup packet has half a DateStyle.
+    fn begun_with_dmy() -> Story {
         let mut story = Story::fresh(Access::ReadWrite, &[("datestyle", "dmy")]);
         story.tell(
             "start
@@ -2058,8 +2058,16 @@ mod settings {
              S> set datestyle = dmy / S
              S< S DateStyle ISO,DMY / C SELECT 1 / Z I
              C< S in_hot_standby off / S DateStyle ISO,DMY / K / Z I
-             return
-             C> Q set datestyle = 'ymd'
+             return",
+        );
+        story
+    }
+
+    #[test]
+    fn reset_goes_back_to_the_sessions_own_start() {
+        let mut story = begun_with_dmy();
+        story.tell(
+            "C> Q set datestyle = 'ymd'
              lease l leader
              S> Q set datestyle = 'ymd'
              S< C SET / S DateStyle ISO,YMD / Z I
@@ -2080,15 +2088,9 @@ mod settings {
 
     #[test]
     fn what_goes_back_to_the_sessions_own_start_and_sees_it_runs_where_that_is_the_servers() {
-        let mut story = Story::fresh(Access::ReadWrite, &[("datestyle", "dmy")]);
+        let mut story = begun_with_dmy();
         story.tell(
-            "start
-             lease l leader
-             S> set datestyle = dmy / S
-             S< S DateStyle ISO,DMY / C SELECT 1 / Z I
-             C< S in_hot_standby off / S DateStyle ISO,DMY / K / Z I
-             return
-             C> Q reset all; select 1
+            "C> Q reset all; select 1
              lease l leader
              S> Q reset all; select 1
              S< S DateStyle ISO,DMY / C RESET / T / D 1 / C SELECT 1 / Z I
