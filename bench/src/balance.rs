@@ -11,11 +11,11 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use switchyard_tests::psql::run;
-use switchyard_tests::{Cluster, Member, Options, Router, RouterOptions};
+use switchyard_tests::{Cluster, Member, Options, Router};
 
 use crate::Setting;
 use crate::load::{LOGINS_PER_SECOND, latencies, percentile_ms};
-use crate::stage::USER;
+use crate::stage::{USER, as_in_production};
 
 const ROUNDS: usize = 3;
 /// Of the router's pool at each replica.
@@ -53,8 +53,7 @@ struct Answers {
 pub(crate) async fn measure(settings: &[Setting], time: Duration) -> anyhow::Result<String> {
     eprintln!("Starting three members and a router");
     let cluster = Cluster::start(Options::new().members(3)).await?;
-    let options = RouterOptions::new().set("pool.verify_returns", 0.0).set("log.filter", "info").set("pool.max_size", CONNECTIONS as i64);
-    let options = settings.iter().fold(options, |options, (key, value)| options.set(key, value.clone()));
+    let options = as_in_production(settings, &[("pool.max_size", (CONNECTIONS as i64).into())]);
     let router = Router::start(&cluster, options).await?;
     let replicas = cluster.replicas().await?;
     let [slow, fast] = replicas.as_slice() else { anyhow::bail!("{} replicas instead of two", replicas.len()) };

@@ -10,11 +10,12 @@ use std::time::Duration;
 use anyhow::Context;
 use switchyard_tests::cluster::connect;
 use switchyard_tests::psql::run;
-use switchyard_tests::{Cluster, Member, Options, Router, RouterOptions};
+use switchyard_tests::{Cluster, Member, Options, Router};
 
 use crate::Setting;
 use crate::load::{self, SCALE};
-use crate::stage::USER;
+use crate::report::median;
+use crate::stage::{USER, as_in_production};
 
 const CLIENTS: &str = "16";
 const TABLES: usize = 10;
@@ -51,9 +52,7 @@ pub(crate) async fn measure(settings: &[Setting], time: Duration) -> anyhow::Res
     cluster.settled().await?;
     let mut routers = Vec::new();
     for level in LEVELS {
-        let options =
-            RouterOptions::new().set("pool.verify_returns", 0.0).set("log.filter", "info").set("routing.consistency_read_write", level);
-        let options = settings.iter().fold(options, |options, (key, value)| options.set(key, value.clone()));
+        let options = as_in_production(settings, &[("routing.consistency_read_write", level.into())]);
         routers.push((level, Router::start(&cluster, options).await?));
     }
     let scripts = cluster.home().private_folder("scripts")?;
@@ -115,7 +114,8 @@ async fn tpcb(cluster: &Cluster, routers: &[(&str, Router)], time: Duration, tex
     writeln!(text, "tpcb-like (scale {SCALE}), {CLIENTS} clients, medians of {PAIRS} runs in turns of {} s:\n", time.as_secs())?;
     writeln!(text, "| level | transactions/s | against eventual, run by run |\n|---|---|---|")?;
     for (at, (level, _)) in compared.iter().enumerate() {
-        writeln!(text, "| {level} | {:.0} | {:.3} |", median(&mut runs[at]), median(&mut ratios[at]))?;
+        let [per_second, ratio] = [&runs[at], &ratios[at]].map(|values| median(values.clone()).unwrap_or_default());
+        writeln!(text, "| {level} | {per_second:.0} | {ratio:.3} |")?;
     }
     Ok(())
 }
@@ -200,9 +200,4 @@ impl Mix {
         std::fs::write(&write_file, format!("{write}{id}UPDATE bench_t:t SET v = v + 1 WHERE id = :id;\n"))?;
         Ok((read_file, write_file))
     }
-}
-
-fn median(values: &mut [f64]) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or_default()
 }

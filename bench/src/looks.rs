@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use anyhow::Context;
 use switchyard_tests::cluster::connect;
-use switchyard_tests::{Cluster, Options, Router, RouterOptions};
+use switchyard_tests::{Cluster, Options, Router};
 
 use crate::Setting;
 use crate::load::{self, Run};
 use crate::report::median;
-use crate::stage::USER;
+use crate::stage::{USER, as_in_production};
 use crate::usage;
 
 const CLIENTS: usize = 16;
@@ -72,8 +72,7 @@ pub(crate) async fn measure(settings: &[Setting], time: Duration) -> anyhow::Res
     let mut routers: Vec<(f64, Router)> = Vec::new();
     for case in &CASES {
         if routers.iter().all(|(verified, _)| *verified != case.verified) {
-            let options = RouterOptions::new().set("pool.verify_returns", case.verified).set("log.filter", "info");
-            let options = settings.iter().fold(options, |options, (key, value)| options.set(key, value.clone()));
+            let options = as_in_production(settings, &[("pool.verify_returns", case.verified.into())]);
             routers.push((case.verified, Router::start(&cluster, options).await?));
         }
     }

@@ -9,6 +9,7 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use switchyard_tests::haproxy::Haproxy;
 use switchyard_tests::{Cluster, Member, Options, Router, RouterOptions};
 
+use crate::Setting;
 use crate::load::{self, Kind, Load, Protocol, Run};
 use crate::proxies::{Pgbouncer, SESSION_DATABASE, leads_to_leader};
 use crate::usage;
@@ -32,6 +33,13 @@ pub(crate) enum Target {
     Pgbouncer,
     Haproxy,
     Direct,
+}
+
+/// Options of a router without the checks of tests: what the benchmark sets itself, and over that `settings` of the command line.
+pub(crate) fn as_in_production(settings: &[Setting], own: &[(&str, toml::Value)]) -> RouterOptions {
+    let options = RouterOptions::new().set("pool.verify_returns", 0.0).set("log.filter", "info");
+    let options = own.iter().fold(options, |options, (key, value)| options.set(key, value.clone()));
+    settings.iter().fold(options, |options, (key, value)| options.set(key, value.clone()))
 }
 
 impl Target {
@@ -63,7 +71,7 @@ pub(crate) struct Stage {
 
 impl Stage {
     /// `settings` are of the router's configuration, beside its defaults.
-    pub(crate) async fn set(settings: &[(String, toml::Value)]) -> anyhow::Result<Stage> {
+    pub(crate) async fn set(settings: &[Setting]) -> anyhow::Result<Stage> {
         let options = Options::new()
             .members(3)
             // As in production, other than in tests.
@@ -75,8 +83,7 @@ impl Stage {
         load::initialize(&leader.dsn_for(USER)).await.context("pgbench --initialize")?;
         leader.connect().await?.batch_execute("CHECKPOINT").await?;
         cluster.settled().await?;
-        let options = RouterOptions::new().set("pool.verify_returns", 0.0).set("log.filter", "info").set("pool.max_size", POOL as i64);
-        let options = settings.iter().fold(options, |options, (key, value)| options.set(key, value.clone()));
+        let options = as_in_production(settings, &[("pool.max_size", (POOL as i64).into())]);
         let stage = Stage {
             router: Router::start(&cluster, options).await?,
             haproxy: Haproxy::launch(&cluster)?,
