@@ -211,6 +211,40 @@ async fn a_look_is_not_compiled() -> Result {
     .await
 }
 
+/// The session's own time limit is for its statements: it doesn't cancel what the router asks behind them.
+#[tokio::test]
+async fn a_look_is_not_bound_by_the_sessions_time_limit() -> Result {
+    tell(async |yard| {
+        yard.prepare(OBJECTS).await?;
+        let router = one_connection(yard).await?;
+        let (mut locks, mut monitor) = (Raw::connect(&yard.leader.dsn()).await?, Raw::connect(&yard.leader.dsn()).await?);
+        for limit in ["SET statement_timeout = '100ms'", "SELECT set_config('statement_timeout', '100', false)"] {
+            let mut client = Raw::connect(&router.rw_dsn("app")).await?;
+            client.query(limit).await?;
+            for sql in ["BEGIN", "INSERT INTO hidden.called VALUES (1)"] {
+                client.query(sql).await?;
+            }
+            // What a look reads and a login doesn't.
+            locks.query("BEGIN; LOCK TABLE pg_catalog.pg_depend").await?;
+            client.query("COMMIT").await?;
+            let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND usename = 'app' \
+                           AND clock_timestamp() - query_start > '400 ms'";
+            let deadline = Instant::now() + SOON;
+            while !monitor.query(waiting).await?.contains(&"D 1".to_owned()) {
+                ensure!(Instant::now() < deadline, "{limit}: no look waits for longer than the session's limit");
+            }
+            locks.query("ROLLBACK").await?;
+            let told = client.query("SHOW statement_timeout").await?;
+            ensure!(told.contains(&"D 100ms".to_owned()), "{told:?}");
+            ensure!(metric(&router, "switchyard_pinned_sessions").await? == 0.0);
+            let other = Raw::connect(&router.rw_dsn("app")).await?.query("SHOW statement_timeout").await?;
+            ensure!(other.contains(&"D 0".to_owned()), "{other:?}");
+        }
+        yard.prepare("DROP SCHEMA hidden CASCADE").await
+    })
+    .await
+}
+
 /// What libpq calls for large objects leaves nothing: it isn't looked at, and its session doesn't keep its connection.
 #[tokio::test]
 async fn large_objects_keep_no_connection() -> Result {

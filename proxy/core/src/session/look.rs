@@ -6,6 +6,9 @@
 //!
 //! A look is one simple query. Between the messages of an extended one a standby would wait for the next of them with a transaction open, and end
 //! the connection for a conflict with recovery where within a query it only cancels; what was left would be out of everybody's sight then.
+//!
+//! A look that a time limit may have cancelled is made again within a transaction that lifts the session's `statement_timeout`, which has to come in
+//! a query before it: the limit runs from a query's beginning.
 
 use std::sync::Arc;
 
@@ -75,8 +78,10 @@ type Row = (u8, Box<[u8]>, Option<Box<[u8]>>);
 pub(super) struct Seen {
     rows: Vec<Row>,
     bytes: usize,
-    /// It can't be told what is there.
+    /// It can't be told what is there. The first reason.
     failed: Option<Failure>,
+    /// It is looked without the session's time limit.
+    unlimited: bool,
 }
 
 /// Why a look has failed.
@@ -84,6 +89,8 @@ pub(super) struct Seen {
 enum Failure {
     /// Somebody or something was in its way: it may be made again.
     Passing,
+    /// As [`Failure::Passing`], and it may have been the session's time limit.
+    Canceled,
     Lasting,
 }
 
@@ -111,18 +118,39 @@ const NAMES: &str = "$1";
 /// The values of parameters, by their names.
 const VALUES: &str = values!();
 
+const STATEMENT_TIMEOUT: &str = "statement_timeout";
+
+/// Before a look without a time limit. The limit of 1 ms leaves time enough for it. (A standby refuses SERIALIZABLE, which may be the default.)
+const LIFT: &str = "BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SET LOCAL statement_timeout = 0";
+/// Behind it: the limit is the session's again.
+const RESTORE: &str = "COMMIT";
+
+macro_rules! set_by_session {
+    ($which:literal) => {
+        concat!(
+            "SELECT 's', ",
+            in_hex!("s.name"),
+            ", ",
+            in_hex!("pg_catalog.current_setting(s.name, true)"),
+            " FROM pg_catalog.pg_show_all_settings() s WHERE s.source OPERATOR(pg_catalog.=) 'session'",
+            $which
+        )
+    };
+}
+
+/// The limit itself, where the session has set it.
+const LIMIT: &str = set_by_session!(" AND s.name OPERATOR(pg_catalog.=) 'statement_timeout'");
+
 /// Settings whose source is the session; values of custom ones, of which no view tells; channels, session-level advisory locks, cursors that are held,
 /// and prepared statements: functions only. Then, of the catalogs, the role; what roles and databases have set of custom settings; objects in the
 /// temporary schema (2615 is `pg_namespace`). All of it qualified: the session's `search_path` may hold operators and functions of anybody's.
 ///
 /// The catalogs are read without JIT: a session that has turned off `enable_seqscan` or `enable_nestloop` gives their plans costs for which PostgreSQL
 /// would compile them for seconds. What the session has of `jit` itself has been told by then, and is back with the look's end.
-const ALL: &str = concat!(
-    "SELECT 's', ",
-    in_hex!("s.name"),
-    ", ",
-    in_hex!("pg_catalog.current_setting(s.name, true)"),
-    " FROM pg_catalog.pg_show_all_settings() s WHERE s.source OPERATOR(pg_catalog.=) 'session'",
+macro_rules! all {
+    ($which:literal) => {
+        concat!(
+    set_by_session!($which),
     " UNION ALL ",
     values!(),
     " UNION ALL SELECT 'l', ",
@@ -156,7 +184,13 @@ const ALL: &str = concat!(
     " WHERE pg_catalog.strpos(pg_catalog.split_part(c, '=', 1), '.') OPERATOR(pg_catalog.>) 0",
     " UNION ALL SELECT 't', '', '' WHERE EXISTS (SELECT FROM pg_catalog.pg_depend d",
     " WHERE d.refclassid OPERATOR(pg_catalog.=) 2615::pg_catalog.oid AND d.refobjid OPERATOR(pg_catalog.=) pg_catalog.pg_my_temp_schema())"
-);
+)
+    };
+}
+
+const ALL: &str = all!("");
+/// As [`ALL`], without what [`LIMIT`] tells.
+const ALL_BUT_LIMIT: &str = all!(" AND s.name OPERATOR(pg_catalog.<>) 'statement_timeout'");
 
 impl Session {
     /// Sends the look that the connection needs before it is given back, or keeps it where no look could tell what is
@@ -183,26 +217,25 @@ impl Session {
         }
         names.sort_unstable();
         names.dedup();
-        let digits: Vec<String> = names.iter().map(|name| String::from_utf8_lossy(&hex(name.as_bytes())).into_owned()).collect();
-        let text = if look == Look::Values { VALUES } else { ALL };
-        let text = text.replacen(NAMES, &format!("'{{{}}}'", digits.join(",")), 1);
-        reply::query(&mut work.to_server, text.as_bytes());
+        let unlimited = work.seen.as_ref().is_some_and(|before| before.unlimited || before.failed == Some(Failure::Canceled));
+        send(work, look, &names, unlimited);
         server.forget_unnamed();
         server.ready = false;
         // What comes next may depend on what is seen.
         work.alone = true;
-        work.seen = Some(Box::default());
-        work.owed.push_back(Owed::Look(look));
+        work.seen = Some(Box::new(Seen { unlimited, ..Seen::default() }));
         true
     }
 
     /// Where a look has failed, whether another one was sent.
     pub(super) fn looks_again(&mut self, env: &Env<'_>, look: Look, work: &mut Work, server: &mut ServerState) -> bool {
-        let Some(failure) = work.seen.as_ref().and_then(|seen| seen.failed) else { return false };
+        let Some(seen) = &work.seen else { return false };
+        let Some(failure) = seen.failed else { return false };
+        let unlimited = seen.unlimited || failure == Failure::Canceled;
         let max = match failure {
             // Nobody waits for a client that has left, nor for what is only a check.
-            Failure::Passing if self.farewell == Farewell::None && look != Look::Check => LOOKS_MAX,
-            Failure::Passing | Failure::Lasting => LOOKS_AT_ONCE,
+            Failure::Passing | Failure::Canceled if self.farewell == Farewell::None && look != Look::Check => LOOKS_MAX,
+            Failure::Passing | Failure::Canceled | Failure::Lasting => LOOKS_AT_ONCE,
         };
         if work.failed_looks >= max {
             return false;
@@ -210,7 +243,7 @@ impl Session {
         work.failed_looks += 1;
         work.segment_failed = false;
         if let Some(doublings) = work.failed_looks.checked_sub(LOOKS_AT_ONCE + 1) {
-            pause(work, doublings);
+            pause(work, doublings, unlimited);
         }
         self.look(env, work, server)
     }
@@ -435,12 +468,43 @@ fn shown(value: &Value) -> String {
     }
 }
 
-/// Has the server wait before the look that follows. An own query of its own: a time limit that cancels it doesn't cancel the look.
-fn pause(work: &mut Work, doublings: u8) {
+/// Sends the queries of a look.
+fn send(work: &mut Work, look: Look, names: &[Arc<str>], unlimited: bool) {
+    let values = |text: &str, names: &mut dyn Iterator<Item = &Arc<str>>| {
+        let digits: Vec<String> = names.map(|name| String::from_utf8_lossy(&hex(name.as_bytes())).into_owned()).collect();
+        text.replacen(NAMES, &format!("'{{{}}}'", digits.join(",")), 1)
+    };
+    if !unlimited {
+        let text = if look == Look::Values { VALUES } else { ALL };
+        return ask(work, &values(text, &mut names.iter()), Owed::Look(look));
+    }
+    let (limit, others): (Vec<_>, Vec<_>) = names.iter().partition(|name| ***name == *STATEMENT_TIMEOUT);
+    let text = if look == Look::Values { VALUES } else { ALL_BUT_LIMIT };
+    ask(work, LIFT, Owed::LookBegins);
+    ask(work, &values(text, &mut others.into_iter()), Owed::LookBegins);
+    let mut end = vec![RESTORE.to_owned()];
+    if look != Look::Values {
+        end.push(LIMIT.to_owned());
+    }
+    if !limit.is_empty() {
+        end.push(values(VALUES, &mut limit.into_iter()));
+    }
+    ask(work, &end.join("; "), Owed::Look(look));
+}
+
+fn ask(work: &mut Work, text: &str, owed: Owed) {
+    reply::query(&mut work.to_server, text.as_bytes());
+    work.owed.push_back(owed);
+}
+
+/// Has the server wait before the look that follows. A query of its own: what cancels it doesn't cancel the look.
+fn pause(work: &mut Work, doublings: u8, unlimited: bool) {
     let pause_ms = (PAUSE_MIN_MS << doublings.min(16)).min(PAUSE_MAX_MS);
     let text = format!("SELECT pg_catalog.pg_sleep({pause_ms}e-3)");
-    reply::query(&mut work.to_server, text.as_bytes());
-    work.owed.push_back(Owed::Prelude);
+    let queries: &[&str] = if unlimited { &[LIFT, &text, RESTORE] } else { &[&text] };
+    for query in queries {
+        ask(work, query, Owed::Prelude);
+    }
 }
 
 /// Whether this return is one of those that are looked at though nothing is expected.
@@ -456,9 +520,14 @@ impl Seen {
 
     /// The server has answered with this error.
     pub(super) fn fail(&mut self, sqlstate: &[u8; 5]) {
-        // query_canceled, serialization_failure, deadlock_detected, lock_not_available: a conflict with recovery, a time limit, a cancel that came late.
-        let passes = matches!(sqlstate, b"57014" | b"40001" | b"40P01" | b"55P03");
-        self.failed = Some(if passes { Failure::Passing } else { Failure::Lasting });
+        let failure = match sqlstate {
+            // query_canceled: a time limit, or a cancel that came late.
+            b"57014" => Failure::Canceled,
+            // serialization_failure, deadlock_detected, lock_not_available: a conflict with recovery, a lock.
+            b"40001" | b"40P01" | b"55P03" => Failure::Passing,
+            _ => Failure::Lasting,
+        };
+        self.failed.get_or_insert(failure);
     }
 
     /// A DataRow's body; `None` where it isn't here as a whole.

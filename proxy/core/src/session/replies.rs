@@ -16,6 +16,7 @@ use crate::route::ServerRole;
 use crate::sql::{Class, Effect, PinReason, Verdict};
 use crate::wire::frame::{self, HEADER};
 use crate::wire::reply::{self, TxStatus};
+use crate::wire::startup::parse_bool;
 use crate::wire::view;
 
 /// An expected reply, in the order in which the server will give them.
@@ -31,6 +32,8 @@ pub(super) enum Owed {
     Prelude,
     /// Of our look at what is left on the server: rows, up to ReadyForQuery.
     Look(Look),
+    /// As [`Owed::Look`], of a query behind which another one of the same look follows.
+    LookBegins,
     /// With a hash of its text: see [`text_hash`].
     Query(Arc<Verdict>, u64),
     FunctionCall,
@@ -107,7 +110,17 @@ impl Owed {
     pub(super) const OUR_CLOSE: Owed = Owed::Close { swallow: true, evicted: None, closed: None, unnamed: None };
 
     fn ends_segment(&self) -> bool {
-        matches!(self, Owed::Bring | Owed::Discard | Owed::Prelude | Owed::Look(_) | Owed::Query(..) | Owed::FunctionCall | Owed::Sync(_))
+        matches!(
+            self,
+            Owed::Bring
+                | Owed::Discard
+                | Owed::Prelude
+                | Owed::Look(_)
+                | Owed::LookBegins
+                | Owed::Query(..)
+                | Owed::FunctionCall
+                | Owed::Sync(_)
+        )
     }
 
     /// Whether the client waits for it.
@@ -119,6 +132,7 @@ impl Owed {
                 | Owed::Discard
                 | Owed::Prelude
                 | Owed::Look(_)
+                | Owed::LookBegins
                 | Owed::Parse { swallow: true, .. }
                 | Owed::Close { swallow: true, .. }
                 | Owed::Describe { check: true, .. }
@@ -228,7 +242,7 @@ impl Session {
                 break;
             }
             let seen = header.total.min(rest.len());
-            let looked_at = matches!(work.owed.front(), Some(Owed::Look(_)));
+            let looked_at = matches!(work.owed.front(), Some(Owed::Look(_) | Owed::LookBegins));
             let fate = if header.tag == b'D' && looked_at {
                 if let Some(seen) = &mut work.seen {
                     seen.row(whole.then(|| &rest[HEADER..header.total]));
@@ -269,7 +283,7 @@ impl Session {
             (b'A', owed) => owed.is_some() || !self.pins.is_empty(),
             (_, None) => false,
             // Swallowed as a whole, whatever they are made of.
-            (tag, Some(Owed::Bring | Owed::Discard | Owed::Prelude | Owed::Look(_))) => {
+            (tag, Some(Owed::Bring | Owed::Discard | Owed::Prelude | Owed::Look(_) | Owed::LookBegins)) => {
                 matches!(tag, b'1' | b'2' | b'3' | b't' | b'n' | b'T' | b'D' | b'C' | b'I' | b's' | b'Z')
             }
             (tag, Some(Owed::Begin)) => matches!(tag, b'1' | b'2' | b'C'),
@@ -554,7 +568,7 @@ impl Session {
                 return Fate::Swallow;
             }
             Some(Owed::Prelude) => return Fate::Swallow,
-            Some(Owed::Look(_)) => {
+            Some(Owed::Look(_) | Owed::LookBegins) => {
                 if let Some(seen) = &mut work.seen {
                     seen.fail(&sqlstate);
                 }
@@ -674,6 +688,7 @@ impl Session {
                 | Owed::Discard
                 | Owed::Prelude
                 | Owed::Look(_)
+                | Owed::LookBegins
                 | Owed::Query(..)
                 | Owed::FunctionCall
                 | Owed::Refused { .. }
@@ -775,7 +790,7 @@ impl Session {
                 }
             }
             // An error there is what it was for.
-            Some(Owed::Prelude | Owed::Discard) => work.segment_failed = false,
+            Some(Owed::Prelude | Owed::Discard | Owed::LookBegins) => work.segment_failed = false,
             Some(
                 Owed::Begin
                 | Owed::Refused { .. }
@@ -930,11 +945,7 @@ impl Session {
     /// What a session on a replica is told of `default_transaction_read_only`: what it has set itself. On the server it is the connection's own
     /// protection. `None`: what it was told last.
     fn told_read_only(&self, env: &Env<'_>, settings: &Settings, server: &ServerState) -> Option<&'static [u8]> {
-        let shown = |value: &[u8]| match value.to_ascii_lowercase().as_slice() {
-            b"on" | b"true" | b"yes" | b"1" => Some(&b"on"[..]),
-            b"off" | b"false" | b"no" | b"0" => Some(&b"off"[..]),
-            _ => None,
-        };
+        let shown = |value: &[u8]| Some(if parse_bool(std::str::from_utf8(value).ok()?)? { &b"on"[..] } else { &b"off"[..] });
         match (settings.value(READ_ONLY), env.policy.access) {
             (Some(Value::Known(value)), _) => shown(value),
             // It has set it there.

@@ -255,7 +255,7 @@ fn replication(value: &str) -> Result<Replication, StartupError> {
 }
 
 /// PostgreSQL's `parse_bool`: unique prefixes of true, false, yes, no, on, off; 1 and 0.
-fn parse_bool(value: &str) -> Option<bool> {
+pub(crate) fn parse_bool(value: &str) -> Option<bool> {
     let value = value.to_ascii_lowercase();
     let prefix_of = |word: &str, least: usize| value.len() >= least && word.starts_with(&value);
     if prefix_of("true", 1) || prefix_of("yes", 1) || prefix_of("on", 2) || value == "1" {

@@ -2266,7 +2266,7 @@ mod out_of_sight {
     /// A lagging standby cancels whatever is in recovery's way: what is canceled thrice isn't canceled for ever.
     #[test]
     fn a_look_that_recovery_cancels_is_made_again_until_it_succeeds() {
-        for (access, sqlstate) in [(Access::ReadWrite, "40001"), (Access::ReadOnly, "40001"), (Access::ReadOnly, "57014")] {
+        for (access, sqlstate) in [(Access::ReadWrite, "40001"), (Access::ReadOnly, "40001"), (Access::ReadOnly, "40P01")] {
             let mut story = read_on_a_replica(access);
             for _ in 0..3 {
                 story.tell(&format!("S< T / E {sqlstate} conflict with recovery / Z I\n S> look at all"));
@@ -2291,6 +2291,38 @@ mod out_of_sight {
         }
     }
 
+    /// What cancels it may be the limit that the session has set, which comes back as it was.
+    #[test]
+    fn a_look_that_is_canceled_is_made_again_without_a_time_limit() {
+        let begin = "Q BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY; SET LOCAL statement_timeout = 0";
+        let end = "S> look at all / look the limit";
+        let lifted = end.replace("S> ", &format!("S> {begin} / "));
+        let done =
+            "S< C BEGIN / C SET / Z T / T / L r none none / C SELECT 1 / Z T / C COMMIT / T / L s statement_timeout 1ms / C SELECT 1 / Z I";
+        let mut story = read_on_a_replica(Access::ReadWrite);
+        story.tell(&format!("S< E 57014 canceling statement due to statement timeout / Z I\n {lifted}\n {done}\n return"));
+        assert!(story.session.pins().is_empty());
+        let limit = story.session.settings.value("statement_timeout");
+        assert!(matches!(limit, Some(crate::session::Value::Known(limit)) if **limit == *b"1ms"), "{limit:?}");
+        // The limit may come in the way of lifting it, too: whatever has failed of a look, it is the first error that tells.
+        let mut story = read_on_a_replica(Access::ReadWrite);
+        story.tell(&format!(
+            "S< E 57014 no / Z I
+             {lifted}
+             S< C BEGIN / E 57014 no / Z E / E 25P02 no / Z E / C ROLLBACK / T / L s statement_timeout 1ms / C SELECT 1 / Z I
+             {lifted}
+             S< C BEGIN / C SET / Z T / E 40001 no / Z E / C ROLLBACK / T / L s statement_timeout 1ms / C SELECT 1 / Z I
+             {lifted}
+             S< C BEGIN / C SET / Z T / E 40001 no / Z E / C ROLLBACK / T / L s statement_timeout 1ms / C SELECT 1 / Z I
+             S> {begin} / Q SELECT pg_catalog.pg_sleep(10e-3) / Q COMMIT / {}
+             S< C BEGIN / C SET / Z T / T / C SELECT 1 / Z T / C COMMIT / Z I
+             {done}
+             return",
+            lifted.trim_start_matches("S> ")
+        ));
+        assert!(story.session.pins().is_empty());
+    }
+
     #[test]
     fn a_look_is_not_made_again_for_ever() {
         // Each time, for a reason that passes.
@@ -2299,7 +2331,7 @@ mod out_of_sight {
         while story.session.pins().is_empty() {
             assert!(pauses_ms.len() < 40, "it ends");
             let slept = if pauses_ms.last().is_some_and(|pause| *pause > 0) { "T / C SELECT 1 / Z I / " } else { "" };
-            story.answers(format!("{slept}E 57014 no / Z I").split(" / ").flat_map(text::server).collect());
+            story.answers(format!("{slept}E 40001 no / Z I").split(" / ").flat_map(text::server).collect());
             let sent = text::to_server(&std::mem::take(&mut story.work.to_server));
             let pause = sent.first().and_then(|sent| sent.split_once("pg_sleep(")?.1.strip_suffix("e-3)")?.parse::<u64>().ok());
             pauses_ms.push(pause.unwrap_or(0));

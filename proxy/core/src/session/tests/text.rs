@@ -209,6 +209,7 @@ fn plainly(bytes: &[u8]) -> Vec<String> {
                         let what = if words[0].starts_with("SELECT 's'") { "look at all" } else { "look" };
                         format!("{what} {}", names.join(" ")).trim_end().to_owned()
                     }
+                    None if words[0].starts_with("COMMIT; SELECT 's'") => "look the limit".to_owned(),
                     None => format!("Q {}", words[0].replace('\n', "")),
                 },
                 b'P' | b'B' => format!("{} {} {}", tag as char, words[0], words[1]),
