@@ -120,6 +120,16 @@ pub(super) fn is_only_without_numbers(direct: &[String], routed: &[String]) -> b
     differs.is_some_and(|(direct, routed)| direct.starts_with('D') && is_told(routed))
 }
 
+/// Whether the first thing that differs is 25P02, in a failed transaction, of a statement that was prepared on another server: nothing can be prepared
+/// there, and so nobody tells that a Bind has too few values, or describes what gives no rows (docs/sessions.md).
+pub(super) fn is_only_unprepared(direct: &[String], routed: &[String]) -> bool {
+    let differs = direct.iter().zip(routed).find(|(one, other)| one != other);
+    differs.is_some_and(|(direct, routed)| {
+        let told = direct.contains(" C:08P01 M:bind message supplies ") || direct.starts_with('t');
+        told && routed.starts_with("E ") && routed.contains(" C:25P02 ")
+    })
+}
+
 fn object(oid: u32) -> String {
     if oid < FIRST_NORMAL_OBJECT { oid.to_string() } else { "own".to_owned() }
 }

@@ -4,7 +4,8 @@
 //! transaction control, errors and reads come everywhere. Names come from tiny sets, so that they collide.
 //!
 //! Left out, because the two sides differ there by nature: process ids and what tells them, LSNs, clocks, OIDs of
-//! what is made on the way, `pg_my_temp_schema()`, plans (and what depends on them), and random numbers.
+//! what is made on the way, `pg_my_temp_schema()`, plans (and what depends on them), and random numbers. And a FETCH that is
+//! prepared by name: what it gives is what its cursor gave at its Parse, which can't be repeated on another server.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
@@ -305,11 +306,14 @@ impl Grammar {
     }
 
     fn unit(&mut self, messages: &mut Vec<Message>) {
-        let (statement, portal) = (self.name(STATEMENTS), self.name(PORTALS));
+        let (mut statement, portal) = (self.name(STATEMENTS), self.name(PORTALS));
         let rows = [0, 0, 0, 1, 2][self.dice.below(5)];
         match self.dice.below(12) {
             0..5 => {
                 let (text, values) = self.parsed();
+                if text.starts_with("FETCH") {
+                    statement.clear();
+                }
                 messages.push(Message::Parse { name: statement.clone(), text });
                 if self.one_in(4) {
                     messages.push(Message::DescribeStatement(statement.clone()));
@@ -322,6 +326,9 @@ impl Grammar {
             }
             5 => {
                 let (text, _) = self.parsed();
+                if text.starts_with("FETCH") {
+                    statement.clear();
+                }
                 messages.push(Message::Parse { name: statement, text });
             }
             6 | 7 => {
@@ -330,9 +337,11 @@ impl Grammar {
             }
             8 => messages.push(Message::DescribeStatement(statement)),
             9 => messages.push(Message::CloseStatement(statement)),
-            10 => messages.push(if self.one_in(2) { Message::ClosePortal(portal) } else { Message::DescribePortal(portal) }),
+            10 if self.one_in(2) => messages.push(Message::ClosePortal(portal)),
+            // Of the unnamed one behind a Query that has failed, it depends on what stood before that: BEGIN by the router's messages.
+            10 => messages.push(Message::DescribePortal(named(portal))),
             // A lone Execute of the unnamed portal can crash PostgreSQL 15 (see `Script::is_harmless`).
-            _ => messages.push(Message::Execute { portal: if portal.is_empty() { "p".to_owned() } else { portal }, rows }),
+            _ => messages.push(Message::Execute { portal: named(portal), rows }),
         }
     }
 
@@ -448,6 +457,10 @@ impl Grammar {
     fn one_in(&mut self, count: usize) -> bool {
         self.dice.below(count) == 0
     }
+}
+
+fn named(portal: String) -> String {
+    if portal.is_empty() { "p".to_owned() } else { portal }
 }
 
 fn copies(message: &Message) -> bool {

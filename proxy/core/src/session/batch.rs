@@ -15,6 +15,8 @@ use crate::wire::{frame, view};
 /// A statement that a client has prepared.
 #[derive(Debug)]
 pub(super) struct Statement {
+    /// By which the client has prepared it; empty for the unnamed one.
+    pub(super) name: Box<[u8]>,
     pub(super) id: StatementId,
     /// Of the settings under which the client prepared it.
     pub(super) seed: u64,

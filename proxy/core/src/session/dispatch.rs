@@ -42,7 +42,11 @@ impl Session {
             // It goes back with the transaction.
             self.changing(Some(server));
         }
-        server.settings.sync_messages(&self.settings, server.role, &mut work.to_server);
+        if server.tx == TxStatus::Idle {
+            server.settings.sync_messages(&self.settings, server.role, &mut work.to_server);
+        } else {
+            server.settings.sync_messages_within(&self.settings, server.role, &mut work.to_server);
+        }
         server.ready = false;
         server.forget_unnamed();
         work.owed.push_back(Owed::Bring);
@@ -297,7 +301,7 @@ impl Session {
                 };
                 if let Ok(bind) = view::bind(&message[frame::HEADER..]) {
                     reply::message(&mut work.to_server, b'B', &[bind.portal, b"\0", name.bytes(), b"\0", bind.tail]);
-                    work.owed.push_back(Owed::Bind(name.id()));
+                    work.owed.push_back(Owed::Bind(name.id().zip(statement.clone())));
                 }
             }
             Item::DescribeStatement { statement, unnamed } => {
@@ -419,9 +423,9 @@ impl Session {
         let Some(statement) = statement else {
             if unnamed {
                 // What another session left there isn't this one's.
-                server.forget_unnamed();
+                let unnamed = Some(server.close_unnamed());
                 reply::close_statement(&mut work.to_server, b"");
-                work.owed.push_back(Owed::OUR_CLOSE);
+                work.owed.push_back(Owed::Close { swallow: true, evicted: None, closed: None, unnamed });
             }
             return None;
         };

@@ -26,7 +26,7 @@ pub(super) struct Completion<'a> {
 }
 
 impl Session {
-    pub(super) fn completed(&mut self, completion: Completion<'_>, work: &Work, server: &mut ServerState) {
+    pub(super) fn completed(&mut self, completion: Completion<'_>, work: &mut Work, server: &mut ServerState) {
         let Completion { verdict, statement, tag, .. } = completion;
         if self.movable.is_some() && (verdict.class != Class::Read || verdict.effects.iter().any(|effect| *effect != Effect::UsesClock)) {
             // A cursor, a savepoint, SET LOCAL: the transaction has state on its replica.
@@ -69,19 +69,24 @@ impl Session {
                 Effect::Commit { .. } | Effect::Rollback { .. } | Effect::PrepareTransaction => self.commit_changes(),
                 // It may have committed what came before it in the segment, or not.
                 Effect::MayCommit => server.unsure |= self.journal.is_open(),
-                Effect::DiscardAll => self.discard_all(server),
+                Effect::DiscardAll => {
+                    work.stand_ins.clear();
+                    self.discard_all(server);
+                }
                 Effect::DiscardSequences => self.sequence_advanced = false,
                 Effect::Prepare { name } => {
                     self.sql_prepared.add(name);
                     self.pins.add(PinReason::SqlPrepare);
                 }
                 Effect::Deallocate { name } => {
+                    work.stand_ins.retain(|known| **known != *name.as_bytes());
                     self.statements.remove(name.as_bytes());
                     if self.sql_prepared.remove(name) {
                         self.pins.remove(PinReason::SqlPrepare);
                     }
                 }
                 Effect::DeallocateAll => {
+                    work.stand_ins.clear();
                     server.forget_prepared();
                     self.statements.clear();
                     self.sql_prepared.clear();

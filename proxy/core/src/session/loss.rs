@@ -65,7 +65,7 @@ impl Session {
         work.begin_failed = false;
         work.stand_ins.clear();
         let segment = std::mem::take(&mut work.segment);
-        let waiting = std::mem::take(&mut work.after_bring);
+        let waiting = std::mem::take(&mut work.after_bring) | std::mem::take(&mut work.elsewhere);
         work.checked = false;
         work.misshapen.clear();
         work.prelude_failed = None;
@@ -146,8 +146,8 @@ impl Session {
             self.deliver(env, work);
         }
         if waiting {
-            // The batch was still waiting for the settings, or for the shapes of what it uses: never sent.
-            work.owed.clear();
+            // The batch was still waiting: never sent.
+            self.lose_what_came_before(env, work, server);
             if self.pins.is_empty() {
                 work.excluded.push(server.node.clone());
                 if self.status == TxStatus::InTransaction && self.begin.is_none() && self.lost.is_none() {
@@ -240,6 +240,25 @@ impl Session {
         work.forget_attempts();
     }
 
+    /// Answers what is owed to the client of segments before the batch that waits.
+    fn lose_what_came_before(&mut self, env: &Env<'_>, work: &mut Work, server: &ServerState) {
+        let node = server.node.to_string();
+        if work.owed.iter().any(Owed::is_clients) {
+            self.watermark.saw_unknown(env.now);
+            let refusal = match self.status {
+                TxStatus::Idle if work.writing => Refusal::OutcomeUnknown { node },
+                TxStatus::Idle => Refusal::ReadCut { node },
+                TxStatus::InTransaction | TxStatus::Failed => Refusal::TransactionLost { node },
+            };
+            if self.status != TxStatus::Idle {
+                self.status = TxStatus::Failed;
+                self.lost = Some(Lost::Told);
+            }
+            self.answer_owed(work, &refusal);
+        }
+        work.owed.clear();
+    }
+
     /// A transaction of which nothing was under way: its next statement begins it anew elsewhere where it can move, and else is told of its loss.
     fn lose_transaction(&mut self, role: ServerRole, timed_out: bool) {
         if !timed_out && self.can_move(role) {
@@ -253,7 +272,10 @@ impl Session {
     /// that serves.
     pub fn would_run_again(&self, env: &Env<'_>, work: &Work, node: &str) -> bool {
         let torn = work.server_passing > 0 && !work.server_swallowing;
-        let unsent = work.after_bring && self.pins.is_empty() && (self.status == TxStatus::Idle || self.begin.is_some());
+        let unsent = (work.after_bring || work.elsewhere)
+            && !work.owed.iter().any(Owed::is_clients)
+            && self.pins.is_empty()
+            && (self.status == TxStatus::Idle || self.begin.is_some());
         if self.want.is_some() || torn || work.losses >= LOSSES_MAX || !(work.attempt.is_some() || unsent) {
             return false;
         }

@@ -284,6 +284,8 @@ pub struct Work {
     copy_in: bool,
     /// The batch waits for the settings to be accepted, or for a look at the statements that it uses.
     after_bring: bool,
+    /// The batch waits for another server connection than the one that is held, which goes back with what is owed on it.
+    elsewhere: bool,
     /// What the batch that waits uses has been looked at: see [`Session::check_shapes`].
     checked: bool,
     /// What that look has found to give something else than the client was told.
@@ -596,7 +598,7 @@ impl Session {
     /// The startup settings, where what waits in `work` goes back to them and may see them before it is answered as a whole: only a connection
     /// that began with them will do for that. (What goes back by itself is followed by the router's own setting of them.)
     pub fn beginning(&self, work: &Work) -> Option<&Arc<Settings>> {
-        if self.startup.is_empty() || self.starting.is_some() || self.status != TxStatus::Idle {
+        if self.startup.is_empty() || self.starting.is_some() || (self.status != TxStatus::Idle && self.begin.is_none()) {
             return None;
         }
         let goes_back = |effect: &Effect| match effect {
@@ -618,6 +620,17 @@ impl Session {
         }
         let needed = work.batch.executed().any(|verdict| verdict.effects.iter().any(goes_back));
         needed.then_some(&self.startup)
+    }
+
+    /// Whether what waits may only run on another connection than the one that is held for what came before it in the pipeline.
+    fn needs_another(&self, env: &Env<'_>, work: &Work, server: &ServerState) -> bool {
+        let shares = !server.custom.is_empty() || !self.startup.is_empty();
+        let between = self.status == TxStatus::Idle && work.segment == Segment::Closed && self.begin.is_none() && self.lost.is_none();
+        shares
+            && between
+            && !self.pinned(env)
+            && (self.known_custom_settings(work).is_some_and(|known| !server.custom.are_among(&known))
+                || self.beginning(work).is_some_and(|begins| !Arc::ptr_eq(&server.began, begins)))
     }
 
     /// What is wanted now. A server connection is wanted back only when all that is for it has been written.
@@ -731,6 +744,7 @@ impl Session {
             || self.farewell == Farewell::Taken
             || self.starting.is_some()
             || work.after_bring
+            || work.elsewhere
             || work.ready_after_bring.is_some()
             || work.to_server.len() >= TO_SERVER_MAX
             || work.to_client.len() >= TO_CLIENT_MAX
@@ -924,16 +938,19 @@ impl Session {
         };
         let item = match tag {
             b'Q' => {
-                // "A simple Query message also destroys the unnamed statement" (protocol, Extended Query). It isn't skipped: see
-                // `comes_behind_answers`.
-                self.unnamed = None;
-                for owed in &mut work.owed {
-                    // A Close of it that turns out to have been skipped brings nothing back.
-                    if let Owed::Close { closed, .. } = owed {
-                        closed.take_if(|(name, _)| name.is_empty());
+                let text = view::query(body)?;
+                if !self.cannot_be_read(text) {
+                    // "A simple Query message also destroys the unnamed statement" (protocol, Extended Query). It isn't skipped: see
+                    // `comes_behind_answers`.
+                    self.unnamed = None;
+                    for owed in &mut work.owed {
+                        // A Close of it that turns out to have been skipped brings nothing back.
+                        if let Owed::Close { closed, .. } = owed {
+                            closed.take_if(|(name, _)| name.is_empty());
+                        }
                     }
                 }
-                Item::Query(self.verdict(env, view::query(body)?))
+                Item::Query(self.verdict(env, text))
             }
             b'P' => self.prepare(env, work, body)?,
             b'B' => {
@@ -984,12 +1001,22 @@ impl Session {
         Ok(())
     }
 
+    /// Whether a text isn't in the client's encoding, so that a server refuses the message itself (22021) before it does anything. Asked only where
+    /// that makes a difference, and of UTF-8, which is what nearly all clients speak.
+    fn cannot_be_read(&self, text: &[u8]) -> bool {
+        self.unnamed.is_some() && self.told.value("client_encoding") == Some(b"UTF8") && std::str::from_utf8(text).is_err()
+    }
+
     /// The batch is complete: it goes to the server that is held, or a server is chosen.
     fn submit(&mut self, env: &Env<'_>, work: &mut Work, server: Option<&mut ServerState>) {
         (work.asked, work.unsettled, work.since, work.waits) = (None, None, None, None);
         if matches!(self.phase, Phase::Holding { .. })
             && let Some(server) = server
         {
+            if self.needs_another(env, work, server) {
+                work.elsewhere = true;
+                return self.return_if_done(env, work, server);
+            }
             if let Some(leader) = self.must_move(env, work) {
                 // A READ ONLY transaction leaves its replica: what it has done there is undone with the return.
                 self.begin = self.movable.take();
@@ -1038,6 +1065,7 @@ impl Session {
     /// The server connection was given back, or thrown away. Decides again where a batch still waits for its answer.
     pub fn returned(&mut self, env: &Env<'_>, work: &mut Work) {
         self.phase = Phase::Idle;
+        work.elsewhere = false;
         if let Some(refusal) = self.bad_startup.take() {
             return self.refuse_fatal(work, &refusal);
         }

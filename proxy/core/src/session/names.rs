@@ -39,14 +39,16 @@ impl Session {
             return false;
         }
         let query = || view::query(&message[frame::HEADER..]).is_ok_and(|text| self.runs_by_own_names(&self.verdict(env, text)));
-        self.needs_own_names(&work.batch) || (tag == b'Q' && query())
+        server.is_some_and(|server| self.needs_own_names(&work.batch, server)) || (tag == b'Q' && query())
     }
 
     /// What was taken is sent, and the server tells what has become of all: only then more is taken.
     pub(super) fn await_answers(&mut self, env: &Env<'_>, work: &mut Work, server: Option<&mut ServerState>, tag: u8) {
         // A batch that must be answered before more is taken is flushed.
         work.alone = true;
-        if tag == b'Q' && self.unsynced && !work.batch.is_empty() {
+        let waits = !is_answered(work)
+            && server.as_ref().is_some_and(|server| server.own_names.is_none() && self.needs_own_names(&work.batch, server));
+        if tag == b'Q' && self.unsynced && !work.batch.is_empty() && !waits {
             work.batch.end = End::Overflow;
             self.submit(env, work, server);
         } else if work.segment == Segment::Open && !std::mem::replace(&mut work.flushed, true) {
@@ -55,9 +57,26 @@ impl Session {
     }
 
     /// Whether something in the batch tells by which names the server knows the session's statements.
-    pub(super) fn needs_own_names(&self, batch: &Batch) -> bool {
+    fn needs_own_names(&self, batch: &Batch, server: &ServerState) -> bool {
         // EXECUTE looks at what it is to run when it is prepared itself.
-        batch.executed().any(|verdict| self.runs_by_own_names(verdict)) || batch.verdicts().any(|verdict| self.executes_own(verdict))
+        batch.executed().any(|verdict| self.runs_by_own_names(verdict))
+            || batch.verdicts().any(|verdict| self.executes_own(verdict))
+            || batch.items.iter().any(|(item, _)| self.reads_otherwise(item, server))
+    }
+
+    /// Whether it uses a prepared statement that the server hasn't got, and whose text would be read otherwise under the settings of now than under
+    /// those of its Parse: what its strings say, and what their values are. (What its names mean follows `search_path`, in PostgreSQL, too.)
+    fn reads_otherwise(&self, item: &Item, server: &ServerState) -> bool {
+        let (Item::Bind { statement: Some(statement), unnamed: false }
+        | Item::DescribeStatement { statement: Some(statement), unnamed: false }) = item
+        else {
+            return false;
+        };
+        if Arc::ptr_eq(&statement.settings, &self.settings) || statement.settings.reads_as(&self.settings) {
+            return false;
+        }
+        let text = statement.text();
+        (!text.is_ascii() || text.iter().any(|byte| matches!(byte, b'\'' | b'$' | b'\\'))) && !server.has_prepared(statement.id)
     }
 
     fn runs_by_own_names(&self, verdict: &Verdict) -> bool {
@@ -80,7 +99,7 @@ impl Session {
             || work.segment == Segment::Skipped
             || self.lost.is_some()
             || !is_answered(work)
-            || !self.needs_own_names(&work.batch)
+            || !self.needs_own_names(&work.batch, server)
         {
             return;
         }
@@ -156,11 +175,16 @@ impl Session {
 
     /// The connection is about to be given back: the client's names are closed there. True if that is still to be answered.
     pub(super) fn leave_own_names(&self, work: &mut Work, server: &mut ServerState) -> bool {
-        if server.own_names.take().is_none() || self.statements.is_empty() {
+        if server.own_names.take().is_none() {
             return false;
         }
-        for name in self.statements.keys() {
-            reply::close_statement(&mut work.to_server, name);
+        // What was taken of the client's next messages hasn't come to that server.
+        let there = self.named_before(&work.batch);
+        if there.is_empty() {
+            return false;
+        }
+        for (name, _) in there {
+            reply::close_statement(&mut work.to_server, &name);
             work.owed.push_back(Owed::OUR_CLOSE);
         }
         sync(work);

@@ -49,7 +49,7 @@ pub(super) enum Owed {
         place: Place,
     },
     /// BindComplete. With what the server calls the statement, where that is shared.
-    Bind(Option<StatementId>),
+    Bind(Option<(StatementId, Arc<Statement>)>),
     /// (ParameterDescription and) RowDescription or NoData.
     Describe {
         /// As for Bind.
@@ -552,7 +552,7 @@ impl Session {
         work.segment_failed = true;
         // Nobody knows what it was.
         server.unsure |= matches!(work.owed.front(), Some(Owed::Execute(None)));
-        if let Some(Owed::Bind(Some(id)) | Owed::Describe { id: Some(id), .. }) = work.owed.front()
+        if let Some(Owed::Bind(Some((id, _))) | Owed::Describe { id: Some(id), .. }) = work.owed.front()
             && fault.routine == RESULT_TYPE_CHANGED
         {
             env.judge.outdate(*id);
@@ -603,7 +603,7 @@ impl Session {
             _ => {}
         }
         let vanished = match work.owed.front() {
-            Some(Owed::Bind(Some(id)) | Owed::Describe { id: Some(id), .. }) if sqlstate == INVALID_STATEMENT_NAME => Some(*id),
+            Some(Owed::Bind(Some((id, _))) | Owed::Describe { id: Some(id), .. }) if sqlstate == INVALID_STATEMENT_NAME => Some(*id),
             _ => None,
         };
         if let Some(id) = vanished {
@@ -636,7 +636,7 @@ impl Session {
             work.begin_failed = true;
         }
         // Before what failed is forgotten.
-        let renamed = self.in_clients_names(work, message);
+        let renamed = Session::in_clients_names(work, message);
         if extended {
             self.drop_to_sync(work, server, false);
         }
@@ -681,7 +681,7 @@ impl Session {
                 }
                 Owed::Close { evicted: Some(evicted), .. } => server.prepared().restore(evicted),
                 // A stand-in stays there under a client's name: nobody else gets this server.
-                Owed::Close { swallow: true, .. } => server.tainted = true,
+                Owed::Close { swallow: true, unnamed: None, .. } => server.tainted = true,
                 Owed::Close { closed: Some((name, statement)), .. } if !runs_again => self.reinstate(name, Some(statement)),
                 Owed::Bring
                 | Owed::Begin
@@ -1031,7 +1031,7 @@ impl Session {
         work.writing = false;
         let half_a_message = work.client_passing > 0 && work.client_passing_on;
         let outside = self.status == TxStatus::Idle || self.lost == Some(Lost::Told);
-        if !outside || self.pinned(env) || half_a_message || work.batch.end != End::Open {
+        if !outside || self.pinned(env) || half_a_message || (work.batch.end != End::Open && !work.elsewhere) {
             return;
         }
         // What code has done to the client's names is seen while they are there; whether they are gone, behind that.

@@ -184,6 +184,10 @@ impl ServerState {
         &mut self.prepared
     }
 
+    pub(super) fn has_prepared(&self, id: StatementId) -> bool {
+        self.prepared.uses.contains_key(&id)
+    }
+
     /// Whether its session is another user's than of who logged in: SET SESSION AUTHORIZATION.
     pub(super) fn is_somebody_else(&self) -> bool {
         self.params.value(SESSION_AUTHORIZATION) != self.login.as_deref()

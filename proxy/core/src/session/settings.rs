@@ -51,6 +51,18 @@ pub(super) const NOT_READ_BY_ANALYSIS: &[&str] = &[
     "synchronous_commit",
 ];
 
+/// Parameters by which strings are read, and values out of them when a statement is prepared.
+const READ_OF_STRINGS: [&str; 8] = [
+    "backslash_quote",
+    "client_encoding",
+    "datestyle",
+    "default_text_search_config",
+    "intervalstyle",
+    "standard_conforming_strings",
+    "timezone",
+    "xmloption",
+];
+
 /// Parameters of which a server takes any value that another one of the cluster has taken: what is valid is in their code (`guc_tables.c`), not in
 /// catalogs, files or libraries. The values of all others are waited for before a statement is sent that may depend on them.
 const SURE: &[&str] = &[
@@ -167,6 +179,11 @@ impl Settings {
         self.hash
     }
 
+    /// Whether text means the same under these settings as under others: strings, and the values that they are read as.
+    pub(super) fn reads_as(&self, others: &Settings) -> bool {
+        READ_OF_STRINGS.iter().all(|name| self.value(name) == others.value(name))
+    }
+
     fn rehash(&mut self) {
         let mut hasher = Xxh3::new();
         let mut read: Vec<&Setting> = self.entries.iter().filter(|entry| !NOT_READ_BY_ANALYSIS.contains(&&*entry.name)).collect();
@@ -214,6 +231,15 @@ impl Settings {
 
     /// The messages that bring a server from `self` to `wanted`, with a Sync of their own: all of it happens, or nothing.
     pub fn sync_messages(&self, wanted: &Settings, role: ServerRole, out: &mut Vec<u8>) {
+        self.messages(wanted, role, false, out);
+    }
+
+    /// As [`Settings::sync_messages`], within a transaction, which may be about to be told its isolation level: no query may come before that.
+    pub(super) fn sync_messages_within(&self, wanted: &Settings, role: ServerRole, out: &mut Vec<u8>) {
+        self.messages(wanted, role, true, out);
+    }
+
+    fn messages(&self, wanted: &Settings, role: ServerRole, within: bool, out: &mut Vec<u8>) {
         let mut parsed = None;
         for (name, value) in self.plan(wanted, role) {
             let value = match value {
@@ -223,10 +249,19 @@ impl Settings {
                 // It never leaves the server that knows it.
                 Some(Value::Unread(_)) => continue,
             };
+            let needs_no_quotes = within && needs_no_quotes(name, value);
+            let mut set = |value| {
+                if needs_no_quotes {
+                    parsed = None;
+                    set_by_statement(out, name, value);
+                } else {
+                    set_config(out, &mut parsed, name, value);
+                }
+            };
             if value.is_some_and(|value| is_partial(name, value)) && self.value(name).is_some() {
-                set_config(out, &mut parsed, name, None);
+                set(None);
             }
-            set_config(out, &mut parsed, name, value);
+            set(value);
         }
         reply::sync(out);
     }
@@ -236,6 +271,27 @@ impl Settings {
 /// startup packet's is as its client wrote it, and what another session left must not complete it.
 fn is_partial(name: &str, value: &[u8]) -> bool {
     name == "datestyle" && !value.contains(&b',')
+}
+
+/// What SET takes apart otherwise than `set_config` does (`GUC_LIST_QUOTE`).
+const LISTS_OF_NAMES: [&str; 4] = ["search_path", "temp_tablespaces", "session_preload_libraries", "local_preload_libraries"];
+
+/// Whether name and value read the same under whatever settings a lexer has, and in SET as in `set_config`.
+fn needs_no_quotes(name: &str, value: Option<&[u8]>) -> bool {
+    let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"_-+.,:/ ".contains(byte);
+    let is_name = |byte: u8| byte.is_ascii_lowercase() || byte == b'_';
+    name.bytes().all(is_name) && !LISTS_OF_NAMES.contains(&name) && value.is_none_or(|value| value.iter().all(is_plain))
+}
+
+/// Sets one parameter by a statement that takes no snapshot, where [`needs_no_quotes`].
+fn set_by_statement(out: &mut Vec<u8>, name: &str, value: Option<&[u8]>) {
+    let text = match value {
+        Some(value) => [b"SET ", name.as_bytes(), b" = '", value, b"'\0\0\0"].concat(),
+        None => [b"RESET ", name.as_bytes(), b"\0\0\0"].concat(),
+    };
+    reply::parse(out, b"", &text);
+    reply::message(out, b'B', &[&[0; 8]]);
+    reply::message(out, b'E', &[&[0; 5]]);
 }
 
 /// Sets one parameter. `parsed`: for which kind of value the unnamed statement stands there by now.
@@ -355,6 +411,18 @@ mod tests {
         assert_eq!(messages(&a, &b, ServerRole::Leader), ["set app.tenant = null", "set work_mem = 1MB", "S"]);
         assert_eq!(messages(&b, &a, ServerRole::Leader), ["set work_mem = null", "set app.tenant = it's\\", "S"]);
         assert!(!a.differs(&a.clone(), ServerRole::Leader));
+    }
+
+    #[test]
+    fn within_a_transaction_no_query_runs_where_none_is_needed() {
+        let to =
+            Settings::from_startup([("DateStyle", &b"ISO, DMY"[..]), ("search_path", b"a"), ("application_name", b"a\\b")].into_iter());
+        let mut out = Vec::new();
+        Settings::from_startup([("work_mem", &b"1MB"[..])].into_iter()).sync_messages_within(&to, ServerRole::Leader, &mut out);
+        let run = |text: &str| [format!("P - {text}"), "B - -".to_owned(), "E -".to_owned()];
+        let statements = [run("RESET work_mem"), run("SET datestyle = 'ISO, DMY'")].concat();
+        let calls = ["set search_path = a", "set application_name = a\\b", "S"].map(str::to_owned);
+        assert_eq!(text::to_server(&out), [statements, calls.to_vec()].concat());
     }
 
     #[test]

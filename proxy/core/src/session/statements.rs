@@ -66,9 +66,9 @@ impl Session {
             // Rules are those of its Parse.
             Arc::make_mut(&mut verdict).ruling.clone_from(&known.verdict.ruling);
         }
-        let Statement { id, seed, ref settings, ref tail, shape, ref described, .. } = *known;
-        let (settings, tail, described) = (settings.clone(), tail.clone(), described.clone());
-        let judged = Arc::new(Statement { id, seed, settings, tail, verdict, shape, described });
+        let Statement { name: ref called, id, seed, ref settings, ref tail, shape, ref described, .. } = *known;
+        let (called, settings, tail, described) = (called.clone(), settings.clone(), tail.clone(), described.clone());
+        let judged = Arc::new(Statement { name: called, id, seed, settings, tail, verdict, shape, described });
         if name.is_empty() {
             self.unnamed = Some(judged.clone());
         } else {
@@ -168,7 +168,8 @@ impl Session {
     fn new_statement(&self, env: &Env<'_>, id: StatementId, seed: u64, parse: &view::Parse<'_>, verdict: Arc<Verdict>) -> Arc<Statement> {
         let shape = env.judge.shape();
         let settings = self.settings.clone();
-        Arc::new(Statement { id, seed, settings, tail: parse.tail.into(), verdict, shape, described: Arc::default() })
+        let (name, tail) = (parse.name.into(), parse.tail.into());
+        Arc::new(Statement { name, id, seed, settings, tail, verdict, shape, described: Arc::default() })
     }
 
     /// Of what analysis reads of the settings.
@@ -176,26 +177,13 @@ impl Session {
         self.settings.analysis_hash() ^ self.local_hash
     }
 
-    /// The client's own name for what a server calls by one of ours.
-    fn name_of<'a>(&'a self, work: &'a Work, id: StatementId) -> Option<&'a [u8]> {
-        let there = self.statements.iter().map(|(name, statement)| (&**name, statement));
-        // What stands behind a failure may have closed it already.
-        let closes = work.owed.iter().filter_map(|owed| match owed {
-            Owed::Close { closed: Some((name, closed)), .. } => Some((&**name, closed)),
-            _ => None,
-        });
-        let will_close = work.batch.items.iter().filter_map(|(item, _)| match item {
-            Item::CloseStatement { name, closed: Some(closed) } => Some((&**name, closed)),
-            _ => None,
-        });
-        let mut named = there.chain(closes).chain(will_close).filter(|(name, _)| !name.is_empty());
-        named.find(|(_, statement)| statement.id == id || self.id_there(statement) == id).map(|(name, _)| name)
-    }
-
     /// An error of the server's, with the client's names in the place of ours.
-    pub(super) fn in_clients_names(&self, work: &Work, message: &[u8]) -> Option<Vec<u8>> {
+    pub(super) fn in_clients_names(work: &Work, message: &[u8]) -> Option<Vec<u8>> {
         let (at, id) = find_server_name(message)?;
-        let name = self.name_of(work, id).unwrap_or_default();
+        let name = match work.owed.front() {
+            Some(Owed::Bind(Some((_, statement))) | Owed::Describe { statement: Some(statement), .. }) => &*statement.name,
+            _ => b"",
+        };
         let body = [&message[frame::HEADER..at], name, &message[at + server_name(id).len()..]];
         let mut renamed = Vec::with_capacity(message.len());
         reply::message(&mut renamed, message[0], &body);

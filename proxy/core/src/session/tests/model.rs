@@ -310,7 +310,7 @@ impl Server {
                 {
                     out.extend(row("s", name, value));
                 }
-                out.extend(row("r", "-", "none"));
+                out.extend(row("r", "none", "none"));
                 for name in self.prepared.keys().filter(|name| !name.is_empty()) {
                     out.extend(row("p", name, "-"));
                 }

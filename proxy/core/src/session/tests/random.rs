@@ -134,7 +134,8 @@ impl World {
                 Want::Sample | Want::Hold => client.session.denied(&mut client.work, &crate::refusal::Refusal::NoReplica),
                 Want::Departure(_) => client.session.departure(&self.rig.env(), &mut client.work, true),
                 Want::Return => {
-                    if let Some(server) = client.held.take() {
+                    if let Some(mut server) = client.held.take() {
+                        client.session.let_go(Some(&mut client.work), &mut server.state);
                         self.give_back(server);
                     }
                     client.session.returned(&self.rig.env(), &mut client.work);
@@ -181,7 +182,8 @@ impl World {
         let before = client.work.client_in.len();
         let server = client.held.as_mut().map(|server| &mut server.state);
         client.session.client_bytes(&self.rig.env(), &mut client.work, server);
-        moved |= part > 0 || client.work.client_in.len() < before || client.session.wants();
+        // What was taken before may be sent only now.
+        moved |= part > 0 || client.work.client_in.len() < before || !client.work.to_server.is_empty() || client.session.wants();
         moved
     }
 
@@ -208,6 +210,9 @@ impl World {
         }
     }
 }
+
+/// A read of an unlogged table, of which the router doesn't know.
+const UNLOGGED: &str = "Q select unlogged";
 
 /// Statements that a prepared statement may be, too.
 const PLAIN: &[&str] = &[
@@ -312,6 +317,7 @@ fn pieces() -> impl Strategy<Value = Vec<usize>> {
 fn run(access: Access, ops: &[(usize, bool, String)], pieces: Vec<usize>, max_prepared: usize) {
     let mut world = World::new(access, pieces, max_prepared);
     let mut clients = [world.client(&[("datestyle", "start")]), world.client(&[])];
+    let mut open = [false; 2];
     for (who, wait, op) in ops {
         if op == DDL {
             let shape = &world.rig.judge.shape;
@@ -319,6 +325,11 @@ fn run(access: Access, ops: &[(usize, bool, String)], pieces: Vec<usize>, max_pr
             continue;
         }
         let client = &mut clients[*who];
+        if op == UNLOGGED && std::mem::take(&mut open[*who]) {
+            // What a replica can't read isn't asked again behind a segment of its transaction that the client hasn't synced.
+            continue;
+        }
+        open[*who] = op.ends_with(" / H");
         client.unread.extend(encode(op));
         let answers = client.direct.receive(&encode(op));
         client.direct_got.extend(answers);
@@ -360,7 +371,12 @@ fn same(client: &Client) {
 fn run_to_goodbye(access: Access, ops: &[String], pieces: Vec<usize>, terminates: bool) {
     let mut world = World::new(access, pieces, 2);
     let mut client = world.client(&[]);
+    let mut open = false;
     for op in ops.iter().filter(|op| *op != DDL) {
+        if op == UNLOGGED && open {
+            continue;
+        }
+        open = op.ends_with(" / H");
         client.unread.extend(encode(op));
         let answers = client.direct.receive(&encode(op));
         client.direct_got.extend(answers);
@@ -371,7 +387,7 @@ fn run_to_goodbye(access: Access, ops: &[String], pieces: Vec<usize>, terminates
         client.hangs_up = true;
     }
     world.pump(&mut client);
-    assert!(client.closed, "the session never ends");
+    assert!(client.closed, "the session never ends: {:?}, {:?}", client.work, client.session);
     if client.direct.is_copying() {
         return;
     }

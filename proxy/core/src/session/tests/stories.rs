@@ -950,6 +950,45 @@ mod prepared {
     #[test]
     fn under_other_settings_it_is_another_statement() {
         Story::run(
+            "C> P a insert into t values (1) / S
+             lease l leader
+             S> P sy1 insert into t values (1) / S
+             S< 1 / Z I
+             C< 1 / Z I
+             return
+             C> Q set datestyle = 'dmy'
+             lease l leader
+             S> Q set datestyle = 'dmy'
+             S< C SET / S DateStyle ISO,DMY / Z I
+             C< C SET / S DateStyle ISO,DMY / Z I
+             return
+             # Where it is analysed already, it means what it meant then.
+             C> B - a / E - / S
+             lease l leader
+             S> B - sy1 / E - / S
+             S< 2 / C INSERT 0 1 / Z I
+             C< 2 / C INSERT 0 1 / Z I
+             return
+             cluster l 2:
+             C> B - a / E - / S
+             lease l leader
+             S> set datestyle = ISO,DMY / S / P sy2 insert into t values (1) / B - sy2 / E - / S
+             S< S DateStyle ISO,DMY / C SELECT 1 / Z I / 1 / 2 / C INSERT 0 1 / Z I
+             C< 2 / C INSERT 0 1 / Z I
+             return",
+        );
+    }
+    /// What a string says, or is read as, was settled by the client's Parse: where a server doesn't have that, it is repeated under the settings of then.
+    #[test]
+    fn a_string_means_what_it_meant_at_its_parse() {
+        let named = |text: &str| {
+            format!(
+                "P switchyard_names {text} / B switchyard_names switchyard_names / E switchyard_names / C P switchyard_names / \
+                 C S switchyard_names / S"
+            )
+        };
+        let [begin, mark, back, end] = ["BEGIN", "SAVEPOINT switchyard_names", "ROLLBACK TO switchyard_names", "ROLLBACK"].map(named);
+        Story::run(&format!(
             "C> P a insert into t values ('1/2/2020'::date) / S
              lease l leader
              S> P sy1 insert into t values ('1/2/2020'::date) / S
@@ -972,11 +1011,9 @@ mod prepared {
              cluster l 2:
              C> B - a / E - / S
              lease l leader
-             S> set datestyle = ISO,DMY / S / P sy2 insert into t values ('1/2/2020'::date) / B - sy2 / E - / S
-             S< S DateStyle ISO,DMY / C SELECT 1 / Z I / 1 / 2 / C INSERT 0 1 / Z I
-             C< 2 / C INSERT 0 1 / Z I
-             return",
-        );
+             S> set datestyle = ISO,DMY / S / {begin} / {mark} / set datestyle = null / S / \
+             P a insert into t values ('1/2/2020'::date) / S / {back} / {end} / B - a / E - / S"
+        ));
     }
 }
 
@@ -1913,7 +1950,7 @@ mod settings {
              S> Q reset all; commit; begin
              S< C RESET / C COMMIT / C BEGIN / S DateStyle ISO / Z T
              C< C RESET / C COMMIT / C BEGIN
-             S> set datestyle = SQL, DMY / S / C P - / S
+             S> P - SET datestyle = 'SQL, DMY' / B - - / E - / S / C P - / S
              S< 1 / 2 / D x / C SELECT 1 / S DateStyle SQL,DMY / Z T / 3 / Z T
              C< Z T
              C> Q rollback to s1
