@@ -381,7 +381,7 @@ impl Session {
         let set_here = server.settings.value(name).is_some();
         let own = name.contains('.');
         let name: Arc<str> = Arc::from(name);
-        if value.is_empty() && !set_here && server.custom.contains(&name) && !self.touched.contains(&name) {
+        if value.is_empty() && !set_here && server.custom_before.contains(&name) && !self.touched.contains(&name) {
             // Another session's, of which nothing is left but that.
             return;
         }

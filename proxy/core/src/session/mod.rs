@@ -820,8 +820,12 @@ impl Session {
             let message = &rest[..header.total];
             if !matches!(header.tag, b'S' | b'H' | b'X') && !self.skipping && work.batch.needs_answer() {
                 // What it means depends on what is about to change: names, settings, where strings end.
-                work.batch.end = End::Overflow;
-                self.submit(env, work, server.as_deref_mut());
+                if self.names_wait(work, server.as_deref()) {
+                    self.await_answers(env, work, server.as_deref_mut(), header.tag);
+                } else {
+                    work.batch.end = End::Overflow;
+                    self.submit(env, work, server.as_deref_mut());
+                }
                 break;
             }
             if self.comes_behind_answers(env, work, server.as_deref(), header.tag, message) {
@@ -1041,6 +1045,7 @@ impl Session {
     /// The server connection that was asked for. `member`: as it was when the lease was given.
     pub fn granted(&mut self, env: &Env<'_>, work: &mut Work, server: &mut ServerState, member: Arc<Member>) {
         work.last_words = None;
+        server.custom_before.clone_from(&server.custom);
         self.phase = Phase::Holding { member, role: server.role };
         if server.role == ServerRole::Leader {
             let in_force = env.topology.leader_at(env.now).is_some_and(|(leader, _)| leader.epoch == server.epoch);

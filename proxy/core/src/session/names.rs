@@ -14,7 +14,7 @@ use super::replies::{Owed, Place, Sync};
 use super::server::{OwnNames, server_name};
 use super::settings::{NOT_READ_BY_ANALYSIS, Settings};
 use super::{Env, Segment, ServerState, Session, Work};
-use crate::sql::{Effect, Verdict};
+use crate::sql::{Effect, PinReason, Verdict};
 use crate::wire::reply::{self, TxStatus};
 use crate::wire::{frame, view};
 
@@ -42,13 +42,16 @@ impl Session {
         server.is_some_and(|server| self.needs_own_names(&work.batch, server)) || (tag == b'Q' && query())
     }
 
+    /// Whether what was taken needs the client's own names on the server, which can't get them before all is answered.
+    pub(super) fn names_wait(&self, work: &Work, server: Option<&ServerState>) -> bool {
+        !is_answered(work) && server.is_some_and(|server| server.own_names.is_none() && self.needs_own_names(&work.batch, server))
+    }
+
     /// What was taken is sent, and the server tells what has become of all: only then more is taken.
     pub(super) fn await_answers(&mut self, env: &Env<'_>, work: &mut Work, server: Option<&mut ServerState>, tag: u8) {
         // A batch that must be answered before more is taken is flushed.
         work.alone = true;
-        let waits = !is_answered(work)
-            && server.as_ref().is_some_and(|server| server.own_names.is_none() && self.needs_own_names(&work.batch, server));
-        if tag == b'Q' && self.unsynced && !work.batch.is_empty() && !waits {
+        if tag == b'Q' && self.unsynced && !work.batch.is_empty() && !self.names_wait(work, server.as_deref()) {
             work.batch.end = End::Overflow;
             self.submit(env, work, server);
         } else if work.segment == Segment::Open && !std::mem::replace(&mut work.flushed, true) {
@@ -59,7 +62,9 @@ impl Session {
     /// Whether something in the batch tells by which names the server knows the session's statements.
     fn needs_own_names(&self, batch: &Batch, server: &ServerState) -> bool {
         // EXECUTE looks at what it is to run when it is prepared itself.
-        batch.executed().any(|verdict| self.runs_by_own_names(verdict))
+        // SQL's names and the protocol's are the same ones.
+        (self.pins.has(PinReason::SqlPrepare) && !self.statements.is_empty())
+            || batch.executed().any(|verdict| self.runs_by_own_names(verdict))
             || batch.verdicts().any(|verdict| self.executes_own(verdict))
             || batch.items.iter().any(|(item, _)| self.reads_otherwise(item, server))
     }
@@ -92,10 +97,11 @@ impl Session {
     }
 
     /// From here on the server knows the session's statements by the client's own names, and no others, where the batch that is about to be sent needs
-    /// that. In a failed transaction nothing can be prepared, and nothing runs that would look.
+    /// that. In a failed transaction nothing can be prepared, and nothing runs that would look, but behind its end within a string.
     pub(super) fn use_own_names(&self, work: &mut Work, server: &mut ServerState) {
+        let failed = server.tx == TxStatus::Failed;
         if server.own_names.is_some()
-            || server.tx == TxStatus::Failed
+            || (failed && !(work.segment == Segment::Closed && begins_with_end(&work.batch)))
             || work.segment == Segment::Skipped
             || self.lost.is_some()
             || !is_answered(work)
@@ -139,6 +145,9 @@ impl Session {
         }
         if idle {
             run(b"BEGIN", work);
+        } else if failed {
+            // It has nothing any more that could be lost, and fails again.
+            run(b"ROLLBACK AND CHAIN", work);
         }
         run(b"SAVEPOINT switchyard_names", work);
         for (name, statement) in statements {
@@ -154,6 +163,12 @@ impl Session {
             run(b"ROLLBACK TO switchyard_names", work);
         }
         run(if idle { b"ROLLBACK" } else { b"RELEASE switchyard_names" }, work);
+        if failed {
+            // A simple query: what follows an error in a segment is skipped.
+            reply::query(&mut work.to_server, b"SELECT pg_catalog.int4div(1, 0)");
+            work.owed.push_back(Owed::Prelude);
+            server.forget_unnamed();
+        }
     }
 
     /// What the client has prepared by name before a batch that is still to be sent; what executes others by name comes behind those.
@@ -227,6 +242,12 @@ fn analysed_under(there: &Settings, statements: &Settings) -> Settings {
         wanted.set(name, value.clone());
     }
     wanted
+}
+
+/// Whether it is a string that begins with the end of a transaction.
+fn begins_with_end(batch: &Batch) -> bool {
+    let [(Item::Query(verdict), _)] = batch.items.as_slice() else { return false };
+    matches!(verdict.effects_of(0), [Effect::Commit { .. } | Effect::Rollback { .. }])
 }
 
 /// Whether all is answered that the client has asked for.

@@ -41,6 +41,8 @@ pub struct ServerState {
     pub sets_unknown: bool,
     /// The custom settings (`prefix.name`) that were ever set on it: to whoever asks for one, '' is something else than none.
     pub custom: CustomNames,
+    /// Of these, the ones from before the session that holds it.
+    pub(super) custom_before: CustomNames,
     prepared: Prepared,
     /// It knows its session's statements by the client's own names, and has none of ours: see [`super::names`].
     pub(super) own_names: Option<OwnNames>,
@@ -92,6 +94,7 @@ impl ServerState {
             sequences: None,
             sets_unknown: false,
             custom: CustomNames::default(),
+            custom_before: CustomNames::default(),
             prepared: Prepared { uses: FxHashMap::default(), clock: 0, max: max_prepared.max(1) },
             own_names: None,
             accepted: Vec::new(),
