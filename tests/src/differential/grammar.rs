@@ -426,7 +426,8 @@ impl Grammar {
         let text = self.expand(drawn);
         // On a replica's connection READ ONLY is the default from the beginning (ARCHITECTURE.md, invariant 7): what
         // changes it is told otherwise.
-        let told_otherwise = self.port == Port::ReadOnly && text.contains("CHARACTERISTICS AS TRANSACTION READ");
+        let sets = text.contains("CHARACTERISTICS AS TRANSACTION") && ["READ ONLY", "READ WRITE"].iter().any(|mode| text.contains(mode));
+        let told_otherwise = self.port == Port::ReadOnly && sets;
         if told_otherwise { "SELECT 1".to_owned() } else { text }
     }
 

@@ -161,8 +161,9 @@ impl Player {
         self.changed = true;
         let named = script.renamed(|text| self.databases.named(text));
         let script = &named;
-        // Behind a custom setting that it has failed to set, a session gets a connection on which nobody has tried to.
-        let parted = script.texts().any(|text| ["my.x", "app.tenant"].iter().any(|name| text.contains(name)));
+        // Behind a custom setting that it has failed to set, a session gets a connection on which nobody has tried to; and one that began like itself
+        // where it goes back to its beginning.
+        let parted = !script.options.is_empty() || script.texts().any(|text| ["my.x", "app.tenant"].iter().any(|name| text.contains(name)));
         (self.shared, self.excused) = (parted, Cell::new(false));
         let mut difference = self.played(script);
         // A leak by the detector's own word says more than an answer does.

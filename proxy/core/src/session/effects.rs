@@ -9,6 +9,7 @@ use super::settings::{NOT_READ_BY_ANALYSIS, Value};
 use super::{ServerState, Session, Work, own};
 use crate::route::ServerRole;
 use crate::sql::{Class, Effect, Kind, PinReason, SetTo, TransactionModes, Verdict};
+use crate::wire::reply::TxStatus;
 
 /// A statement of a string, or a prepared one, that a server has completed.
 #[derive(Clone, Copy, Debug)]
@@ -62,6 +63,10 @@ impl Session {
                 Effect::Savepoint { name } => self.mark_savepoint(name, server),
                 Effect::Release { name } => self.release_savepoint(name),
                 Effect::RollbackTo { name } => self.roll_back_to_savepoint(name, server),
+                // Outside of a transaction it does nothing, and is answered so, too (`PrepareTransactionBlock`).
+                Effect::PrepareTransaction if tag == b"ROLLBACK" && server.tx != TxStatus::Failed => {
+                    server.unsure |= self.journal.is_open();
+                }
                 // The tag tells what became of the transaction: COMMIT of a failed one is a ROLLBACK.
                 Effect::Commit { .. } | Effect::Rollback { .. } | Effect::PrepareTransaction if tag == b"ROLLBACK" => {
                     self.roll_back_changes(Some(server));
@@ -193,7 +198,7 @@ impl Session {
 
     /// The segment is over: outside a transaction, what it changed stays or goes back.
     pub(super) fn end_segment(&mut self, work: &mut Work, server: &mut ServerState) {
-        if server.tx != crate::wire::reply::TxStatus::Idle {
+        if server.tx != TxStatus::Idle {
             return;
         }
         if work.segment_failed {

@@ -751,9 +751,9 @@ impl Session {
                     server.unsure |= server.own_names.is_some();
                     self.failed(&verdict, completed);
                 }
-                return Ok(self.segment_done(env, work, server, status));
+                return Ok(self.segment_done(env, work, server, status, true));
             }
-            Some(Owed::FunctionCall | Owed::Sync(Sync::Clients)) => return Ok(self.segment_done(env, work, server, status)),
+            Some(Owed::FunctionCall | Owed::Sync(Sync::Clients)) => return Ok(self.segment_done(env, work, server, status, true)),
             Some(Owed::Sync(Sync::ForFlush)) => {
                 // The client's own Sync is still to come: after an error everything up to there is dropped.
                 if work.segment_failed && !work.runs_again() {
@@ -762,7 +762,7 @@ impl Session {
                         self.abandon_batch(work);
                     }
                 }
-                self.segment_done(env, work, server, status);
+                self.segment_done(env, work, server, status, false);
             }
             Some(Owed::Sync(Sync::Check)) => {
                 work.segment_failed = false;
@@ -852,6 +852,8 @@ impl Session {
         } else if let Some(status) = ready {
             self.tell_parameters(env, work, server);
             reply::ready_for_query(&mut work.to_client, status);
+            self.return_if_done(env, work, server);
+        } else if work.owed.is_empty() {
             self.return_if_done(env, work, server);
         }
     }
@@ -957,8 +959,8 @@ impl Session {
         }
     }
 
-    /// The client's ReadyForQuery.
-    fn segment_done(&mut self, env: &Env<'_>, work: &mut Work, server: &mut ServerState, status: TxStatus) -> Fate {
+    /// ReadyForQuery behind a segment. `told`: it is the client's, and not that of a Sync in the place of its Flush.
+    fn segment_done(&mut self, env: &Env<'_>, work: &mut Work, server: &mut ServerState, status: TxStatus, told: bool) -> Fate {
         if work.runs_again() {
             if work.owed.is_empty() {
                 self.run_again(env, work, server);
@@ -994,7 +996,7 @@ impl Session {
         if work.owed.is_empty() && status != TxStatus::Failed && self.differs_from(server) {
             // It has gone back to values of its own where the session has others.
             self.bring(work, server);
-            work.ready_after_bring = Some(status);
+            work.ready_after_bring = told.then_some(status);
             return Fate::Swallow;
         }
         self.tell_parameters(env, work, server);
@@ -1002,7 +1004,9 @@ impl Session {
         if self.status == status {
             return Fate::Forward;
         }
-        reply::ready_for_query(&mut work.to_client, self.status);
+        if told {
+            reply::ready_for_query(&mut work.to_client, self.status);
+        }
         Fate::Swallow
     }
 

@@ -107,6 +107,12 @@ impl Story {
         self.servers.get_mut(key).expect("held").fresh = false;
     }
 
+    /// On the server connection that is held, another session has set a custom setting before.
+    pub(super) fn others_have_set(&mut self, name: &str) {
+        let key = self.held.as_ref().expect("holds one");
+        self.servers.get_mut(key).expect("held").custom.add(&name.into());
+    }
+
     fn nothing_left(&self, before: &str) {
         let (client, server) = (text::to_client(&self.work.to_client), text::to_server(&self.work.to_server));
         assert!(client.is_empty(), "not told before «{before}»: C< {}", client.join(" / "));

@@ -1397,6 +1397,52 @@ mod own_names {
              return",
         );
     }
+
+    #[test]
+    fn they_wait_for_what_is_to_be_answered_before_them() {
+        Story::run(
+            "C> D S a / S / P a prepare a as select 5 / B - a / E - / Q select 1
+             lease l leader
+             S> D S a / S
+             S< E 26000 x / Z I
+             C< E 26000 / Z I
+             return
+             lease l leader
+             S> S / P a prepare a as select 5 / B - a / E - / H",
+        );
+    }
+
+    /// A string ends a failed transaction, in which nothing could be prepared: it is begun anew, and fails again.
+    #[test]
+    fn behind_the_end_of_a_failed_transaction_in_its_own_string() {
+        let named = |text: &str| {
+            format!(
+                "P switchyard_names {text} / B switchyard_names switchyard_names / E switchyard_names / C P switchyard_names / \
+                 C S switchyard_names / S"
+            )
+        };
+        let [chain, mark, back, release] =
+            ["ROLLBACK AND CHAIN", "SAVEPOINT switchyard_names", "ROLLBACK TO switchyard_names", "RELEASE switchyard_names"].map(named);
+        let (begun, failed) = ("P - begin / B - - / E - / Q insert into t values (1)", "S< 1 / 2 / C BEGIN / E 23505 x / Z E");
+        Story::run(&format!(
+            "C> P w select 1 / S
+             lease r replica
+             S> P sy1 select 1 / S
+             S< 1 / Z I
+             C< 1 / Z I
+             return
+             C> Q begin
+             C< C BEGIN / Z T
+             C> Q insert into t values (1)
+             lease l leader
+             S> {begun}
+             {failed}
+             C< E 23505 / Z E
+             C> Q rollback and chain; prepare w as select 5
+             S> {chain} / {mark} / P w select 1 / S / {back} / {release} / Q SELECT pg_catalog.int4div(1, 0) / \
+             Q rollback and chain; prepare w as select 5"
+        ));
+    }
 }
 
 mod outdated {
@@ -2427,6 +2473,33 @@ mod out_of_sight {
         for sql in ["set work_mem = '1MB'", "reset work_mem", "reset all"] {
             assert!(!asks(sql), "{sql}");
         }
+    }
+
+    /// Nor does what comes behind it in a pipeline: the first of it may have been one that can't see them.
+    #[test]
+    fn what_may_see_others_custom_settings_waits_for_another_connection() {
+        let begun = || {
+            let mut story = Story::on(Access::ReadWrite);
+            story.tell("C> Q insert into t values (1)\n lease l leader\n S> Q insert into t values (1)");
+            story.others_have_set("app.x");
+            story
+        };
+        begun().tell(
+            "C> Q select 1
+             S< C INSERT 0 1 / Z I
+             C< C INSERT 0 1 / Z I
+             return
+             lease l leader
+             S> Q select 1",
+        );
+        // Lost meanwhile, it takes only what was sent there with it.
+        begun().tell(
+            "C> Q select 1
+             lost
+             C< E 08007 / Z I
+             lease l leader
+             S> Q select 1",
+        );
     }
 
     #[test]
