@@ -130,6 +130,14 @@ pub(super) fn is_only_unprepared(direct: &[String], routed: &[String]) -> bool {
     })
 }
 
+/// Whether the first thing that differs is that a transaction's modes could be set behind a Parse and a Flush, which the router ends with a Sync.
+pub(super) fn is_only_synced(direct: &[String], routed: &[String]) -> bool {
+    let differs = direct.iter().zip(routed).find(|(one, other)| one != other);
+    differs.is_some_and(|(direct, routed)| {
+        direct.contains(" C:25001 M:SET TRANSACTION ") && direct.contains(" must be called before any query") && !routed.starts_with('E')
+    })
+}
+
 fn object(oid: u32) -> String {
     if oid < FIRST_NORMAL_OBJECT { oid.to_string() } else { "own".to_owned() }
 }

@@ -589,7 +589,8 @@ impl Session {
             return None;
         }
         let mut known = self.touched.clone();
-        for name in work.sets_custom_settings() {
+        // What it has from its startup packet is brought to whatever connection it gets.
+        for name in self.settings.dotted().chain(work.sets_custom_settings()) {
             known.add(name);
         }
         Some(known)

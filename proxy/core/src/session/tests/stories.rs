@@ -2492,6 +2492,11 @@ mod out_of_sight {
              lease l leader
              S> Q select 1",
         );
+        // Behind a transaction's beginning it is a part of that, on whatever connection.
+        let mut story = Story::on(Access::ReadWrite);
+        story.tell("C> P - begin / B - - / E - / S\n lease l leader\n S> P - begin / B - - / E - / S");
+        story.others_have_set("app.x");
+        story.tell("C> Q select 1\n S< 1 / 2 / C BEGIN / Z T\n C< 1 / 2 / C BEGIN / Z T\n S> Q select 1");
         // Lost meanwhile, it takes only what was sent there with it.
         begun().tell(
             "C> Q select 1
