@@ -130,12 +130,12 @@ pub(super) fn is_only_unprepared(direct: &[String], routed: &[String]) -> bool {
     })
 }
 
-/// Whether the first thing that differs is that a transaction's modes could be set behind a Parse and a Flush, which the router ends with a Sync.
-pub(super) fn is_only_synced(direct: &[String], routed: &[String]) -> bool {
+/// Whether the first thing that differs is whether a transaction's modes can still be set: a Parse with a Flush behind it is ended by the router with a
+/// Sync, and where SQL is about to see the names of the session's statements, these are prepared first, which takes a snapshot.
+pub(super) fn is_only_of_modes(direct: &[String], routed: &[String], flushes: bool) -> bool {
     let differs = direct.iter().zip(routed).find(|(one, other)| one != other);
-    differs.is_some_and(|(direct, routed)| {
-        direct.contains(" C:25001 M:SET TRANSACTION ") && direct.contains(" must be called before any query") && !routed.starts_with('E')
-    })
+    let is_told = |line: &str| line.contains(" C:25001 M:SET TRANSACTION ") && line.contains(" must be called before any query");
+    differs.is_some_and(|(direct, routed)| if is_told(direct) { flushes && !routed.starts_with('E') } else { is_told(routed) })
 }
 
 fn object(oid: u32) -> String {

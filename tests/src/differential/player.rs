@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 
-use super::compare::{is_only_synced, is_only_unprepared, is_only_without_numbers, lines};
+use super::compare::{is_only_of_modes, is_only_unprepared, is_only_without_numbers, lines};
 use super::encode::{self, Write};
 use super::objects::{ALONE, BYSTANDER, Databases, HERE};
 use super::script::{End, Message, Script, Step};
@@ -628,7 +628,7 @@ impl Player {
         if kind == Kind::Answer
             && (self.goes_back
                 || (self.shared && is_only_without_numbers(&direct, &routed))
-                || (self.flushes && is_only_synced(&direct, &routed))
+                || is_only_of_modes(&direct, &routed, self.flushes)
                 || is_only_unprepared(&direct, &routed))
         {
             self.excused.set(true);
