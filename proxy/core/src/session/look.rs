@@ -128,7 +128,7 @@ const RESTORE: &str = "COMMIT";
 macro_rules! set_by_session {
     ($which:literal) => {
         concat!(
-            "SELECT 's', ",
+            "SELECT CASE WHEN s.setting OPERATOR(pg_catalog.=) s.reset_val THEN 'e' ELSE 's' END, ",
             in_hex!("s.name"),
             ", ",
             in_hex!("pg_catalog.current_setting(s.name, true)"),
@@ -141,7 +141,7 @@ macro_rules! set_by_session {
 /// The limit itself, where the session has set it.
 const LIMIT: &str = set_by_session!(" AND s.name OPERATOR(pg_catalog.=) 'statement_timeout'");
 
-/// Settings whose source is the session; values of custom ones, of which no view tells; channels, session-level advisory locks, cursors that are held,
+/// Settings whose source is the session, those that are what they would be anyway by themselves; values of custom ones, of which no view tells; channels, session-level advisory locks, cursors that are held,
 /// and prepared statements: functions only. Then, of the catalogs, the role; what roles and databases have set of custom settings; objects in the
 /// temporary schema (2615 is `pg_namespace`). All of it qualified: the session's `search_path` may hold operators and functions of anybody's.
 ///
@@ -294,11 +294,13 @@ impl Session {
         for (kind, name, value) in &seen.rows {
             let text = std::str::from_utf8(name).ok();
             // Parameters' names mean the same in any case.
-            let parameter = text.filter(|_| matches!(kind, b's' | b'v' | b'd')).map(str::to_ascii_lowercase).unwrap_or_default();
+            let parameter = text.filter(|_| matches!(kind, b's' | b'e' | b'v' | b'd')).map(str::to_ascii_lowercase).unwrap_or_default();
             match (kind, text, value) {
                 // The transaction's own, and a replica connection's protection.
-                (b's', Some(_), _) if is_transactions(&parameter) || !carried(&parameter, server.role) => {}
-                (b's', Some(_), Some(value)) => {
+                (b's' | b'e', Some(_), _) if is_transactions(&parameter) || !carried(&parameter, server.role) => {}
+                // RESET and SET LOCAL of the same one within a transaction leave its source behind, and nothing else.
+                (b'e', Some(_), _) if server.settings.value(&parameter).is_none() => {}
+                (b's' | b'e', Some(_), Some(value)) => {
                     // Of a startup packet's value its server hasn't told how it reads.
                     let begun = self.startup.value(&parameter).filter(|_| look == Look::Check);
                     if begun.is_none() || server.settings.value(&parameter) != begun {

@@ -1035,7 +1035,7 @@ impl Session {
         work.writing = false;
         let half_a_message = work.client_passing > 0 && work.client_passing_on;
         let outside = self.status == TxStatus::Idle || self.lost == Some(Lost::Told);
-        if work.elsewhere && !(outside && !self.pinned(env)) {
+        if work.elsewhere && (!outside || self.pinned(env)) {
             // What came before it has begun a transaction, or keeps the connection: it belongs there.
             work.elsewhere = false;
             return self.dispatch(env, work, server);

@@ -304,7 +304,7 @@ impl Server {
                     None => out.extend(row("v", &name, "none")),
                 }
             }
-            if sql.starts_with("SELECT 's'") {
+            if sql.starts_with("SELECT CASE ") {
                 for (name, value) in
                     self.values.iter().filter(|(name, value)| !name.contains('.') && self.startup.get(*name) != Some(value))
                 {

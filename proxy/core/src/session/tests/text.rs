@@ -162,7 +162,7 @@ fn own_bind(text: &str, body: &[u8]) -> Option<String> {
 
 /// The names at which a look of the router's looks; `None` where the text is none.
 pub(super) fn looked_at(text: &str) -> Option<Vec<String>> {
-    if !["SELECT 'v'", "SELECT 's'"].iter().any(|start| text.starts_with(start)) {
+    if !["SELECT 'v'", "SELECT CASE "].iter().any(|start| text.starts_with(start)) {
         return None;
     }
     let (_, names) = text.split_once("unnest('{").expect("names");
@@ -206,10 +206,10 @@ fn plainly(bytes: &[u8]) -> Vec<String> {
             match tag {
                 b'Q' => match looked_at(&words[0]) {
                     Some(names) => {
-                        let what = if words[0].starts_with("SELECT 's'") { "look at all" } else { "look" };
+                        let what = if words[0].starts_with("SELECT CASE ") { "look at all" } else { "look" };
                         format!("{what} {}", names.join(" ")).trim_end().to_owned()
                     }
-                    None if words[0].starts_with("COMMIT; SELECT 's'") => "look the limit".to_owned(),
+                    None if words[0].starts_with("COMMIT; SELECT CASE ") => "look the limit".to_owned(),
                     None => format!("Q {}", words[0].replace('\n', "")),
                 },
                 b'P' | b'B' => format!("{} {} {}", tag as char, words[0], words[1]),
