@@ -22,6 +22,8 @@ use crate::leaks::Log;
 /// For what ends a moment behind its answer: a server process whose session has gone, a row that a replica is yet to
 /// show.
 const MOMENT: Duration = Duration::from_secs(2);
+/// Uses of several connections that change nothing, until they are taken to rest.
+const AT_REST: u32 = 30;
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
 /// Scripts that one second client sees before another takes its place.
 const LOOKS_MAX: usize = 12;
@@ -343,11 +345,14 @@ impl Player {
     /// took the place of the first now and then, without any statement of a script.
     fn bystanders_at_rest(&mut self, database: &str) -> anyhow::Result<String> {
         let mut before = self.bystanders(database)?;
+        let mut same = 0;
         self.eventually(|player| {
             let now = player.bystanders(database)?;
-            // One that ends takes a moment for it.
+            same = if now == before { same + 1 } else { 0 };
             let one = !now.contains(' ') && now != "none";
-            Ok(now == std::mem::replace(&mut before, now.clone()) && one)
+            before = now;
+            // One that ends takes a moment for it; a larger pool may keep both.
+            Ok(same > if one { 0 } else { AT_REST })
         })?;
         Ok(before)
     }

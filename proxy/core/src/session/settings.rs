@@ -181,7 +181,7 @@ impl Settings {
 
     /// Whether text means the same under these settings as under others: strings, and the values that they are read as.
     pub(super) fn reads_as(&self, others: &Settings) -> bool {
-        READ_OF_STRINGS.iter().all(|name| self.value(name) == others.value(name))
+        self.hash == others.hash || READ_OF_STRINGS.iter().all(|name| self.value(name) == others.value(name))
     }
 
     fn rehash(&mut self) {
