@@ -94,13 +94,14 @@ pub enum Message {
 }
 
 impl Script {
-    /// Every text of a statement in it, in order.
+    /// Whether there is a Flush among its steps.
     pub(super) fn flushes(&self) -> bool {
         let has =
             |step: &Step| matches!(step, Step::Write { messages, .. } if messages.iter().any(|message| matches!(message, Message::Flush)));
         self.steps.iter().any(has)
     }
 
+    /// Every text of a statement in it, in order.
     pub(super) fn texts(&self) -> impl Iterator<Item = &str> {
         let ends = match &self.end {
             End::Behind(messages) | End::HalfClose(messages) => messages.as_slice(),

@@ -168,9 +168,7 @@ impl Session {
         if before.is_none() || server.tx != TxStatus::Idle {
             return;
         }
-        reply::parse(&mut work.to_server, b"", b"DISCARD SEQUENCES\0\0\0");
-        reply::message(&mut work.to_server, b'B', &[&[0; 8]]);
-        reply::message(&mut work.to_server, b'E', &[&[0; 5]]);
+        reply::run(&mut work.to_server, b"DISCARD SEQUENCES");
         reply::sync(&mut work.to_server);
         work.owed.push_back(Owed::Discard);
         server.forget_unnamed();
@@ -219,9 +217,8 @@ impl Session {
             // Only the end of the transaction is accepted now, and everything is answered in PostgreSQL's own words: by a
             // transaction that has failed.
             reply::query(&mut work.to_server, b"BEGIN");
-            reply::query(&mut work.to_server, b"SELECT pg_catalog.int4div(1, 0)");
-            work.owed.extend([Owed::Prelude, Owed::Prelude]);
-            server.forget_unnamed();
+            work.owed.push_back(Owed::Prelude);
+            fail_transaction(work, server);
             self.lost = Some(Lost::StoodIn);
             return false;
         }
@@ -230,9 +227,7 @@ impl Session {
         if let Some(begin) = self.begin.take() {
             // As messages of the extended protocol: if one fails, the server skips what comes behind it.
             for text in begin.texts.split_inclusive(|byte| *byte == 0) {
-                reply::parse(&mut work.to_server, b"", &[text, b"\0\0"].concat());
-                reply::message(&mut work.to_server, b'B', &[&[0; 8]]);
-                reply::message(&mut work.to_server, b'E', &[&[0; 5]]);
+                reply::run(&mut work.to_server, text.strip_suffix(b"\0").unwrap_or(text));
                 work.owed.push_back(Owed::Begin);
             }
             if !matches!(work.batch.items.first(), Some((Item::Query(_), _))) {
@@ -562,6 +557,14 @@ impl NameThere {
             NameThere::Named(id, _) => Some(*id),
         }
     }
+}
+
+/// Has the transaction that is open fail.
+pub(super) fn fail_transaction(work: &mut Work, server: &mut ServerState) {
+    // A simple query: what follows an error in a segment is skipped.
+    reply::query(&mut work.to_server, b"SELECT pg_catalog.int4div(1, 0)");
+    work.owed.push_back(Owed::Prelude);
+    server.forget_unnamed();
 }
 
 fn evict_for(id: StatementId, work: &mut Work, server: &mut ServerState) {

@@ -141,53 +141,53 @@ macro_rules! set_by_session {
 /// The limit itself, where the session has set it.
 const LIMIT: &str = set_by_session!(" AND s.name OPERATOR(pg_catalog.=) 'statement_timeout'");
 
-/// Settings whose source is the session, those that are what they would be anyway by themselves; values of custom ones, of which no view tells; channels, session-level advisory locks, cursors that are held,
-/// and prepared statements: functions only. Then, of the catalogs, the role; what roles and databases have set of custom settings; objects in the
+macro_rules! all {
+    ($which:literal) => {
+        concat!(
+            set_by_session!($which),
+            " UNION ALL ",
+            values!(),
+            " UNION ALL SELECT 'l', ",
+            in_hex!("c"),
+            ", '' FROM pg_catalog.pg_listening_channels() c",
+            " UNION ALL SELECT 'a', '', '' WHERE EXISTS (SELECT FROM pg_catalog.pg_lock_status() l",
+            " WHERE l.locktype OPERATOR(pg_catalog.=) 'advisory' AND l.pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid())",
+            " UNION ALL SELECT 'h', ",
+            in_hex!("h.name"),
+            ", '' FROM pg_catalog.pg_cursor() h WHERE h.name OPERATOR(pg_catalog.<>) ''",
+            " UNION ALL SELECT 'p', ",
+            in_hex!("p.name"),
+            ", '' FROM pg_catalog.pg_prepared_statement() p",
+            "; SET LOCAL jit = off; SELECT 'r', ",
+            in_hex!(
+                "COALESCE((SELECT pg_catalog.substr(c, 6) FROM pg_catalog.pg_db_role_setting g, pg_catalog.unnest(g.setconfig) c \
+                 WHERE pg_catalog.starts_with(c, 'role=') AND g.setrole OPERATOR(pg_catalog.=) ANY (ARRAY[0::pg_catalog.oid, \
+                 pg_catalog.to_regrole(pg_catalog.quote_ident(SESSION_USER::pg_catalog.text))::pg_catalog.oid]) \
+                 AND g.setdatabase OPERATOR(pg_catalog.=) ANY (ARRAY[0::pg_catalog.oid, (SELECT d.oid FROM pg_catalog.pg_database d \
+                 WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database())]) \
+                 ORDER BY g.setrole OPERATOR(pg_catalog.<>) 0::pg_catalog.oid DESC, \
+                 g.setdatabase OPERATOR(pg_catalog.<>) 0::pg_catalog.oid DESC LIMIT 1), 'none')"
+            ),
+            ", ",
+            in_hex!("pg_catalog.current_setting('role')"),
+            " UNION ALL SELECT 'd', ",
+            in_hex!("pg_catalog.split_part(c, '=', 1)"),
+            ", ",
+            in_hex!("pg_catalog.substr(c, pg_catalog.strpos(c, '=') OPERATOR(pg_catalog.+) 1)"),
+            " FROM pg_catalog.pg_db_role_setting g, pg_catalog.unnest(g.setconfig) c",
+            " WHERE pg_catalog.strpos(pg_catalog.split_part(c, '=', 1), '.') OPERATOR(pg_catalog.>) 0",
+            " UNION ALL SELECT 't', '', '' WHERE EXISTS (SELECT FROM pg_catalog.pg_depend d",
+            " WHERE d.refclassid OPERATOR(pg_catalog.=) 2615::pg_catalog.oid AND d.refobjid OPERATOR(pg_catalog.=) pg_catalog.pg_my_temp_schema())"
+        )
+    };
+}
+
+/// Settings whose source is the session, with those apart that are what they would be anyway; values of custom ones, of which no view tells; channels,
+/// session-level advisory locks, cursors that are held, and prepared statements: functions only. Then, of the catalogs, the role; what roles and databases have set of custom settings; objects in the
 /// temporary schema (2615 is `pg_namespace`). All of it qualified: the session's `search_path` may hold operators and functions of anybody's.
 ///
 /// The catalogs are read without JIT: a session that has turned off `enable_seqscan` or `enable_nestloop` gives their plans costs for which PostgreSQL
 /// would compile them for seconds. What the session has of `jit` itself has been told by then, and is back with the look's end.
-macro_rules! all {
-    ($which:literal) => {
-        concat!(
-    set_by_session!($which),
-    " UNION ALL ",
-    values!(),
-    " UNION ALL SELECT 'l', ",
-    in_hex!("c"),
-    ", '' FROM pg_catalog.pg_listening_channels() c",
-    " UNION ALL SELECT 'a', '', '' WHERE EXISTS (SELECT FROM pg_catalog.pg_lock_status() l",
-    " WHERE l.locktype OPERATOR(pg_catalog.=) 'advisory' AND l.pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid())",
-    " UNION ALL SELECT 'h', ",
-    in_hex!("h.name"),
-    ", '' FROM pg_catalog.pg_cursor() h WHERE h.name OPERATOR(pg_catalog.<>) ''",
-    " UNION ALL SELECT 'p', ",
-    in_hex!("p.name"),
-    ", '' FROM pg_catalog.pg_prepared_statement() p",
-    "; SET LOCAL jit = off; SELECT 'r', ",
-    in_hex!(
-        "COALESCE((SELECT pg_catalog.substr(c, 6) FROM pg_catalog.pg_db_role_setting g, pg_catalog.unnest(g.setconfig) c \
-         WHERE pg_catalog.starts_with(c, 'role=') AND g.setrole OPERATOR(pg_catalog.=) ANY (ARRAY[0::pg_catalog.oid, \
-         pg_catalog.to_regrole(pg_catalog.quote_ident(SESSION_USER::pg_catalog.text))::pg_catalog.oid]) \
-         AND g.setdatabase OPERATOR(pg_catalog.=) ANY (ARRAY[0::pg_catalog.oid, (SELECT d.oid FROM pg_catalog.pg_database d \
-         WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database())]) \
-         ORDER BY g.setrole OPERATOR(pg_catalog.<>) 0::pg_catalog.oid DESC, \
-         g.setdatabase OPERATOR(pg_catalog.<>) 0::pg_catalog.oid DESC LIMIT 1), 'none')"
-    ),
-    ", ",
-    in_hex!("pg_catalog.current_setting('role')"),
-    " UNION ALL SELECT 'd', ",
-    in_hex!("pg_catalog.split_part(c, '=', 1)"),
-    ", ",
-    in_hex!("pg_catalog.substr(c, pg_catalog.strpos(c, '=') OPERATOR(pg_catalog.+) 1)"),
-    " FROM pg_catalog.pg_db_role_setting g, pg_catalog.unnest(g.setconfig) c",
-    " WHERE pg_catalog.strpos(pg_catalog.split_part(c, '=', 1), '.') OPERATOR(pg_catalog.>) 0",
-    " UNION ALL SELECT 't', '', '' WHERE EXISTS (SELECT FROM pg_catalog.pg_depend d",
-    " WHERE d.refclassid OPERATOR(pg_catalog.=) 2615::pg_catalog.oid AND d.refobjid OPERATOR(pg_catalog.=) pg_catalog.pg_my_temp_schema())"
-)
-    };
-}
-
 const ALL: &str = all!("");
 /// As [`ALL`], without what [`LIMIT`] tells.
 const ALL_BUT_LIMIT: &str = all!(" AND s.name OPERATOR(pg_catalog.<>) 'statement_timeout'");

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use rustc_hash::FxHashMap;
 
 use super::batch::{Batch, End, Item, Statement};
+use super::dispatch::fail_transaction;
 use super::replies::{Owed, Place, Sync};
 use super::server::{OwnNames, server_name};
 use super::settings::{NOT_READ_BY_ANALYSIS, Settings};
@@ -164,10 +165,7 @@ impl Session {
         }
         run(if idle { b"ROLLBACK" } else { b"RELEASE switchyard_names" }, work);
         if failed {
-            // A simple query: what follows an error in a segment is skipped.
-            reply::query(&mut work.to_server, b"SELECT pg_catalog.int4div(1, 0)");
-            work.owed.push_back(Owed::Prelude);
-            server.forget_unnamed();
+            fail_transaction(work, server);
         }
     }
 

@@ -286,12 +286,10 @@ fn needs_no_quotes(name: &str, value: Option<&[u8]>) -> bool {
 /// Sets one parameter by a statement that takes no snapshot, where [`needs_no_quotes`].
 fn set_by_statement(out: &mut Vec<u8>, name: &str, value: Option<&[u8]>) {
     let text = match value {
-        Some(value) => [b"SET ", name.as_bytes(), b" = '", value, b"'\0\0\0"].concat(),
-        None => [b"RESET ", name.as_bytes(), b"\0\0\0"].concat(),
+        Some(value) => [b"SET ", name.as_bytes(), b" = '", value, b"'"].concat(),
+        None => [b"RESET ", name.as_bytes()].concat(),
     };
-    reply::parse(out, b"", &text);
-    reply::message(out, b'B', &[&[0; 8]]);
-    reply::message(out, b'E', &[&[0; 5]]);
+    reply::run(out, &text);
 }
 
 /// Sets one parameter. `parsed`: for which kind of value the unnamed statement stands there by now.

@@ -53,6 +53,13 @@ pub fn parameter_status(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
     message(out, b'S', &[name, b"\0", value, b"\0"]);
 }
 
+/// Parse, Bind and Execute of a statement without parameters, as the unnamed statement and portal.
+pub fn run(out: &mut Vec<u8>, sql: &[u8]) {
+    parse(out, b"", &[sql, b"\0\0\0"].concat());
+    message(out, b'B', &[&[0; 8]]);
+    message(out, b'E', &[&[0; 5]]);
+}
+
 pub fn query(out: &mut Vec<u8>, text: &[u8]) {
     message(out, b'Q', &[text, b"\0"]);
 }

@@ -214,6 +214,15 @@ impl World {
 /// A read of an unlogged table, of which the router doesn't know.
 const UNLOGGED: &str = "Q select unlogged";
 
+/// What a replica can't read isn't asked again behind a segment of its transaction that the client hasn't synced (`open`).
+fn is_left_out(op: &str, open: &mut bool) -> bool {
+    if op == UNLOGGED && *open {
+        return true;
+    }
+    *open = op.ends_with(" / H");
+    false
+}
+
 /// Statements that a prepared statement may be, too.
 const PLAIN: &[&str] = &[
     "select 1",
@@ -325,11 +334,9 @@ fn run(access: Access, ops: &[(usize, bool, String)], pieces: Vec<usize>, max_pr
             continue;
         }
         let client = &mut clients[*who];
-        if op == UNLOGGED && std::mem::take(&mut open[*who]) {
-            // What a replica can't read isn't asked again behind a segment of its transaction that the client hasn't synced.
+        if is_left_out(op, &mut open[*who]) {
             continue;
         }
-        open[*who] = op.ends_with(" / H");
         client.unread.extend(encode(op));
         let answers = client.direct.receive(&encode(op));
         client.direct_got.extend(answers);
@@ -373,10 +380,9 @@ fn run_to_goodbye(access: Access, ops: &[String], pieces: Vec<usize>, terminates
     let mut client = world.client(&[]);
     let mut open = false;
     for op in ops.iter().filter(|op| *op != DDL) {
-        if op == UNLOGGED && open {
+        if is_left_out(op, &mut open) {
             continue;
         }
-        open = op.ends_with(" / H");
         client.unread.extend(encode(op));
         let answers = client.direct.receive(&encode(op));
         client.direct_got.extend(answers);

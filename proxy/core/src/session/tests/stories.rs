@@ -7,6 +7,12 @@ use crate::marks::Touched;
 use crate::route::ServerRole;
 use crate::sql::PinReason;
 
+/// What the router runs by a statement and a portal of its own, so that the client's unnamed ones stay.
+fn run_by_our_names(text: &str) -> String {
+    let ours = "switchyard_names";
+    format!("P {ours} {text} / B {ours} {ours} / E {ours} / C P {ours} / C S {ours} / S")
+}
+
 mod start_up {
     use super::*;
 
@@ -947,12 +953,13 @@ mod prepared {
         );
     }
 
-    #[test]
-    fn under_other_settings_it_is_another_statement() {
-        Story::run(
-            "C> P a insert into t values (1) / S
+    /// A session that has prepared this, set DateStyle, and run it on the server that has it.
+    fn prepared_under_another_date_style(insert: &str) -> Story {
+        let mut story = Story::on(Access::ReadWrite);
+        story.tell(&format!(
+            "C> P a {insert} / S
              lease l leader
-             S> P sy1 insert into t values (1) / S
+             S> P sy1 {insert} / S
              S< 1 / Z I
              C< 1 / Z I
              return
@@ -968,8 +975,15 @@ mod prepared {
              S> B - sy1 / E - / S
              S< 2 / C INSERT 0 1 / Z I
              C< 2 / C INSERT 0 1 / Z I
-             return
-             cluster l 2:
+             return"
+        ));
+        story
+    }
+
+    #[test]
+    fn under_other_settings_it_is_another_statement() {
+        prepared_under_another_date_style("insert into t values (1)").tell(
+            "cluster l 2:
              C> B - a / E - / S
              lease l leader
              S> set datestyle = ISO,DMY / S / P sy2 insert into t values (1) / B - sy2 / E - / S
@@ -978,37 +992,14 @@ mod prepared {
              return",
         );
     }
+
     /// What a string says, or is read as, was settled by the client's Parse: where a server doesn't have that, it is repeated under the settings of then.
     #[test]
     fn a_string_means_what_it_meant_at_its_parse() {
-        let named = |text: &str| {
-            format!(
-                "P switchyard_names {text} / B switchyard_names switchyard_names / E switchyard_names / C P switchyard_names / \
-                 C S switchyard_names / S"
-            )
-        };
-        let [begin, mark, back, end] = ["BEGIN", "SAVEPOINT switchyard_names", "ROLLBACK TO switchyard_names", "ROLLBACK"].map(named);
-        Story::run(&format!(
-            "C> P a insert into t values ('1/2/2020'::date) / S
-             lease l leader
-             S> P sy1 insert into t values ('1/2/2020'::date) / S
-             S< 1 / Z I
-             C< 1 / Z I
-             return
-             C> Q set datestyle = 'dmy'
-             lease l leader
-             S> Q set datestyle = 'dmy'
-             S< C SET / S DateStyle ISO,DMY / Z I
-             C< C SET / S DateStyle ISO,DMY / Z I
-             return
-             # Where it is analysed already, it means what it meant then.
-             C> B - a / E - / S
-             lease l leader
-             S> B - sy1 / E - / S
-             S< 2 / C INSERT 0 1 / Z I
-             C< 2 / C INSERT 0 1 / Z I
-             return
-             cluster l 2:
+        let [begin, mark, back, end] =
+            ["BEGIN", "SAVEPOINT switchyard_names", "ROLLBACK TO switchyard_names", "ROLLBACK"].map(run_by_our_names);
+        prepared_under_another_date_style("insert into t values ('1/2/2020'::date)").tell(&format!(
+            "cluster l 2:
              C> B - a / E - / S
              lease l leader
              S> set datestyle = ISO,DMY / S / {begin} / {mark} / set datestyle = null / S / \
@@ -1415,14 +1406,9 @@ mod own_names {
     /// A string ends a failed transaction, in which nothing could be prepared: it is begun anew, and fails again.
     #[test]
     fn behind_the_end_of_a_failed_transaction_in_its_own_string() {
-        let named = |text: &str| {
-            format!(
-                "P switchyard_names {text} / B switchyard_names switchyard_names / E switchyard_names / C P switchyard_names / \
-                 C S switchyard_names / S"
-            )
-        };
         let [chain, mark, back, release] =
-            ["ROLLBACK AND CHAIN", "SAVEPOINT switchyard_names", "ROLLBACK TO switchyard_names", "RELEASE switchyard_names"].map(named);
+            ["ROLLBACK AND CHAIN", "SAVEPOINT switchyard_names", "ROLLBACK TO switchyard_names", "RELEASE switchyard_names"]
+                .map(run_by_our_names);
         let (begun, failed) = ("P - begin / B - - / E - / Q insert into t values (1)", "S< 1 / 2 / C BEGIN / E 23505 x / Z E");
         Story::run(&format!(
             "C> P w select 1 / S
