@@ -130,12 +130,28 @@ pub(super) fn is_only_unprepared(direct: &[String], routed: &[String]) -> bool {
     })
 }
 
+/// Whether only rows of `pg_prepared_statements` are missing: of statements that no server prepares any more (docs/sessions.md).
+pub(super) fn is_only_unlisted(direct: &[String], routed: &[String]) -> bool {
+    let is_row = |line: &&String| line.starts_with("D \"") && (line.ends_with(" \"f\"") || line.ends_with(" \"t\""));
+    let others = |lines: &[String]| -> Vec<String> {
+        // Its parameters are described before its rows are seen to be gone.
+        lines.iter().filter(|line| !is_row(line) && !line.starts_with("C SELECT ") && !line.starts_with('t')).cloned().collect()
+    };
+    others(direct) == others(routed) && direct != routed && routed.iter().filter(is_row).all(|row| direct.contains(row))
+}
+
 /// Whether the first thing that differs is whether a transaction's modes can still be set: a Parse with a Flush behind it is ended by the router with a
 /// Sync, and where SQL is about to see the names of the session's statements, these are prepared first, which takes a snapshot.
 pub(super) fn is_only_of_modes(direct: &[String], routed: &[String], flushes: bool) -> bool {
     let differs = direct.iter().zip(routed).find(|(one, other)| one != other);
-    let is_told = |line: &str| line.contains(" C:25001 M:SET TRANSACTION ") && line.contains(" must be called before any query");
-    differs.is_some_and(|(direct, routed)| if is_told(direct) { flushes && !routed.starts_with('E') } else { is_told(routed) })
+    let is_told = |line: &str| {
+        let by_isolation = line.contains(" C:25001 M:SET TRANSACTION ") && line.contains(" must be called before any query");
+        by_isolation || line.contains(" C:25001 M:transaction read-write mode must be set before any query")
+    };
+    // On a replica, what may still be set may not be set all the same.
+    let is_refused =
+        |line: &str| line.starts_with('E') && !line.contains(" C:0A000 M:cannot set transaction read-write mode during recovery");
+    differs.is_some_and(|(direct, routed)| if is_told(direct) { flushes && !is_refused(routed) } else { is_told(routed) })
 }
 
 fn object(oid: u32) -> String {

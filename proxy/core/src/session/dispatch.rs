@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::batch::{End, Item, Statement, must_be_answered_first};
+use super::batch::{End, Item, Statement, ends_transaction, must_be_answered_first};
 use super::effects::bounds_transaction;
 use super::names::stand_in_for;
 use super::replies::{Owed, Place, Prepares, Sync};
@@ -99,6 +99,9 @@ impl Session {
         }
         work.shows |= class != Class::Local;
         work.alone |= work.batch.executed().any(|verdict| must_be_answered_first(verdict));
+        // Behind that, its settings must be brought once more.
+        let goes_back = |effect: &Effect| ends_transaction(effect) || matches!(effect, Effect::RollbackTo { .. });
+        work.alone |= self.journal.parts(server.role) && work.batch.executed().any(|verdict| verdict.effects.iter().any(goes_back));
         // Parse and Describe alone don't bind the batch to a node: the server is done with them, whatever the client sends next.
         let syncs_flush = work.batch.end == End::Flush
             && !work.batch.executes()
@@ -387,7 +390,7 @@ impl Session {
             Place::Unnamed(server.prepare_unnamed(id))
         } else if server.own_names.is_some() || prepares.duplicate {
             // The client has this name already. The server says so, once it knows the name.
-            if !self.server_knows(&prepares.name, server) {
+            if prepares.duplicate && !self.server_knows(&prepares.name, server) {
                 stand_in_for(&prepares.name, work, server);
             }
             work.to_server.extend_from_slice(message);
@@ -424,7 +427,12 @@ impl Session {
             }
             return None;
         };
-        if !unnamed && server.own_names.is_some() {
+        if !unnamed && let Some(own) = &server.own_names {
+            if own.missing.contains_key(&statement.name) {
+                // If nothing has changed since, its error is the answer.
+                reply::parse(&mut work.to_server, &statement.name, &statement.tail);
+                work.owed.push_back(Owed::Parse { swallow: true, prepares: None, place: Place::Named(statement.name.clone()) });
+            }
             return None;
         }
         if unnamed {

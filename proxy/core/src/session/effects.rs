@@ -130,6 +130,9 @@ impl Session {
             self.touched.add(name);
         }
         if local {
+            if matches!(to, SetTo::Default) && self.startup.value(name).is_some_and(|value| server.began.value(name) != Some(value)) {
+                self.local_defaults.push(name.clone());
+            }
             if !name.contains('.') && !NOT_READ_BY_ANALYSIS.contains(&&**name) {
                 self.changing(Some(server));
                 // What a function was given, or how the server reads an expression, the text doesn't tell.
@@ -182,16 +185,18 @@ impl Session {
         self.commit_changes();
     }
 
-    /// A statement has failed. What isn't undone with it: session-level locks, seeds, libraries, what user code did.
-    pub(super) fn failed(&mut self, verdict: &Verdict, statement: usize) {
+    /// A statement of a string has failed. What isn't undone with it: session-level locks, seeds, libraries, what user code did.
+    pub(super) fn failed(&mut self, verdict: &Verdict, statement: usize, server: &mut ServerState) {
+        // The last one of several may have run, and what failed was to commit them: PostgreSQL commits before it answers (`exec_simple_query`).
+        let may_have_run = statement > 0 && statement + 1 >= verdict.statements;
         for effect in verdict.effects_of(statement) {
-            if let Effect::Pin(reason) = effect
-                && matches!(
-                    reason,
-                    PinReason::AdvisoryLock | PinReason::Setseed | PinReason::Load | PinReason::UserCode | PinReason::Sequence
-                )
-            {
-                self.pins.add(*reason);
+            match effect {
+                Effect::Pin(
+                    reason @ (PinReason::AdvisoryLock | PinReason::Setseed | PinReason::Load | PinReason::UserCode | PinReason::Sequence),
+                ) => self.pins.add(*reason),
+                // A placeholder stays.
+                Effect::Set { name, .. } | Effect::Reset { name } => server.unsure |= may_have_run && name.contains('.'),
+                _ => {}
             }
         }
     }

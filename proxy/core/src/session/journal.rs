@@ -11,6 +11,7 @@ use super::own::Values;
 use super::pins::Pins;
 use super::settings::{Settings, Value};
 use super::{ServerState, Session};
+use crate::route::ServerRole;
 
 /// Savepoints that are remembered in one transaction. Going back to one beyond is told by the server alone.
 const SAVEPOINTS_MAX: usize = 1000;
@@ -50,6 +51,13 @@ impl Journal {
         let changed = self.0.as_ref()?;
         let state = changed.savepoints.last().map_or(&changed.before, |(_, state)| state);
         Some((&state.settings, state.there.as_ref()?))
+    }
+
+    /// Whether the session's settings and its server's can come apart by going back: they were brought to it within the transaction.
+    pub(super) fn parts(&self, role: ServerRole) -> bool {
+        let Some(changed) = &self.0 else { return false };
+        let parted = |state: &State| state.there.as_ref().is_some_and(|there| there.differs(&state.settings, role));
+        parted(&changed.before) || changed.savepoints.iter().any(|(_, state)| parted(state))
     }
 }
 
@@ -91,6 +99,7 @@ impl Session {
     /// The transaction is committed: from here on nothing undoes what it has changed.
     pub(super) fn commit_changes(&mut self) {
         self.journal.0 = None;
+        self.local_defaults.clear();
         self.local_hash = 0;
         self.own.end_locals();
     }
@@ -100,6 +109,7 @@ impl Session {
         if let Some(changed) = self.journal.0.take() {
             self.restore(changed.before, server);
         }
+        self.local_defaults.clear();
         self.local_hash = 0;
         self.own.end_locals();
     }
@@ -127,6 +137,7 @@ impl Session {
     }
 
     pub(super) fn roll_back_to_savepoint(&mut self, name: &str, server: &mut ServerState) {
+        self.local_defaults.clear();
         let Some(changed) = &mut self.journal.0 else { return };
         server.unsure |= name.is_empty();
         let state = match changed.savepoints.iter().rposition(|(known, _)| **known == *name) {

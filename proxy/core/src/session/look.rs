@@ -425,7 +425,7 @@ impl Session {
         let ours = |name: &str| server.prepared_ids().into_iter().any(|id| server_name(id) == *name.as_bytes());
         if let Some(own) = &server.own_names {
             // What code has closed.
-            self.statements.retain(|name, _| own.missing.contains(name) || there.iter().any(|there| there.as_bytes() == &**name));
+            self.statements.retain(|name, _| own.missing.contains_key(name) || there.iter().any(|there| there.as_bytes() == &**name));
         }
         let is_own = |name: &str| server.own_names.is_some() && self.statements.contains_key(name.as_bytes());
         let others: Vec<&str> = there.iter().copied().filter(|name| !ours(name) && !is_own(name)).collect();

@@ -485,6 +485,9 @@ pub struct Session {
     settings_proven: bool,
     /// What goes back if the transaction, or the segment outside one, fails.
     journal: Journal,
+    /// Parameters of the startup packet that the open transaction has set back for itself (`SET LOCAL ... TO DEFAULT`): its server has gone back to
+    /// its own values, and gets the session's.
+    local_defaults: Vec<Arc<str>>,
     id: SessionId,
     /// The custom settings (`prefix.name`) that the session has ever set.
     touched: CustomNames,
@@ -556,6 +559,7 @@ impl Session {
             startup,
             settings_proven: false,
             journal: Journal::default(),
+            local_defaults: Vec::new(),
             id: SessionId::next(),
             touched: CustomNames::default(),
             plain: CustomNames::default(),

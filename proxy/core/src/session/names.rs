@@ -209,7 +209,22 @@ impl Session {
 
     /// Whether the server that is held has a statement by the client's own name.
     pub(super) fn server_knows(&self, name: &[u8], server: &ServerState) -> bool {
-        server.own_names.is_some() || self.sql_prepared.contains(name)
+        server.own_names.as_ref().is_some_and(|own| !own.missing.contains_key(name)) || self.sql_prepared.contains(name)
+    }
+
+    /// The server doesn't know the statement that EXECUTE names, as it couldn't be prepared any more: the reason, which PostgreSQL gives then.
+    pub(super) fn why_missing<'a>(work: &Work, server: &'a ServerState) -> Option<&'a [u8]> {
+        let missing = &server.own_names.as_ref()?.missing;
+        let effects = match work.owed.front()? {
+            Owed::Query(verdict, _) => verdict.effects_of(work.completed),
+            Owed::Execute(Some(statement)) => &statement.verdict.effects,
+            _ => return None,
+        };
+        let executed = effects.iter().find_map(|effect| match effect {
+            Effect::Execute { name } => missing.get(name.as_bytes()),
+            _ => None,
+        })?;
+        Some(executed)
     }
 
     /// DEALLOCATE of a statement that the server knows by another name: an empty one takes its place for DEALLOCATE to find.

@@ -439,7 +439,7 @@ impl Session {
     }
 
     /// A message of the extended protocol that pays a part of what is owed.
-    fn progress(&mut self, work: &mut Work, server: &ServerState, tag: u8, body: &[u8]) -> Fate {
+    fn progress(&mut self, work: &mut Work, server: &mut ServerState, tag: u8, body: &[u8]) -> Fate {
         let pays = match work.owed.front() {
             Some(Owed::Parse { .. }) => tag == b'1',
             Some(Owed::Bind(_)) => tag == b'2',
@@ -460,10 +460,18 @@ impl Session {
                     }
                 }
                 // Otherwise the server has it as what SQL prepares there.
-                Some(Owed::Parse { prepares: Some(Prepares { name, statement, duplicate: true, .. }), .. })
-                    if server.own_names.is_some() =>
-                {
-                    self.renamed(name, statement);
+                Some(Owed::Parse { prepares: Some(Prepares { name, statement, duplicate, .. }), .. }) => {
+                    if let Some(own) = &mut server.own_names {
+                        own.missing.remove(&name);
+                        if duplicate {
+                            self.renamed(name, statement);
+                        }
+                    }
+                }
+                Some(Owed::Parse { prepares: None, place: Place::Named(name), .. }) if !work.stand_ins.contains(&name) => {
+                    if let Some(own) = &mut server.own_names {
+                        own.missing.remove(&name);
+                    }
                 }
                 _ => {}
             }
@@ -584,7 +592,7 @@ impl Session {
             {
                 // A stand-in that the server wouldn't take: the statement that it is for tells. Or one that can't be prepared any more.
                 if let Some(own) = &mut server.own_names {
-                    own.missing.insert(name.clone());
+                    own.missing.insert(name.clone(), message.into());
                 }
                 work.owed.pop_front();
                 return Fate::Swallow;
@@ -636,7 +644,8 @@ impl Session {
             work.begin_failed = true;
         }
         // Before what failed is forgotten.
-        let renamed = Session::in_clients_names(work, message);
+        let why_missing = || Session::why_missing(work, server).filter(|_| sqlstate == INVALID_STATEMENT_NAME);
+        let renamed = Session::in_clients_names(work, message).or_else(|| Some(why_missing()?.to_vec()));
         if extended {
             self.drop_to_sync(work, server, false);
         }
@@ -749,7 +758,7 @@ impl Session {
             Some(Owed::Query(verdict, _)) => {
                 if work.segment_failed {
                     server.unsure |= server.own_names.is_some();
-                    self.failed(&verdict, completed);
+                    self.failed(&verdict, completed, server);
                 }
                 return Ok(self.segment_done(env, work, server, status, true));
             }
@@ -993,8 +1002,14 @@ impl Session {
             // Over, or followed by another one (AND CHAIN).
             self.lost = None;
         }
-        if work.owed.is_empty() && status != TxStatus::Failed && self.differs_from(server) {
+        let local_defaults = status == TxStatus::InTransaction && !self.local_defaults.is_empty();
+        if work.owed.is_empty() && status != TxStatus::Failed && (local_defaults || self.differs_from(server)) {
             // It has gone back to values of its own where the session has others.
+            if local_defaults {
+                self.startup.local_messages(&self.local_defaults, &mut work.to_server);
+                self.local_defaults.clear();
+                work.owed.push_back(Owed::Prelude);
+            }
             self.bring(work, server);
             work.ready_after_bring = told.then_some(status);
             return Fate::Swallow;

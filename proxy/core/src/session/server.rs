@@ -4,7 +4,7 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 
-use rustc_hash::{FxHashMap, FxHashSet};
+use rustc_hash::FxHashMap;
 use siphasher::sip128::{Hasher128, SipHasher13};
 
 use super::settings::{Params, Settings};
@@ -223,8 +223,8 @@ pub(super) struct Unnamed {
 /// Of a server connection that knows statements by its client's own names.
 #[derive(Debug, Default)]
 pub(super) struct OwnNames {
-    /// What the session has prepared, and this server wouldn't prepare any more.
-    pub(super) missing: FxHashSet<Box<[u8]>>,
+    /// What the session has prepared, and this server wouldn't prepare any more, with its ErrorResponse.
+    pub(super) missing: FxHashMap<Box<[u8]>, Box<[u8]>>,
 }
 
 /// Names of custom settings that are kept for one session or one server connection.

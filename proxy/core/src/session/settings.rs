@@ -239,6 +239,18 @@ impl Settings {
         self.messages(wanted, role, true, out);
     }
 
+    /// The messages that give these parameters the values that they have here, up to the end of the transaction that is open, with a Sync of
+    /// their own.
+    pub(super) fn local_messages(&self, names: &[Arc<str>], out: &mut Vec<u8>) {
+        let mut parsed = None;
+        for name in names {
+            if let Some(Value::Known(value)) = self.value(name) {
+                set_config(out, &mut parsed, Until::TransactionEnd, name, Some(value));
+            }
+        }
+        reply::sync(out);
+    }
+
     fn messages(&self, wanted: &Settings, role: ServerRole, within: bool, out: &mut Vec<u8>) {
         let mut parsed = None;
         for (name, value) in self.plan(wanted, role) {
@@ -255,7 +267,7 @@ impl Settings {
                     parsed = None;
                     set_by_statement(out, name, value);
                 } else {
-                    set_config(out, &mut parsed, name, value);
+                    set_config(out, &mut parsed, Until::SessionEnd, name, value);
                 }
             };
             if value.is_some_and(|value| is_partial(name, value)) && self.value(name).is_some() {
@@ -292,11 +304,45 @@ fn set_by_statement(out: &mut Vec<u8>, name: &str, value: Option<&[u8]>) {
     reply::run(out, &text);
 }
 
+/// Parse's body behind the name: two parameters of type text (OID 25). The third argument tells whether the value ends with its transaction.
+macro_rules! set_config {
+    ($local:literal) => {
+        concat!("SELECT pg_catalog.set_config($1, $2, ", $local, ")\0\0\x02\0\0\0\x19\0\0\0\x19")
+    };
+}
+
+/// As [`set_config!`], for names and values with other characters than ASCII's: as the hexadecimal digits of their bytes in the server's encoding,
+/// they mean the same whatever encoding the client has set.
+macro_rules! set_config_encoded {
+    ($local:literal) => {
+        concat!(
+            "SELECT pg_catalog.set_config(",
+            "pg_catalog.convert_from(pg_catalog.decode($1, 'hex'), pg_catalog.getdatabaseencoding()), ",
+            "pg_catalog.convert_from(pg_catalog.decode($2, 'hex'), pg_catalog.getdatabaseencoding()), ",
+            $local,
+            ")\0\0\x02\0\0\0\x19\0\0\0\x19"
+        )
+    };
+}
+
+/// How long a value holds.
+#[derive(Clone, Copy)]
+enum Until {
+    SessionEnd,
+    TransactionEnd,
+}
+
 /// Sets one parameter. `parsed`: for which kind of value the unnamed statement stands there by now.
-fn set_config(out: &mut Vec<u8>, parsed: &mut Option<bool>, name: &str, value: Option<&[u8]>) {
+fn set_config(out: &mut Vec<u8>, parsed: &mut Option<bool>, until: Until, name: &str, value: Option<&[u8]>) {
     let ascii = name.is_ascii() && value.is_none_or(<[u8]>::is_ascii);
     if *parsed != Some(ascii) {
-        reply::parse(out, b"", if ascii { SET_CONFIG } else { SET_CONFIG_ENCODED });
+        let text = match (until, ascii) {
+            (Until::SessionEnd, true) => set_config!("false"),
+            (Until::SessionEnd, false) => set_config_encoded!("false"),
+            (Until::TransactionEnd, true) => set_config!("true"),
+            (Until::TransactionEnd, false) => set_config_encoded!("true"),
+        };
+        reply::parse(out, b"", text.as_bytes());
         *parsed = Some(ascii);
     }
     if ascii {
@@ -306,15 +352,6 @@ fn set_config(out: &mut Vec<u8>, parsed: &mut Option<bool>, name: &str, value: O
     }
     reply::message(out, b'E', &[&[0; 5]]);
 }
-
-/// Parse's body behind the name: two parameters of type text (OID 25).
-const SET_CONFIG: &[u8] = b"SELECT pg_catalog.set_config($1, $2, false)\0\0\x02\0\0\0\x19\0\0\0\x19";
-
-/// As [`SET_CONFIG`], for names and values with other characters than ASCII's: as the hexadecimal digits of their bytes in the server's encoding,
-/// they mean the same whatever encoding the client has set.
-const SET_CONFIG_ENCODED: &[u8] = b"SELECT pg_catalog.set_config(\
-    pg_catalog.convert_from(pg_catalog.decode($1, 'hex'), pg_catalog.getdatabaseencoding()), \
-    pg_catalog.convert_from(pg_catalog.decode($2, 'hex'), pg_catalog.getdatabaseencoding()), false)\0\0\x02\0\0\0\x19\0\0\0\x19";
 
 /// Binds two values in text form to the unnamed statement and portal.
 fn bind(out: &mut Vec<u8>, first: &[u8], second: Option<&[u8]>) {

@@ -1135,7 +1135,7 @@ mod own_names {
                 "C> Q execute s1
                  S> P switchyard_names SAVEPOINT switchyard_names / B switchyard_names switchyard_names / E switchyard_names / C P switchyard_names / C S switchyard_names / S / P s1 select 1 / S / P switchyard_names ROLLBACK TO switchyard_names / B switchyard_names switchyard_names / E switchyard_names / C P switchyard_names / C S switchyard_names / S / P switchyard_names RELEASE switchyard_names / B switchyard_names switchyard_names / E switchyard_names / C P switchyard_names / C S switchyard_names / S / Q execute s1
                  S< 1 / 2 / C SAVEPOINT / 3 / 3 / Z T / E 42P01 gone / Z E / 1 / 2 / C ROLLBACK / 3 / 3 / Z T / 1 / 2 / C RELEASE / 3 / 3 / Z T / E 26000 s1 / Z E
-                 C< E 26000 / Z E",
+                 C< E 42P01 / Z E",
             ]
             .concat(),
         );
