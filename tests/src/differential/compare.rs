@@ -140,6 +140,13 @@ pub(super) fn is_only_unlisted(direct: &[String], routed: &[String]) -> bool {
     others(direct) == others(routed) && direct != routed && routed.iter().filter(is_row).all(|row| direct.contains(row))
 }
 
+/// Whether the first thing that differs is a replica's refusal to write, of a session that has made state there which keeps it, in a transaction with
+/// one snapshot (docs/sessions.md).
+pub(super) fn is_only_pinned_to_replica(direct: &[String], routed: &[String]) -> bool {
+    let differs = direct.iter().zip(routed).find(|(one, other)| one != other);
+    differs.is_some_and(|(_, routed)| routed.starts_with("E ") && routed.contains(" C:25006 "))
+}
+
 /// Whether the first thing that differs is whether a transaction's modes can still be set: a Parse with a Flush behind it is ended by the router with a
 /// Sync, and where SQL is about to see the names of the session's statements, these are prepared first, which takes a snapshot.
 pub(super) fn is_only_of_modes(direct: &[String], routed: &[String], flushes: bool) -> bool {

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 
-use super::compare::{is_only_of_modes, is_only_unlisted, is_only_unprepared, is_only_without_numbers, lines};
+use super::compare::{is_only_of_modes, is_only_pinned_to_replica, is_only_unlisted, is_only_unprepared, is_only_without_numbers, lines};
 use super::encode::{self, Write};
 use super::objects::{ALONE, BYSTANDER, Databases, HERE};
 use super::script::{End, Message, Script, Step};
@@ -117,6 +117,8 @@ pub(super) struct Player {
     flushes: bool,
     /// It prepares what may outlive its table.
     outlived: bool,
+    /// It has a READ ONLY transaction of one snapshot.
+    one_snapshot: bool,
     /// From there on its sides can't be compared: see [`is_only_without_numbers`].
     excused: Cell<bool>,
     blind: Blind,
@@ -153,6 +155,7 @@ impl Player {
             shared: false,
             flushes: false,
             outlived: false,
+            one_snapshot: false,
             excused: Cell::new(false),
             blind,
             log,
@@ -174,6 +177,8 @@ impl Player {
         let parted = !script.options.is_empty() || script.texts().any(|text| ["my.x", "app.tenant"].iter().any(|name| text.contains(name)));
         (self.shared, self.excused) = (parted, Cell::new(false));
         self.flushes = script.flushes();
+        let has = |words: &str| script.texts().any(|text| text.to_ascii_uppercase().contains(words));
+        self.one_snapshot = has("READ ONLY") && has("REPEATABLE READ");
         self.outlived = script.texts().any(|text| text.starts_with("TEMP "));
         let mut difference = self.played(script);
         // A leak by the detector's own word says more than an answer does.
@@ -648,7 +653,8 @@ impl Player {
         let kind = if got.stop == expected.stop { Kind::Answer } else { Kind::Hang };
         let excused = (self.shared && is_only_without_numbers(&direct, &routed))
             || is_only_of_modes(&direct, &routed, self.flushes)
-            || (self.outlived && is_only_unlisted(&direct, &routed));
+            || (self.outlived && is_only_unlisted(&direct, &routed))
+            || (self.one_snapshot && is_only_pinned_to_replica(&direct, &routed));
         // Behind an error, the rest of a segment is skipped.
         if is_only_unprepared(&direct, &routed) || (kind == Kind::Answer && excused) {
             self.excused.set(true);

@@ -691,7 +691,11 @@ impl Session {
                 Owed::Close { evicted: Some(evicted), .. } => server.prepared().restore(evicted),
                 // A stand-in stays there under a client's name: nobody else gets this server.
                 Owed::Close { swallow: true, unnamed: None, .. } => server.tainted = true,
-                Owed::Close { closed: Some((name, statement)), .. } if !runs_again => self.reinstate(name, Some(statement)),
+                Owed::Close { closed: Some((name, statement)), .. } if !runs_again => {
+                    if !(name.is_empty() && hand_on(work, at, &statement)) {
+                        self.reinstate(name, Some(statement));
+                    }
+                }
                 Owed::Bring
                 | Owed::Begin
                 | Owed::Discard
@@ -1112,6 +1116,35 @@ fn amend(work: &mut Work, statement: &Arc<Statement>, instead: Option<&Arc<State
             _ => {}
         }
     }
+}
+
+/// A Close of the unnamed statement was skipped: it is that still, up to what has been taken behind it that changes that. False where nothing does.
+fn hand_on(work: &mut Work, behind: usize, statement: &Arc<Statement>) -> bool {
+    for owed in work.owed.iter_mut().skip(behind) {
+        match owed {
+            Owed::Query(..) => return true,
+            Owed::Close { swallow: false, unnamed: Some(_), closed, .. } => {
+                closed.get_or_insert_with(|| (Box::default(), statement.clone()));
+                return true;
+            }
+            Owed::Parse { prepares: Some(prepares), .. } if prepares.name.is_empty() => {
+                prepares.previous.get_or_insert_with(|| statement.clone());
+                return true;
+            }
+            _ => {}
+        }
+    }
+    for (item, _) in &mut work.batch.items {
+        match item {
+            Item::Query(_) => return true,
+            Item::CloseStatement { name, closed: known } | Item::Parse { name, previous: known, .. } if name.is_empty() => {
+                known.get_or_insert_with(|| statement.clone());
+                return true;
+            }
+            _ => {}
+        }
+    }
+    false
 }
 
 /// Whether the session has set a reported parameter, and its server doesn't have that.
