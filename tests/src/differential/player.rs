@@ -585,6 +585,11 @@ impl Player {
         ensure!(expected.stop == Stop::Whole, "the server itself doesn't end");
         // See `write`: an EXECUTE of what ends transactions.
         ensure!(!lines(&expected).iter().any(|line| line.starts_with("E V:FATAL C:XX000 ")), "the server itself ended the session");
+        // A server keeps to itself what it has said last, if no Sync asks for it before Terminate: nobody misses that.
+        let unasked = terminate && !matches!(messages.last(), Some(Message::Sync | Message::Query(_) | Message::Call { .. }) | None);
+        if unasked && got.stop == expected.stop && lines(&got).starts_with(&lines(&expected)) {
+            return Ok(None);
+        }
         Ok(self.compared("the end", &expected, &got))
     }
 

@@ -755,7 +755,11 @@ impl Session {
                 work.failed_looks = 0;
                 self.looked(look, work, server);
                 self.unproven = false;
-                if !self.pinned(env) && !self.leave_own_names(work, server) {
+                if self.pinned(env) {
+                    if work.elsewhere {
+                        self.stay(env, work, server);
+                    }
+                } else if !self.leave_own_names(work, server) {
                     self.want = Some(Want::Return);
                 }
             }
@@ -1055,9 +1059,7 @@ impl Session {
         let half_a_message = work.client_passing > 0 && work.client_passing_on;
         let outside = self.status == TxStatus::Idle || self.lost == Some(Lost::Told);
         if work.elsewhere && (!outside || self.pinned(env)) {
-            // What came before it has begun a transaction, or keeps the connection: it belongs there.
-            work.elsewhere = false;
-            return self.dispatch(env, work, server);
+            return self.stay(env, work, server);
         }
         if !outside || self.pinned(env) || half_a_message || (work.batch.end != End::Open && !work.elsewhere) {
             return;
@@ -1067,7 +1069,16 @@ impl Session {
         if !((sees_names && self.look(env, work, server)) || self.leave_own_names(work, server) || self.look(env, work, server)) {
             self.unproven = false;
             self.want = Some(Want::Return);
+        } else if work.owed.is_empty() && work.elsewhere {
+            // Nobody could look.
+            self.stay(env, work, server);
         }
+    }
+
+    /// What came before the batch has begun a transaction, or keeps the connection: it belongs there.
+    fn stay(&mut self, env: &Env<'_>, work: &mut Work, server: &mut ServerState) {
+        work.elsewhere = false;
+        self.dispatch(env, work, server);
     }
 
     /// What the server said shows that it couldn't answer: another one will.

@@ -1,6 +1,6 @@
 //! What a session does, message by message.
 
-use super::super::{Access, Pins, TxStatus};
+use super::super::{Access, CustomNames, Pins, TxStatus};
 use super::script::{BEGUN, Story};
 use super::text;
 use crate::marks::Touched;
@@ -2459,6 +2459,37 @@ mod out_of_sight {
         for sql in ["set work_mem = '1MB'", "reset work_mem", "reset all"] {
             assert!(!asks(sql), "{sql}");
         }
+    }
+
+    /// '' is what it finds from then on anyway, unless what would set it is skipped.
+    #[test]
+    fn what_sets_one_itself_takes_a_connection_on_which_others_have() {
+        let knows = |messages: &str| {
+            let mut story = Story::on(Access::ReadWrite);
+            for message in messages.split(" / ") {
+                story.work.client_in.extend(text::client(message));
+            }
+            story.go_on();
+            let mut names = CustomNames::default();
+            names.add(&"app.x".into());
+            story.session.known_custom_settings(&story.work).is_some_and(|known| names.are_among(&known))
+        };
+        for messages in ["Q begin / Q set app.x = '1'", "Q begin / P a set app.x = '1' / B - a / D S a / E - / S"] {
+            assert!(knows(messages), "{messages}");
+        }
+        for messages in ["Q begin / Q select 1; set app.x = '1'", "Q begin / B - - / E - / P - set app.x = '1' / B - - / E - / S"] {
+            assert!(!knows(messages), "{messages}");
+        }
+    }
+
+    /// A connection that nobody can look at stays its session's, and what waited for another one runs there.
+    #[test]
+    fn what_waits_for_another_connection_stays_where_nobody_can_look() {
+        let mut story = Story::on(Access::ReadWrite);
+        story.tell("C> F 1\n lease l leader\n S> F");
+        story.others_have_set("app.x");
+        story.tell("C> E p / S\n S< V / Z I\n C< V / Z I\n S> E p / S");
+        assert!(story.session.pins().has(PinReason::UserCode));
     }
 
     /// Nor does what comes behind it in a pipeline: the first of it may have been one that can't see them.
