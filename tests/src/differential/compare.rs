@@ -130,16 +130,6 @@ pub(super) fn is_only_unprepared(direct: &[String], routed: &[String]) -> bool {
     })
 }
 
-/// Whether only rows of `pg_prepared_statements` are missing: of statements that no server prepares any more (docs/sessions.md).
-pub(super) fn is_only_unlisted(direct: &[String], routed: &[String]) -> bool {
-    let is_row = |line: &&String| line.starts_with("D \"") && (line.ends_with(" \"f\"") || line.ends_with(" \"t\""));
-    let others = |lines: &[String]| -> Vec<String> {
-        // Its parameters are described before its rows are seen to be gone.
-        lines.iter().filter(|line| !is_row(line) && !line.starts_with("C SELECT ") && !line.starts_with('t')).cloned().collect()
-    };
-    others(direct) == others(routed) && direct != routed && routed.iter().filter(is_row).all(|row| direct.contains(row))
-}
-
 /// Whether the first thing that differs is a replica's refusal to write, of a session that has made state there which keeps it, in a transaction with
 /// one snapshot (docs/sessions.md).
 pub(super) fn is_only_pinned_to_replica(direct: &[String], routed: &[String]) -> bool {

@@ -84,7 +84,7 @@ pub struct Report {
     pub played: u64,
     /// Scripts that the direct side couldn't play, with the reasons of some.
     pub unplayed: BTreeMap<String, u64>,
-    /// Scripts that were compared only up to an answer that differs as docs/sessions.md says.
+    /// Scripts with an answer that differs as docs/sessions.md says.
     pub excused: u64,
     pub findings: Vec<Finding>,
     /// When its progress was told last, since the beginning.
@@ -332,7 +332,7 @@ impl Report {
         let rate = self.played as f64 / elapsed.as_secs_f64();
         let unplayed: u64 = self.unplayed.values().sum();
         format!(
-            "{} scripts in {:.0} s, {rate:.0} a second, {} findings, {unplayed} not played, {} to an excused answer",
+            "{} scripts in {:.0} s, {rate:.0} a second, {} findings, {unplayed} not played, {} with an excused answer",
             self.played,
             elapsed.as_secs_f64(),
             self.findings.len(),

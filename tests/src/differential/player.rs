@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 
-use super::compare::{is_only_of_modes, is_only_pinned_to_replica, is_only_unlisted, is_only_unprepared, is_only_without_numbers, lines};
+use super::compare::{is_only_of_modes, is_only_pinned_to_replica, is_only_unprepared, is_only_without_numbers, lines};
 use super::encode::{self, Write};
 use super::objects::{ALONE, BYSTANDER, Databases, HERE};
 use super::script::{End, Message, Script, Step};
@@ -115,10 +115,10 @@ pub(super) struct Player {
     shared: bool,
     /// It has Flush messages.
     flushes: bool,
-    /// It prepares what may outlive its table.
-    outlived: bool,
-    /// It has a READ ONLY transaction of one snapshot.
+    /// It may make state that keeps it on a replica, in a READ ONLY transaction of one snapshot.
     one_snapshot: bool,
+    /// It has gone back to settings of its startup packet in a step whose answers differed: see [`goes_back`].
+    went_back: bool,
     /// From there on its sides can't be compared: see [`is_only_without_numbers`].
     excused: Cell<bool>,
     blind: Blind,
@@ -154,8 +154,8 @@ impl Player {
             changed: true,
             shared: false,
             flushes: false,
-            outlived: false,
             one_snapshot: false,
+            went_back: false,
             excused: Cell::new(false),
             blind,
             log,
@@ -178,8 +178,10 @@ impl Player {
         (self.shared, self.excused) = (parted, Cell::new(false));
         self.flushes = script.flushes();
         let has = |words: &str| script.texts().any(|text| text.to_ascii_uppercase().contains(words));
-        self.one_snapshot = has("READ ONLY") && has("REPEATABLE READ");
-        self.outlived = script.texts().any(|text| text.starts_with("TEMP "));
+        let is_unreadable = script.options.iter().any(|(_, value)| value.contains("SJIS"));
+        let stays = is_unreadable || has("ROLE") || has("SESSION AUTHORIZATION") || has("PREPARE");
+        self.one_snapshot = self.ports.side == Port::ReadWrite && stays && has("READ ONLY") && has("REPEATABLE READ");
+        self.went_back = false;
         let mut difference = self.played(script);
         // A leak by the detector's own word says more than an answer does.
         let says_less = match &difference {
@@ -220,9 +222,16 @@ impl Player {
         difference
     }
 
-    /// Whether the last script was compared only up to an answer that is known to differ (docs/sessions.md).
+    /// Whether the last script had an answer that is known to differ (docs/sessions.md).
     pub(super) fn excused(&self) -> bool {
-        self.excused.get()
+        self.excused.get() || self.went_back
+    }
+
+    /// Without a difference that comes from what [`goes_back`].
+    fn beyond(&mut self, script: &Script, messages: &[Message], difference: Option<Difference>) -> Option<Difference> {
+        let known = |difference: &Difference| difference.kind == Kind::Answer && goes_back(script, messages);
+        self.went_back |= difference.as_ref().is_some_and(known);
+        difference.filter(|difference| !known(difference))
     }
 
     /// What the router has told of connections to this worker's database since the last time.
@@ -256,7 +265,7 @@ impl Player {
             let difference = match step {
                 Step::Write { messages, split } => {
                     let difference = self.write(&mut game, &encode::writes(messages, copies_by_parse), *split, &place)?;
-                    difference.filter(|difference| difference.kind != Kind::Answer || !goes_back(script, messages))
+                    self.beyond(script, messages, difference)
                 }
                 Step::Cancel => self.cancel(&mut game, &place)?,
                 Step::Alter(text) => {
@@ -292,14 +301,10 @@ impl Player {
             drop(game);
             return self.look(&script.user, "after the first client has gone");
         }
-        let end = match &script.end {
-            End::Behind(messages) | End::HalfClose(messages) => messages.as_slice(),
-            End::Terminate | End::Reset => &[],
-        };
-        if let Some(difference) = self.end(game, &script.end)?
-            && (difference.kind != Kind::Answer || !goes_back(script, end))
-        {
-            return Ok(Some(difference));
+        let difference = self.end(game, &script.end)?;
+        let difference = self.beyond(script, script.end.messages(), difference);
+        if difference.is_some() {
+            return Ok(difference);
         }
         if !self.excused.get()
             && let Some(difference) = self.effects()?
@@ -561,16 +566,12 @@ impl Player {
 
     fn end(&mut self, game: Game, end: &End) -> anyhow::Result<Option<Difference>> {
         let Game { mut direct, mut routed, .. } = game;
-        let (messages, terminate): (&[Message], bool) = match end {
-            End::Terminate => (&[], true),
-            End::Behind(messages) => (messages, true),
-            End::HalfClose(messages) => (messages, false),
-            End::Reset => {
-                routed.reset();
-                direct.reset();
-                return Ok(None);
-            }
-        };
+        if *end == End::Reset {
+            routed.reset();
+            direct.reset();
+            return Ok(None);
+        }
+        let (messages, terminate) = (end.messages(), !matches!(end, End::HalfClose(_)));
         let mut bytes = encode::all(messages);
         if terminate {
             bytes.extend(super::wire::message(b'X', b""));
@@ -658,7 +659,6 @@ impl Player {
         let kind = if got.stop == expected.stop { Kind::Answer } else { Kind::Hang };
         let excused = (self.shared && is_only_without_numbers(&direct, &routed))
             || is_only_of_modes(&direct, &routed, self.flushes)
-            || (self.outlived && is_only_unlisted(&direct, &routed))
             || (self.one_snapshot && is_only_pinned_to_replica(&direct, &routed));
         // Behind an error, the rest of a segment is skipped.
         if is_only_unprepared(&direct, &routed) || (kind == Kind::Answer && excused) {

@@ -60,6 +60,16 @@ pub enum End {
     Reset,
 }
 
+impl End {
+    /// What is sent at the end.
+    pub(super) fn messages(&self) -> &[Message] {
+        match self {
+            End::Behind(messages) | End::HalfClose(messages) => messages,
+            End::Terminate | End::Reset => &[],
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Message {
     /// Statements, sent with `; ` between them: the judge takes single ones away.
@@ -103,15 +113,11 @@ impl Script {
 
     /// Every text of a statement in it, in order.
     pub(super) fn texts(&self) -> impl Iterator<Item = &str> {
-        let ends = match &self.end {
-            End::Behind(messages) | End::HalfClose(messages) => messages.as_slice(),
-            End::Terminate | End::Reset => &[],
-        };
         let written = self.steps.iter().flat_map(|step| match step {
             Step::Write { messages, .. } => messages.as_slice(),
             Step::Cancel | Step::Look | Step::Hold | Step::Alter(_) => &[],
         });
-        written.chain(ends).flat_map(|message| match message {
+        written.chain(self.end.messages()).flat_map(|message| match message {
             Message::Query(texts) => texts.iter().map(String::as_str).collect::<Vec<_>>(),
             Message::Parse { text, .. } => vec![text.as_str()],
             _ => vec![],

@@ -165,9 +165,7 @@ pub(super) fn outline(script: &Script) -> Vec<String> {
             Step::Cancel | Step::Look | Step::Hold => {}
         }
     }
-    if let End::Behind(messages) | End::HalfClose(messages) = &script.end {
-        messages.iter().for_each(&mut message);
-    }
+    script.end.messages().iter().for_each(&mut message);
     match script.end {
         End::Behind(_) => parts.push("behind".to_owned()),
         End::HalfClose(_) => parts.push("half-close".to_owned()),

@@ -153,6 +153,29 @@ impl Batch {
         self.items.iter().filter_map(|(item, _)| item.runs())
     }
 
+    /// The verdict on the statement that runs first, if nothing comes before it but what it is prepared and bound with.
+    pub(super) fn first_to_run(&self) -> Option<&Arc<Verdict>> {
+        let mut first = None;
+        for (item, _) in &self.items {
+            let (verdict, runs) = match item {
+                Item::Query(verdict) => (verdict, true),
+                Item::Execute(Some(statement)) => (&statement.verdict, true),
+                Item::Parse { statement, .. }
+                | Item::Bind { statement: Some(statement), .. }
+                | Item::DescribeStatement { statement: Some(statement), .. }
+                | Item::DescribePortal(Some(statement)) => (&statement.verdict, false),
+                _ => return None,
+            };
+            if !Arc::ptr_eq(first.get_or_insert(verdict), verdict) {
+                return None;
+            }
+            if runs {
+                return first;
+            }
+        }
+        None
+    }
+
     /// The batch's class: the highest of its parts'.
     pub(super) fn class(&self) -> Class {
         let mut class = Class::Local;

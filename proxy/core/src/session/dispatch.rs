@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::batch::{End, Item, Statement, ends_transaction, must_be_answered_first};
 use super::effects::bounds_transaction;
-use super::names::stand_in_for;
+use super::names::{prepare, stand_in_for};
 use super::replies::{Owed, Place, Prepares, Sync};
 use super::server::{StatementId, is_server_name, server_name};
 use super::settings::Value;
@@ -101,7 +101,7 @@ impl Session {
         work.alone |= work.batch.executed().any(|verdict| must_be_answered_first(verdict));
         // Behind that, its settings must be brought once more.
         let goes_back = |effect: &Effect| ends_transaction(effect) || matches!(effect, Effect::RollbackTo { .. });
-        work.alone |= self.journal.parts(server.role) && work.batch.executed().any(|verdict| verdict.effects.iter().any(goes_back));
+        work.alone |= work.batch.executed().any(|verdict| verdict.effects.iter().any(goes_back)) && self.journal.parts(server.role);
         // Parse and Describe alone don't bind the batch to a node: the server is done with them, whatever the client sends next.
         let syncs_flush = work.batch.end == End::Flush
             && !work.batch.executes()
@@ -430,8 +430,7 @@ impl Session {
         if !unnamed && let Some(own) = &server.own_names {
             if own.missing.contains_key(&statement.name) {
                 // If nothing has changed since, its error is the answer.
-                reply::parse(&mut work.to_server, &statement.name, &statement.tail);
-                work.owed.push_back(Owed::Parse { swallow: true, prepares: None, place: Place::Named(statement.name.clone()) });
+                prepare(statement.name.clone(), statement, work);
             }
             return None;
         }

@@ -194,7 +194,7 @@ impl Session {
                 Effect::Pin(
                     reason @ (PinReason::AdvisoryLock | PinReason::Setseed | PinReason::Load | PinReason::UserCode | PinReason::Sequence),
                 ) => self.pins.add(*reason),
-                // A placeholder stays.
+                // Its value goes back, and yet the connection knows the name from then on.
                 Effect::Set { name, .. } | Effect::Reset { name } => server.unsure |= may_have_run && name.contains('.'),
                 _ => {}
             }

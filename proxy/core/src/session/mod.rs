@@ -440,34 +440,11 @@ impl Work {
 
     /// The custom settings that what waits sets before anything else of it can fail.
     fn sets_custom_settings(&self) -> impl Iterator<Item = &Arc<str>> {
-        let effects = self.first_to_run().map_or(&[][..], |verdict| verdict.effects_of(0));
+        let effects = self.batch.first_to_run().map_or(&[][..], |verdict| verdict.effects_of(0));
         effects.iter().filter_map(|effect| match effect {
             Effect::Set { name, .. } if name.contains('.') => Some(name),
             _ => None,
         })
-    }
-
-    /// The verdict on the statement that runs first, if nothing comes before it but what it is prepared and bound with.
-    fn first_to_run(&self) -> Option<&Arc<Verdict>> {
-        let mut first = None;
-        for (item, _) in &self.batch.items {
-            let (verdict, runs) = match item {
-                Item::Query(verdict) => (verdict, true),
-                Item::Execute(Some(statement)) => (&statement.verdict, true),
-                Item::Parse { statement, .. }
-                | Item::Bind { statement: Some(statement), .. }
-                | Item::DescribeStatement { statement: Some(statement), .. }
-                | Item::DescribePortal(Some(statement)) => (&statement.verdict, false),
-                _ => return None,
-            };
-            if !Arc::ptr_eq(first.get_or_insert(verdict), verdict) {
-                return None;
-            }
-            if runs {
-                return first;
-            }
-        }
-        None
     }
 
     /// Whether the batch that waits has a VACUUM: what that can do depends on who else reads.

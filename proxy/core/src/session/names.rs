@@ -124,7 +124,7 @@ impl Session {
         if work.segment != Segment::Closed {
             // A Sync of ours would commit what the client has begun there. One that can't be prepared any more fails its segment.
             for (name, statement) in statements {
-                prepare(name, statement, work);
+                prepare(name, &statement, work);
             }
             return;
         }
@@ -139,7 +139,7 @@ impl Session {
         if idle && !statements.iter().any(|(_, statement)| parted(statement)) {
             // Each by itself: one that can't be prepared any more keeps no other away.
             for (name, statement) in statements {
-                prepare(name, statement, work);
+                prepare(name, &statement, work);
                 sync(work);
             }
             return;
@@ -158,7 +158,7 @@ impl Session {
                 work.owed.push_back(Owed::Prelude);
                 server.forget_unnamed();
             }
-            prepare(name, statement, work);
+            prepare(name, &statement, work);
             sync(work);
             // Its failure isn't the transaction's, and the settings are the session's again. What is prepared stays.
             run(b"ROLLBACK TO switchyard_names", work);
@@ -273,7 +273,7 @@ fn sync(work: &mut Work) {
     work.owed.push_back(Owed::Sync(Sync::Ours));
 }
 
-fn prepare(name: Box<[u8]>, statement: Arc<Statement>, work: &mut Work) {
+pub(super) fn prepare(name: Box<[u8]>, statement: &Statement, work: &mut Work) {
     reply::parse(&mut work.to_server, &name, &statement.tail);
     work.owed.push_back(Owed::Parse { swallow: true, prepares: None, place: Place::Named(name) });
 }

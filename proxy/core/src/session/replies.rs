@@ -459,18 +459,15 @@ impl Session {
                         work.misshapen.extend(id);
                     }
                 }
-                // Otherwise the server has it as what SQL prepares there.
-                Some(Owed::Parse { prepares: Some(Prepares { name, statement, duplicate, .. }), .. }) => {
+                Some(Owed::Parse { prepares, place: Place::Named(name), .. }) => {
                     if let Some(own) = &mut server.own_names {
-                        own.missing.remove(&name);
-                        if duplicate {
+                        if prepares.is_some() || !work.stand_ins.contains(&name) {
+                            own.missing.remove(&name);
+                        }
+                        // Otherwise the server has it as what SQL prepares there.
+                        if let Some(Prepares { name, statement, duplicate: true, .. }) = prepares {
                             self.renamed(name, statement);
                         }
-                    }
-                }
-                Some(Owed::Parse { prepares: None, place: Place::Named(name), .. }) if !work.stand_ins.contains(&name) => {
-                    if let Some(own) = &mut server.own_names {
-                        own.missing.remove(&name);
                     }
                 }
                 _ => {}
