@@ -2169,6 +2169,34 @@ mod settings {
         assert!(!story.keeps("l", ServerRole::Leader));
     }
 
+    /// What was brought within the transaction goes with it.
+    #[test]
+    fn what_takes_brought_settings_back_is_answered_before_more_is_sent() {
+        let mut story = begun_with_dmy();
+        story.tell(
+            "C> Q listen x
+             lease l leader
+             S> Q listen x
+             S< C LISTEN / Z I
+             C< C LISTEN / Z I
+             C> Q begin; reset all; commit; begin
+             S> Q begin; reset all; commit; begin
+             S< C BEGIN / S DateStyle ISO / C RESET / C COMMIT / C BEGIN / Z T
+             C< C BEGIN / C RESET / C COMMIT / C BEGIN
+             S> P - SET datestyle = 'dmy' / B - - / E - / S / C P - / S
+             S< 1 / 2 / S DateStyle ISO,DMY / C SET / Z T / 3 / Z T
+             C< Z T
+             C> Q rollback / Q select 1
+             S> Q rollback
+             S< S DateStyle ISO / C ROLLBACK / Z I
+             C< C ROLLBACK
+             S> set datestyle = dmy / S
+             S< S DateStyle ISO,DMY / C SELECT 1 / Z I
+             C< Z I
+             S> Q select 1",
+        );
+    }
+
     #[test]
     fn what_must_be_answered_first_is_waited_for_whatever_is_answered_before_it() {
         Story::run(&format!(
@@ -2459,6 +2487,24 @@ mod out_of_sight {
         for sql in ["set work_mem = '1MB'", "reset work_mem", "reset all"] {
             assert!(!asks(sql), "{sql}");
         }
+    }
+
+    /// PostgreSQL commits a string before it answers the last statement: that has run, and its custom setting's name stays known there.
+    #[test]
+    fn the_last_statement_of_a_string_may_have_run_though_it_is_not_answered() {
+        let fails = |text: &str, answered: &str, then: &str| {
+            let mut story = Story::on(Access::ReadWrite);
+            story.tell(&format!(
+                "C> Q {text}\n lease l leader\n S> Q {text}\n S< {answered}E 23505 twice / Z I\n C< {answered}E 23505 / Z I\n {then}"
+            ));
+        };
+        fails("delete from t; set local app.x = '1'", "C DELETE 1 / ", "S> look at all app.x");
+        fails("delete from t; reset app.x", "C DELETE 1 / ", "S> look at all app.x");
+        // Nothing of it is left.
+        fails("delete from t; set local work_mem = '1MB'", "C DELETE 1 / ", "return");
+        // It hasn't been reached, or was alone.
+        fails("delete from t; set local app.x = '1'; delete from t", "", "return");
+        fails("set local app.x = '1'", "", "return");
     }
 
     /// '' is what it finds from then on anyway, unless what would set it is skipped.
