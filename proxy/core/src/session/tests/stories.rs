@@ -1141,6 +1141,35 @@ mod own_names {
         );
     }
 
+    /// Its own error says more than that the name is missing, and it may be that it can be prepared by now.
+    #[test]
+    fn what_could_not_be_prepared_is_tried_again_where_it_is_used() {
+        let missing = [
+            PREPARED,
+            BEGUN,
+            "C> Q select name from pg_prepared_statements\n S> ",
+            &run_by_our_names("SAVEPOINT switchyard_names"),
+            " / P s1 select 1 / S / ",
+            &run_by_our_names("ROLLBACK TO switchyard_names"),
+            " / ",
+            &run_by_our_names("RELEASE switchyard_names"),
+            " / Q select name from pg_prepared_statements
+             S< 1 / 2 / C SAVEPOINT / 3 / 3 / Z T / E 42P01 gone / Z E / 1 / 2 / C ROLLBACK / 3 / 3 / Z T / 1 / 2 / C RELEASE / 3 / 3 / Z T / T / C SELECT 0 / Z T
+             C< T / C SELECT 0 / Z T
+             ",
+        ]
+        .concat();
+        for client in ["B - s1 / E - / S", "D S s1 / S"] {
+            let used = format!("C> {client}\n S> P s1 select 1 / {client}\n ");
+            Story::run(&format!("{missing}{used}S< E 42P01 gone / Z E\n C< E 42P01 / Z E"));
+        }
+        let bound = "B - s1 / E - / S\n S< 1 / 2 / D 1 / C SELECT 1 / Z T\n C< 2 / D 1 / C SELECT 1 / Z T\n ";
+        Story::run(&format!(
+            "{missing}C> B - s1 / E - / S\n S> P s1 select 1 / {bound}C> B - s1 / E - / S\n S> {}",
+            bound.replace("S< 1 / 2", "S< 2")
+        ));
+    }
+
     #[test]
     fn behind_the_end_of_a_failed_transaction_that_is_waited_for() {
         Story::run(
