@@ -13,7 +13,9 @@
 //!   to it (not so at the level `eventual`, which a statement alone may have) and it hasn't restarted (a standby killed and started again opens at its minimum recovery point, which may lie before what it showed; so does one that
 //!   lost a backend to a crash, though its postmaster lives on).
 //! - From a replica to the leader there is one race, PostgreSQL's own: a commit that waits for its synchronous standby is visible on replicas
-//!   and not on the leader. Such a read waits for a sample that shows no commit that has waited since before the replica's answer.
+//!   and not on the leader. Such a read waits for a sample that shows no commit that has waited since before the replica's answer. Without a
+//!   synchronous standby, the commit's process may be without a processor between its WAL's flush and its transaction's end: such a read waits
+//!   until what this router had sent before the replica's answer is answered ([`crate::marks::Marks::are_behind`]).
 //! - While no leader is in force, the last one's samples go on counting, as positions up to the fork are the next one's, too; and what was
 //!   acknowledged after them is bounded by what standbys have received ([`crate::witness`]). Of two bounds the lower one counts.
 //!
@@ -169,6 +171,11 @@ impl Watermark {
     /// Whether a replica has shown something that the leader may not show yet. Only where it waits for synchronous standbys.
     pub fn is_ahead_of_leader(&self, topology: &Topology) -> bool {
         self.on_replica.is_some_and(|at| topology.is_unsettled(at))
+    }
+
+    /// When a replica showed the session something last.
+    pub fn on_replica(&self) -> Option<Instant> {
+        self.on_replica
     }
 
     /// Whether `member` answered last, and hasn't restarted since.

@@ -87,6 +87,8 @@ enum Broken {
     ReplicasUnasked,
     /// Without a leader, a replica that doesn't answer has shown nothing.
     LostReplicaForgotten,
+    /// A read goes from a replica to the leader while a write is under way that the replica may have shown.
+    UnderWayForgotten,
 }
 
 /// xorshift64*: small, and the same on every machine.
@@ -261,6 +263,8 @@ struct World {
     /// How far the leader's commits are done and shown, and which wait since when.
     visible: u64,
     waiting: VecDeque<(u64, u64)>,
+    /// Where nobody waits for a standby: a commit whose record is flushed, whose process has no processor until then.
+    stalled: Option<(u64, u64)>,
     /// The router hears nothing of a node, or doesn't believe in its leader, until then.
     deaf_until: [u64; NODES],
     doubts_until: u64,
@@ -345,6 +349,7 @@ impl World {
             aims_at: None,
             visible: 100,
             waiting: VecDeque::new(),
+            stalled: None,
             deaf_until: [0; NODES],
             doubts_until: 0,
             sessions: (0..SESSIONS).map(session).collect(),
@@ -482,6 +487,9 @@ impl World {
             let mut shown = node.shows;
             if statement.writes {
                 shown.lsn += 1 + self.dice.under(3);
+                if self.waits_for.is_none() && self.dice.one_in(4) {
+                    self.stalled = Some((shown.lsn, self.now + self.dice.under(60)));
+                }
                 self.inserts(statement.node, shown.lsn);
                 self.tally.writes += 1;
             } else if self.leader == Some(statement.node) {
@@ -559,7 +567,11 @@ impl World {
             self.tally.exactly_witnessed_reads += u64::from(witnessed.exact);
             self.tally.otherwise_witnessed_reads += u64::from(!witnessed.exact);
         }
-        if chosen.is_err() && self.sessions[index].watermark.is_ahead_of_leader(&self.topology) {
+        let shown_at = self.sessions[index].watermark.on_replica();
+        let sent = |statement: &Statement| statement.writes && shown_at.is_some_and(|at| self.at(statement.sent_at) <= at);
+        let under_way = self.sessions.iter().filter_map(|session| session.statement.as_ref()).any(sent);
+        let ahead = self.sessions[index].watermark.is_ahead_of_leader(&self.topology);
+        if chosen.is_err() && (ahead || (under_way && self.broken != Broken::UnderWayForgotten)) {
             return;
         }
         let chosen = chosen.ok().cloned();
@@ -700,6 +712,7 @@ fn every_broken_rule_is_found_out() {
         (Level::Session, Broken::AnyoneIsExact),
         (Level::Session, Broken::ReplicasUnasked),
         (Level::Session, Broken::LostReplicaForgotten),
+        (Level::Session, Broken::UnderWayForgotten),
         (Level::Strong, Broken::SampledBefore),
         (Level::Strong, Broken::OthersForgotten),
         (Level::Strong, Broken::ReceivedForReplayed),

@@ -5,6 +5,9 @@
 //! schema, as `search_path` isn't known here: what two relations share costs a read on a replica, never a stale one. So the table has a
 //! fixed size, and neither a read nor a write takes a lock.
 //!
+//! And of each write that has been sent and isn't answered, since when: replicas may show it before the leader does. The leader's process has
+//! flushed its commit record by then, but ends its transaction (`ProcArrayEndTransaction`) only when it gets a processor again.
+//!
 //! Invariants: a mark is set before the bytes that acknowledge leave for the client, and never goes back. What may have written more than
 //! it names marks everything. An instant bounds what survives across a change of leader, too: nothing here knows of epochs.
 
@@ -85,6 +88,37 @@ impl Touched {
     }
 }
 
+/// Writes under way that are told apart, per database: 4 KiB.
+const UNDER_WAY_MAX: usize = 256;
+
+/// A commit takes no longer from its record's flush to its transaction's end: what has been under way for longer is a statement that runs, or
+/// waits for a lock.
+const COMMIT_MAX: Duration = Duration::from_secs(1);
+
+/// Which relations a write under way is about, one bit for each hash: all of them where that isn't known.
+fn bits(touched: &Touched) -> u64 {
+    match touched {
+        Touched::Nothing => 0,
+        Touched::Relations(relations) => relations.iter().fold(0, |bits, relation| bits | 1 << (relation.0 % 64)),
+        Touched::Everything | Touched::Cluster => u64::MAX,
+    }
+}
+
+/// A write that has been sent.
+#[derive(Debug, Default)]
+struct UnderWay {
+    /// 0: nobody's.
+    sent_at: AtomicU64,
+    relations: AtomicU64,
+}
+
+/// What a session has sent to the leader, and no answer has ended yet.
+#[derive(Debug, Default)]
+pub struct Sending {
+    /// Which one of its database's, and its instant. What was left behind is taken over by others in time.
+    place: Option<(usize, u64)>,
+}
+
 /// A mark that all databases share: DDL may be about roles, databases or tablespaces.
 #[derive(Debug)]
 pub struct ClusterMark {
@@ -114,6 +148,9 @@ pub struct Marks {
     everything: AtomicU64,
     /// The latest of all.
     newest: AtomicU64,
+    under_way: Box<[UnderWay]>,
+    /// When there were more of them at a time than can be told apart.
+    crowded: AtomicU64,
 }
 
 impl Marks {
@@ -125,7 +162,57 @@ impl Marks {
             relations: (0..SLOTS).map(|_| AtomicU64::new(0)).collect(),
             everything: AtomicU64::new(now),
             newest: AtomicU64::new(now),
+            under_way: (0..UNDER_WAY_MAX).map(|_| UnderWay::default()).collect(),
+            crowded: AtomicU64::new(0),
         }
+    }
+
+    /// What may commit a write to `touched` is about to be sent. Where something of this session is under way already, it is one with that.
+    pub fn sends(&self, sending: &mut Sending, touched: &Touched, now: Instant) {
+        let relations = bits(touched);
+        let now = self.cluster.nanos(now);
+        if let Some((index, sent_at)) = sending.place
+            && self.under_way[index].sent_at.load(Ordering::Acquire) == sent_at
+        {
+            self.under_way[index].relations.fetch_or(relations, Ordering::AcqRel);
+            return;
+        }
+        // Sessions begin their search at different places.
+        let first = now as usize % UNDER_WAY_MAX;
+        for index in (first..UNDER_WAY_MAX).chain(0..first) {
+            let place = &self.under_way[index];
+            let before = place.sent_at.load(Ordering::Relaxed);
+            let free = before == 0 || before + (COMMIT_MAX.as_nanos() as u64) < now;
+            if free && place.sent_at.compare_exchange(before, now, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+                // In between it may count for what was there before, which is more than it need be or nothing that has been sent.
+                place.relations.store(relations, Ordering::Release);
+                sending.place = Some((index, now));
+                return;
+            }
+        }
+        self.crowded.fetch_max(now, Ordering::AcqRel);
+    }
+
+    /// Nothing of this session is under way any more.
+    pub fn ends(&self, sending: &mut Sending) {
+        if let Some((index, sent_at)) = sending.place.take() {
+            // Unless somebody has taken it over.
+            let _taken = self.under_way[index].sent_at.compare_exchange(sent_at, 0, Ordering::AcqRel, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether something that was sent before `shown_at` isn't answered yet, so that a replica can have shown of `reads` by then what the leader
+    /// doesn't show at `now`.
+    pub fn are_behind(&self, reads: &Touched, shown_at: Instant, now: Instant) -> bool {
+        let (relations, shown_at, now) = (bits(reads), self.cluster.nanos(shown_at), self.cluster.nanos(now));
+        // DDL concerns every read.
+        let meets = |written: u64| written & relations != 0 || written == u64::MAX;
+        let counts = |sent_at: u64| sent_at != 0 && sent_at <= shown_at && now <= sent_at + COMMIT_MAX.as_nanos() as u64;
+        counts(self.crowded.load(Ordering::Acquire))
+            || self
+                .under_way
+                .iter()
+                .any(|write| counts(write.sent_at.load(Ordering::Acquire)) && meets(write.relations.load(Ordering::Acquire)))
     }
 
     /// A write is about to be acknowledged.
@@ -201,6 +288,49 @@ mod tests {
         assert_eq!(other.since(&Touched::Everything), zero);
         marks.wrote(&Touched::Cluster, at);
         assert_eq!(other.since(&Touched::Nothing), at);
+    }
+
+    #[test]
+    fn a_write_is_behind_what_replicas_show_until_it_is_answered() {
+        let (marks, zero) = marks();
+        let at = |ms| zero + Duration::from_millis(ms);
+        let (a, b) = (Touched::relation("a"), Touched::relation("b"));
+        let mut sending = Sending::default();
+        marks.sends(&mut sending, &a, at(10));
+        assert!(marks.are_behind(&a, at(10), at(20)) && marks.are_behind(&Touched::Everything, at(11), at(20)));
+        // What was shown before it was sent can't be of it, and other relations aren't its own.
+        assert!(!marks.are_behind(&a, at(9), at(20)) && !marks.are_behind(&b, at(11), at(20)));
+        // A pipeline goes on, and counts from its beginning.
+        marks.sends(&mut sending, &b, at(15));
+        assert!(marks.are_behind(&b, at(11), at(20)));
+        // What takes longer is no commit.
+        assert!(!marks.are_behind(&a, at(11), at(1_011)));
+        marks.ends(&mut sending);
+        assert!(!marks.are_behind(&a, at(11), at(20)) && !marks.are_behind(&b, at(11), at(20)));
+        marks.sends(&mut sending, &Touched::Cluster, at(10));
+        assert!(marks.are_behind(&Touched::Nothing, at(11), at(20)));
+    }
+
+    #[test]
+    fn more_writes_than_can_be_told_apart_are_behind_too() {
+        let (marks, zero) = marks();
+        let at = |ms| zero + Duration::from_millis(ms);
+        let (a, b) = (Touched::relation("a"), Touched::relation("b"));
+        let mut all: Vec<Sending> = Vec::new();
+        for _ in 0..=UNDER_WAY_MAX {
+            let mut sending = Sending::default();
+            marks.sends(&mut sending, &a, at(10));
+            all.push(sending);
+        }
+        assert!(marks.are_behind(&b, at(10), at(20)));
+        // Whoever has left it behind doesn't keep its place, nor takes it from those who came later.
+        let mut late = Sending::default();
+        marks.sends(&mut late, &b, at(2_000));
+        assert!(marks.are_behind(&b, at(2_000), at(2_001)) && !marks.are_behind(&a, at(2_000), at(2_001)));
+        all.iter_mut().for_each(|sending| marks.ends(sending));
+        assert!(marks.are_behind(&b, at(2_000), at(2_001)));
+        marks.ends(&mut late);
+        assert!(!marks.are_behind(&b, at(2_000), at(2_001)));
     }
 
     #[test]

@@ -66,6 +66,7 @@ impl World {
                 }
                 let node = &mut self.nodes[index];
                 node.reopens_at = node.flushed;
+                self.commits();
                 self.patroni_moves(index);
             } else {
                 self.replica_moves(index, newest);
@@ -167,7 +168,7 @@ impl World {
         self.forks.push(fork);
         self.cuts.push(u64::MAX);
         self.leader = Some(index);
-        (self.visible, self.waiting) = (fork, VecDeque::new());
+        (self.visible, self.waiting, self.stalled) = (fork, VecDeque::new(), None);
         (self.key, self.waits_for, self.aims_at) = (SyncKey::of(index), None, None);
         self.tally.promotions += 1;
         self.note(|| format!("n{index} is promoted to timeline {} at {fork}", newest + 1));
@@ -194,7 +195,9 @@ impl World {
                 all.get(count - 1).copied().unwrap_or(0).min(self.nodes[leader].flushed)
             }
         };
-        self.visible = self.visible.max(confirmed);
+        // The model's leader shows commits in the order of their records only.
+        let stalled = self.stalled.filter(|(_, until)| self.now < *until).map_or(u64::MAX, |(lsn, _)| lsn - 1);
+        self.visible = self.visible.max(confirmed.min(stalled));
         self.waiting.retain(|(lsn, _)| *lsn > self.visible);
         if self.survives(self.written, shows.timeline) < self.visible {
             self.written = Position { timeline: shows.timeline, lsn: self.visible };

@@ -185,8 +185,20 @@ impl Session {
     fn is_unsettled(&self, env: &Env<'_>, work: &Work) -> bool {
         work.batch.class() == Class::Read
             && env.topology.leader_at(env.now).is_some()
-            && self.watermark.is_ahead_of_leader(env.topology)
+            && (self.watermark.is_ahead_of_leader(env.topology) || self.is_ahead_of_writes(env, work))
             && self.level(env, work) >= Level::Session
+    }
+
+    /// Whether a replica may have shown the session what somebody is still waiting for, so that the leader may show it later. That takes a moment.
+    fn is_ahead_of_writes(&self, env: &Env<'_>, work: &Work) -> bool {
+        let Some(shown_at) = self.watermark.on_replica() else { return false };
+        let waited = work.unsettled.map_or(Duration::ZERO, |since| env.now - since);
+        let generation = env.judge.generation();
+        let behind = |verdict: &Verdict| {
+            let reads = if verdict.generation == generation { &verdict.reads } else { &Touched::Everything };
+            env.marks.are_behind(reads, shown_at, env.now)
+        };
+        waited < env.policy.settle_wait && work.batch.verdicts().any(|verdict| behind(verdict))
     }
 
     /// A synchronous standby that is gone may never answer; Patroni has taken it out by the time that this gives up.

@@ -97,6 +97,9 @@ impl Session {
         if class == Class::Write && server.role == ServerRole::Leader {
             self.note_writes(env, work);
         }
+        if !self.written.is_nothing() && (self.status == TxStatus::Idle || work.batch.may_end_transaction()) {
+            env.marks.sends(&mut self.sending, &self.written, env.now);
+        }
         work.shows |= class != Class::Local;
         work.alone |= work.batch.executed().any(|verdict| must_be_answered_first(verdict));
         // Behind that, its settings must be brought once more.

@@ -48,6 +48,7 @@ impl Session {
         self.phase = Phase::Idle;
         // What became of it, nobody knows.
         let written = std::mem::take(&mut self.written);
+        env.marks.ends(&mut self.sending);
         if work.owed.iter().any(Owed::is_clients) {
             env.marks.wrote(&written, env.now);
         }

@@ -47,7 +47,7 @@ pub use server::{CustomNames, ServerState, StatementId};
 pub use settings::{Params, Settings, Value};
 
 use crate::causal::{Level, Watermark};
-use crate::marks::{Marks, Touched};
+use crate::marks::{Marks, Sending, Touched};
 use crate::refusal::{Refusal, Severity};
 use crate::route::{Excluded, Loads, Need, ServerRole, Why};
 use crate::sql::catalog::Suspicion;
@@ -514,6 +514,8 @@ pub struct Session {
     watermark: Watermark,
     /// What the transaction, or what is under way outside one, has written or may have written, and nobody was told of.
     written: Touched,
+    /// That it is under way, while it is.
+    sending: Sending,
     /// Messages of the extended protocol have come since the client's last Sync.
     unsynced: bool,
     /// The client's messages are dropped up to its Sync.
@@ -578,6 +580,7 @@ impl Session {
             sequence_advanced: false,
             watermark: Watermark::default(),
             written: Touched::Nothing,
+            sending: Sending::default(),
             unsynced: false,
             skipping: false,
             segment_lost: false,

@@ -1051,6 +1051,7 @@ impl Session {
         if !work.owed.is_empty() || work.segment != Segment::Closed {
             return;
         }
+        env.marks.ends(&mut self.sending);
         work.forget_attempts();
         work.writing = false;
         let half_a_message = work.client_passing > 0 && work.client_passing_on;

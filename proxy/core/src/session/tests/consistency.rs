@@ -2,6 +2,7 @@
 
 use super::script::Story;
 use crate::lsn::Lsn;
+use crate::marks::{Sending, Touched};
 use crate::session::Access;
 use crate::witness::Witnessed;
 
@@ -59,7 +60,7 @@ fn a_read_waits_for_nobody_elses_table() {
 fn marks_a(told: &str) -> bool {
     let mut story = at(Access::ReadWrite, "global");
     story.tell(told);
-    let since = story.rig.marks.since(&crate::marks::Touched::relation("a"));
+    let since = story.rig.marks.since(&Touched::relation("a"));
     since > story.rig.topology.samples[0].sent_at
 }
 
@@ -379,6 +380,66 @@ fn the_leader_shows_later_what_waits_for_its_standby() {
          again
          C< E 57P03 / Z I",
     );
+}
+
+/// Between the flush of a commit's record and its end, the leader's process may lose its processor: replicas show it earlier then.
+#[test]
+fn the_leader_shows_later_what_isnt_answered_yet() {
+    let mut story = at(Access::ReadWrite, "session");
+    let read = "S> Q select * from a
+         S< T / C SELECT 1 / Z I
+         C< T / C SELECT 1 / Z I
+         return";
+    let (mut sending, mut other) = (Sending::default(), Sending::default());
+    story.rig.marks.sends(&mut sending, &Touched::relation("a"), story.rig.now);
+    story.tell(&format!("C> Q select * from a\n lease r replica\n {read}"));
+    let leader = "/* switchyard: leader */ select * from a";
+    story.tell(&format!("C> Q {leader}\n sample\n again\n sample"));
+    // What is sent only now, no replica has shown.
+    story.rig.now += std::time::Duration::from_millis(1);
+    story.rig.marks.sends(&mut other, &Touched::relation("a"), story.rig.now);
+    story.rig.marks.ends(&mut sending);
+    let led = format!("lease l leader\n S> Q {leader}\n S< T / C SELECT 1 / Z I\n C< T / C SELECT 1 / Z I\n return");
+    story.tell(&format!("again\n {led}"));
+    // Nobody knows of whatever takes longer than a commit.
+    story.tell(&format!("caught\n C> Q select * from a\n lease r replica\n {read}"));
+    story.tell(&format!("C> Q {leader}\n sample\n +2s\n again\n {led}"));
+    // Others' tables are of no concern.
+    story.tell(&format!("caught\n C> Q select * from a\n lease r replica\n {read}"));
+    story.rig.marks.sends(&mut sending, &Touched::relation("b"), story.rig.now);
+    story.tell(&format!("caught\n C> Q select * from a\n lease r replica\n {read}\n C> Q {leader}\n {led}"));
+}
+
+#[test]
+fn a_write_is_under_way_until_it_is_answered() {
+    let mut story = at(Access::ReadWrite, "session");
+    let (a, b) = (Touched::relation("a"), Touched::relation("b"));
+    let behind = |story: &Story, reads: &Touched| story.rig.marks.are_behind(reads, story.rig.now, story.rig.now);
+    story.tell("C> Q update a set n = 1\n lease l leader\n S> Q update a set n = 1");
+    assert!(behind(&story, &a) && !behind(&story, &b));
+    story.tell("S< C UPDATE 1 / Z I\n C< C UPDATE 1 / Z I\n return");
+    assert!(!behind(&story, &a));
+    // Within a transaction, it is the COMMIT that can be seen before it is answered.
+    story.tell(
+        "C> Q begin
+         C< C BEGIN / Z T
+         C> Q update a set n = 1
+         lease l leader
+         S> P - begin / B - - / E - / Q update a set n = 1
+         S< 1 / 2 / C BEGIN / C UPDATE 1 / Z T
+         C< C UPDATE 1 / Z T
+         C> Q update b set n = 1
+         S> Q update b set n = 1",
+    );
+    assert!(!behind(&story, &a) && !behind(&story, &b));
+    story.tell("S< C UPDATE 1 / Z T\n C< C UPDATE 1 / Z T\n C> Q commit\n S> Q commit");
+    assert!(behind(&story, &a) && behind(&story, &b));
+    story.tell("S< C COMMIT / Z I\n C< C COMMIT / Z I\n return");
+    assert!(!behind(&story, &Touched::Everything));
+    story.tell("C> Q update a set n = 1\n lease l leader\n S> Q update a set n = 1");
+    assert!(behind(&story, &a));
+    story.tell("lost\n C< E 08007 / Z I");
+    assert!(!behind(&story, &a));
 }
 
 #[test]
