@@ -38,24 +38,16 @@ impl Session {
         for name in self.settings.dotted() {
             server.sets(name);
         }
-        if server.tx != TxStatus::Idle {
-            // It goes back with the transaction.
-            self.changing(Some(server));
-        }
         if server.tx == TxStatus::Idle {
             server.settings.sync_messages(&self.settings, server.role, &mut work.to_server);
+            server.forget_unnamed();
         } else {
+            // It goes back with the transaction.
+            self.changing(Some(server));
             server.settings.sync_messages_within(&self.settings, server.role, &mut work.to_server);
         }
         server.ready = false;
-        server.forget_unnamed();
         work.owed.push_back(Owed::Bring);
-        if server.tx == TxStatus::InTransaction {
-            // The portal is ours: the client has none of that name.
-            reply::message(&mut work.to_server, b'C', &[b"P\0"]);
-            reply::sync(&mut work.to_server);
-            work.owed.push_back(Owed::Prelude);
-        }
     }
 
     /// Sends the batch to the server that is held.
@@ -97,7 +89,9 @@ impl Session {
         if class == Class::Write && server.role == ServerRole::Leader {
             self.note_writes(env, work);
         }
-        if !self.written.is_nothing() && (self.status == TxStatus::Idle || work.batch.may_end_transaction()) {
+        // A COPY commits nothing before its CopyDone.
+        let copies = work.batch.executed().any(|verdict| verdict.effects.contains(&Effect::CopyIn));
+        if !self.written.is_nothing() && !copies && (self.status == TxStatus::Idle || work.batch.may_end_transaction()) {
             env.marks.sends(&mut self.sending, &self.written, env.now);
         }
         work.shows |= class != Class::Local;

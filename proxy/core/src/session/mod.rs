@@ -919,6 +919,9 @@ impl Session {
         if work.copy_in {
             // The server judges whatever comes; CopyDone and CopyFail end it, Flush and Sync are ignored there.
             work.to_server.extend_from_slice(message);
+            if tag == b'c' && self.status == TxStatus::Idle {
+                env.marks.sends(&mut self.sending, &self.written, env.now);
+            }
             if !matches!(tag, b'H' | b'S') {
                 work.copy_in = false;
                 // Anything but CopyDone and CopyFail is an error there, and takes no answer of its own.

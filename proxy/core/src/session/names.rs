@@ -154,9 +154,8 @@ impl Session {
         for (name, statement) in statements {
             if parted(&statement) {
                 // What it names may mean something else now, or nothing: that is told when it is used.
-                there.sync_messages(&analysed_under(&there, &statement.settings), role, &mut work.to_server);
+                there.sync_messages_within(&analysed_under(&there, &statement.settings), role, &mut work.to_server);
                 work.owed.push_back(Owed::Prelude);
-                server.forget_unnamed();
             }
             prepare(name, &statement, work);
             sync(work);

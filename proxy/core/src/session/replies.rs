@@ -660,6 +660,14 @@ impl Session {
         let until = |owed: &Owed| if begins { owed.ends_segment() } else { matches!(owed, Owed::Sync(_)) };
         let skipped = work.owed.iter().position(until);
         // The newest first, so that each finds what it has changed.
+        let abandons = match skipped.map(|at| &work.owed[at]) {
+            None => true,
+            Some(Owed::Sync(Sync::Ours)) => work.batch.end == End::Open,
+            Some(_) => false,
+        };
+        if abandons && !runs_again {
+            self.abandon_batch(work);
+        }
         for at in (0..skipped.unwrap_or(work.owed.len())).rev() {
             let Some(owed) = work.owed.remove(at) else { continue };
             if let Owed::Close { unnamed: Some(before), .. } = owed {
@@ -679,9 +687,7 @@ impl Session {
                     {
                         // A Parse that fails leaves no unnamed statement.
                         let previous = previous.filter(|_| at > 0);
-                        if name.is_empty() {
-                            amend(work, &statement, previous.as_ref());
-                        }
+                        amend(work, &statement, previous.as_ref());
                         self.unprepare(&name, &statement, previous);
                     }
                 }
@@ -719,9 +725,6 @@ impl Session {
             // Our Sync isn't the client's: what it sends is dropped up to there.
             Some(Owed::Sync(Sync::Ours)) if !runs_again => {
                 self.skipping = true;
-                if work.batch.end == End::Open {
-                    self.abandon_batch(work);
-                }
             }
             None if runs_again => {
                 reply::sync(&mut work.to_server);
@@ -730,7 +733,6 @@ impl Session {
             None => {
                 work.segment = Segment::Skipped;
                 work.alone = false;
-                self.abandon_batch(work);
             }
             Some(_) => {}
         }
@@ -1106,14 +1108,14 @@ impl Session {
     }
 }
 
-/// A Parse of the unnamed statement was for nothing: what has come behind it may be, too, and goes back to `instead` then.
+/// A Parse was for nothing: what has come behind it may be, too, and goes back to `instead` then, what the unnamed statement was before.
 fn amend(work: &mut Work, statement: &Arc<Statement>, instead: Option<&Arc<Statement>>) {
     let meant = |known: &Option<Arc<Statement>>| known.as_ref().is_some_and(|known| known.is(statement));
     for owed in &mut work.owed {
         match owed {
             Owed::Parse { prepares: Some(prepares), .. } if meant(&prepares.previous) => prepares.previous = instead.cloned(),
             Owed::Close { closed, .. } if closed.as_ref().is_some_and(|(_, known)| known.is(statement)) => {
-                *closed = instead.map(|instead| (Box::default(), instead.clone()));
+                *closed = closed.take().zip(instead).map(|((name, _), instead)| (name, instead.clone()));
             }
             _ => {}
         }
@@ -1143,7 +1145,9 @@ fn hand_on(work: &mut Work, behind: usize, statement: &Arc<Statement>) -> bool {
             _ => {}
         }
     }
-    for (item, _) in &mut work.batch.items {
+    // A batch that may run again is what is under way itself.
+    let taken = if work.attempt.is_none() { &mut work.batch.items[..] } else { &mut [] };
+    for (item, _) in taken {
         match item {
             Item::Query(_) => return true,
             Item::CloseStatement { name, closed: known } | Item::Parse { name, previous: known, .. } if name.is_empty() => {

@@ -234,7 +234,8 @@ impl Settings {
         self.messages(wanted, role, false, out);
     }
 
-    /// As [`Settings::sync_messages`], within a transaction, which may be about to be told its isolation level: no query may come before that.
+    /// As [`Settings::sync_messages`], within a transaction, which may be about to be told its isolation level: no query may come before that. The
+    /// client's unnamed statement and portal aren't touched.
     pub(super) fn sync_messages_within(&self, wanted: &Settings, role: ServerRole, out: &mut Vec<u8>) {
         self.messages(wanted, role, true, out);
     }
@@ -242,17 +243,18 @@ impl Settings {
     /// The messages that give these parameters the values that they have here, up to the end of the transaction that is open, with a Sync of
     /// their own.
     pub(super) fn local_messages(&self, names: &[Arc<str>], out: &mut Vec<u8>) {
-        let mut parsed = None;
+        let mut ours = Ours::named();
         for name in names {
             if let Some(Value::Known(value)) = self.value(name) {
-                set_config(out, &mut parsed, Until::TransactionEnd, name, Some(value));
+                ours.set_config(out, Until::TransactionEnd, name, Some(value));
             }
         }
+        ours.close(out);
         reply::sync(out);
     }
 
     fn messages(&self, wanted: &Settings, role: ServerRole, within: bool, out: &mut Vec<u8>) {
-        let mut parsed = None;
+        let mut ours = if within { Ours::named() } else { Ours::unnamed() };
         for (name, value) in self.plan(wanted, role) {
             let value = match value {
                 // NULL goes back to the server's own value, as RESET does (`set_config_by_name`).
@@ -264,10 +266,9 @@ impl Settings {
             let needs_no_quotes = within && needs_no_quotes(name, value);
             let mut set = |value| {
                 if needs_no_quotes {
-                    parsed = None;
-                    set_by_statement(out, name, value);
+                    ours.set_by_statement(out, name, value);
                 } else {
-                    set_config(out, &mut parsed, Until::SessionEnd, name, value);
+                    ours.set_config(out, Until::SessionEnd, name, value);
                 }
             };
             if value.is_some_and(|value| is_partial(name, value)) && self.value(name).is_some() {
@@ -275,6 +276,7 @@ impl Settings {
             }
             set(value);
         }
+        ours.close(out);
         reply::sync(out);
     }
 }
@@ -293,15 +295,6 @@ fn needs_no_quotes(name: &str, value: Option<&[u8]>) -> bool {
     let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"_-+.,:/ ".contains(byte);
     let is_name = |byte: u8| byte.is_ascii_lowercase() || byte == b'_';
     name.bytes().all(is_name) && !LISTS_OF_NAMES.contains(&name) && value.is_none_or(|value| value.iter().all(is_plain))
-}
-
-/// Sets one parameter by a statement that takes no snapshot, where [`needs_no_quotes`].
-fn set_by_statement(out: &mut Vec<u8>, name: &str, value: Option<&[u8]>) {
-    let text = match value {
-        Some(value) => [b"SET ", name.as_bytes(), b" = '", value, b"'"].concat(),
-        None => [b"RESET ", name.as_bytes()].concat(),
-    };
-    reply::run(out, &text);
 }
 
 /// Parse's body behind the name: two parameters of type text (OID 25). The third argument tells whether the value ends with its transaction.
@@ -332,32 +325,92 @@ enum Until {
     TransactionEnd,
 }
 
-/// Sets one parameter. `parsed`: for which kind of value the unnamed statement stands there by now.
-fn set_config(out: &mut Vec<u8>, parsed: &mut Option<bool>, until: Until, name: &str, value: Option<&[u8]>) {
-    let ascii = name.is_ascii() && value.is_none_or(<[u8]>::is_ascii);
-    if *parsed != Some(ascii) {
-        let text = match (until, ascii) {
-            (Until::SessionEnd, true) => set_config!("false"),
-            (Until::SessionEnd, false) => set_config_encoded!("false"),
-            (Until::TransactionEnd, true) => set_config!("true"),
-            (Until::TransactionEnd, false) => set_config_encoded!("true"),
-        };
-        reply::parse(out, b"", text.as_bytes());
-        *parsed = Some(ascii);
-    }
-    if ascii {
-        bind(out, name.as_bytes(), value);
-    } else {
-        bind(out, &hex(name.as_bytes()), value.map(hex).as_deref());
-    }
-    reply::message(out, b'E', &[&[0; 5]]);
+/// The statement and portal by which parameters are set.
+struct Ours {
+    /// Empty: the unnamed ones.
+    name: &'static [u8],
+    /// What stands there by now: `set_config` for values in ASCII, or for others.
+    parsed: Option<bool>,
+    bound: bool,
 }
 
-/// Binds two values in text form to the unnamed statement and portal.
-fn bind(out: &mut Vec<u8>, first: &[u8], second: Option<&[u8]>) {
+impl Ours {
+    fn unnamed() -> Ours {
+        Ours { name: b"", parsed: None, bound: false }
+    }
+
+    /// A client may have an unnamed portal open.
+    fn named() -> Ours {
+        Ours { name: b"switchyard_settings", parsed: None, bound: false }
+    }
+
+    /// Sets one parameter.
+    fn set_config(&mut self, out: &mut Vec<u8>, until: Until, name: &str, value: Option<&[u8]>) {
+        let ascii = name.is_ascii() && value.is_none_or(<[u8]>::is_ascii);
+        if self.parsed != Some(ascii) {
+            let text = match (until, ascii) {
+                (Until::SessionEnd, true) => set_config!("false"),
+                (Until::SessionEnd, false) => set_config_encoded!("false"),
+                (Until::TransactionEnd, true) => set_config!("true"),
+                (Until::TransactionEnd, false) => set_config_encoded!("true"),
+            };
+            self.parse(out, text.as_bytes());
+            self.parsed = Some(ascii);
+        }
+        if ascii {
+            self.run(out, &two_values(name.as_bytes(), value));
+        } else {
+            self.run(out, &two_values(&hex(name.as_bytes()), value.map(hex).as_deref()));
+        }
+    }
+
+    /// Sets one parameter by a statement that takes no snapshot, where [`needs_no_quotes`].
+    fn set_by_statement(&mut self, out: &mut Vec<u8>, name: &str, value: Option<&[u8]>) {
+        let text = match value {
+            Some(value) => [b"SET ", name.as_bytes(), b" = '", value, b"'\0\0\0"].concat(),
+            None => [b"RESET ", name.as_bytes(), b"\0\0\0"].concat(),
+        };
+        self.parse(out, &text);
+        self.parsed = None;
+        self.run(out, &[0; 6]);
+    }
+
+    fn parse(&mut self, out: &mut Vec<u8>, tail: &[u8]) {
+        if !self.name.is_empty() {
+            // One that has failed may have left it.
+            reply::close_statement(out, self.name);
+        }
+        reply::parse(out, self.name, tail);
+    }
+
+    /// Binds what stands behind the names of portal and statement, and executes it.
+    fn run(&mut self, out: &mut Vec<u8>, values: &[u8]) {
+        self.close_portal(out);
+        reply::message(out, b'B', &[self.name, b"\0", self.name, b"\0", values]);
+        reply::message(out, b'E', &[self.name, &[0; 5]]);
+        self.bound = true;
+    }
+
+    fn close_portal(&self, out: &mut Vec<u8>) {
+        if self.bound && !self.name.is_empty() {
+            reply::message(out, b'C', &[b"P", self.name, b"\0"]);
+        }
+    }
+
+    /// Leaves nothing by that name.
+    fn close(self, out: &mut Vec<u8>) {
+        self.close_portal(out);
+        if self.bound && !self.name.is_empty() {
+            reply::close_statement(out, self.name);
+        }
+    }
+}
+
+/// Two values in text form, as Bind has them behind its names.
+fn two_values(first: &[u8], second: Option<&[u8]>) -> Vec<u8> {
     let length = |value: &[u8]| i32::try_from(value.len()).unwrap_or(i32::MAX).to_be_bytes();
     let (second_length, second) = second.map_or(((-1i32).to_be_bytes(), &b""[..]), |value| (length(value), value));
-    reply::message(out, b'B', &[b"\0\0\0\0\0\x02", &length(first), first, &second_length, second, b"\0\0"]);
+    [b"\0\0\0\x02", &length(first)[..], first, &second_length, second, b"\0\0"].concat()
 }
 
 pub(super) fn hex(bytes: &[u8]) -> Vec<u8> {
@@ -454,10 +507,9 @@ mod tests {
             Settings::from_startup([("DateStyle", &b"ISO, DMY"[..]), ("search_path", b"a"), ("application_name", b"a\\b")].into_iter());
         let mut out = Vec::new();
         Settings::from_startup([("work_mem", &b"1MB"[..])].into_iter()).sync_messages_within(&to, ServerRole::Leader, &mut out);
-        let run = |text: &str| [format!("P - {text}"), "B - -".to_owned(), "E -".to_owned()];
-        let statements = [run("RESET work_mem"), run("SET datestyle = 'ISO, DMY'")].concat();
-        let calls = ["set search_path = a", "set application_name = a\\b", "S"].map(str::to_owned);
-        assert_eq!(text::to_server(&out), [statements, calls.to_vec()].concat());
+        let statements = ["own RESET work_mem", "own SET datestyle = 'ISO, DMY'"];
+        let calls = ["set search_path = a", "set application_name = a\\b", "S"];
+        assert_eq!(text::to_server(&out), [&statements[..], &calls].concat());
     }
 
     #[test]

@@ -32,6 +32,8 @@ pub(super) struct Server {
     custom: BTreeSet<String>,
     portals: BTreeMap<String, (String, bool, Vec<Option<String>>)>,
     skipping: bool,
+    /// Something has been executed since the last Sync (`XACT_FLAGS_PIPELINING`).
+    pipelines: bool,
     /// COPY FROM STDIN: whether by the extended protocol.
     copy: Option<bool>,
     reported: String,
@@ -61,6 +63,7 @@ impl Server {
             custom: BTreeSet::new(),
             portals: BTreeMap::new(),
             skipping: false,
+            pipelines: false,
             copy: None,
             reported: String::new(),
             input: Vec::new(),
@@ -177,6 +180,7 @@ impl Server {
         self.portals.clear();
         self.block = Block::None;
         self.read_only = false;
+        self.pipelines = false;
     }
 
     fn query(&mut self, sql: &str, out: &mut Vec<u8>) {
@@ -264,6 +268,8 @@ impl Server {
                     return Err("55000");
                 } else {
                     self.run(&sql, true, out)?;
+                    let controls = ["begin", "commit", "rollback", "savepoint", "discard all"];
+                    self.pipelines |= !controls.iter().any(|control| sql.starts_with(control));
                 }
             }
             b'C' => {
@@ -380,11 +386,9 @@ impl Server {
                         return Err("25P01");
                     }
                     out.extend(text::server("N 25P01 no transaction"));
-                    if words[0] == "rollback" {
-                        // What the implicit transaction has done so far goes with it.
-                        self.end(false);
-                        self.undo = Some(self.values.clone());
-                    }
+                    // What the implicit transaction has done so far stays, or goes with it.
+                    self.end(words[0] == "commit");
+                    self.undo = Some(self.values.clone());
                     if words[0] == "commit" { "COMMIT" } else { "ROLLBACK" }
                 } else {
                     let commit = words[0] == "commit" && self.block == Block::Open;
@@ -443,12 +447,13 @@ impl Server {
                 "RESET"
             }
             ["discard", "all"] => {
-                if self.block != Block::None {
+                if self.block != Block::None || self.pipelines {
                     return Err("25001");
                 }
                 self.values = self.startup.clone();
                 self.prepared.retain(|name, _| name.is_empty());
-                self.portals.clear();
+                self.end(true);
+                self.undo = Some(self.values.clone());
                 "DISCARD ALL"
             }
             ["discard", "sequences"] => "DISCARD SEQUENCES",

@@ -1002,7 +1002,7 @@ mod prepared {
             "cluster l 2:
              C> B - a / E - / S
              lease l leader
-             S> set datestyle = ISO,DMY / S / {begin} / {mark} / set datestyle = null / S / \
+             S> set datestyle = ISO,DMY / S / {begin} / {mark} / own RESET datestyle / S / \
              P a insert into t values ('1/2/2020'::date) / S / {back} / {end} / B - a / E - / S"
         ));
     }
@@ -2011,8 +2011,8 @@ mod settings {
              S> Q reset all; commit; begin
              S< C RESET / C COMMIT / C BEGIN / S DateStyle ISO / Z T
              C< C RESET / C COMMIT / C BEGIN
-             S> P - SET datestyle = 'SQL, DMY' / B - - / E - / S / C P - / S
-             S< 1 / 2 / D x / C SELECT 1 / S DateStyle SQL,DMY / Z T / 3 / Z T
+             S> own SET datestyle = 'SQL, DMY' / S
+             S< 3 / 1 / 2 / S DateStyle SQL,DMY / C SET / 3 / 3 / Z T
              C< Z T
              C> Q rollback to s1
              S> Q rollback to s1
@@ -2212,8 +2212,8 @@ mod settings {
              S> Q begin; reset all; commit; begin
              S< C BEGIN / S DateStyle ISO / C RESET / C COMMIT / C BEGIN / Z T
              C< C BEGIN / C RESET / C COMMIT / C BEGIN
-             S> P - SET datestyle = 'dmy' / B - - / E - / S / C P - / S
-             S< 1 / 2 / S DateStyle ISO,DMY / C SET / Z T / 3 / Z T
+             S> own SET datestyle = 'dmy' / S
+             S< 3 / 1 / 2 / S DateStyle ISO,DMY / C SET / 3 / 3 / Z T
              C< Z T
              C> Q rollback / Q select 1
              S> Q rollback

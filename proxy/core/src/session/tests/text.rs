@@ -182,9 +182,13 @@ pub(in crate::session) fn to_server(bytes: &[u8]) -> Vec<String> {
     let (mut own, mut bound_own) = (String::new(), false);
     for ((tag, body), plain) in cut(bytes).into_iter().zip(plainly(bytes)) {
         let text = strings(body).get(1).cloned().unwrap_or_default();
+        let named = matches!(tag, b'P' | b'B' | b'E' | b'C') && plain.contains("switchyard_settings");
         match tag {
+            b'P' if named && !text.starts_with("SELECT") => out.push(format!("own {text}")),
+            b'B' if named && own.is_empty() => {}
+            b'C' | b'E' if named => {}
             b'P' if text.starts_with("SELECT pg_catalog.set_config(") => own = text,
-            b'B' if !own.is_empty() && body.starts_with(b"\0\0") => {
+            b'B' if !own.is_empty() && (named || body.starts_with(b"\0\0")) => {
                 out.extend(own_bind(&own, body));
                 bound_own = true;
             }
