@@ -131,10 +131,12 @@ pub(super) fn is_only_unprepared(direct: &[String], routed: &[String]) -> bool {
 }
 
 /// Whether the first thing that differs is a replica's refusal to write, of a session that has made state there which keeps it, in a transaction with
-/// one snapshot (docs/sessions.md).
-pub(super) fn is_only_pinned_to_replica(direct: &[String], routed: &[String]) -> bool {
+/// one snapshot (docs/sessions.md). In other READ ONLY transactions, what a leader runs in one and a replica doesn't.
+pub(super) fn is_only_pinned_to_replica(direct: &[String], routed: &[String], one_snapshot: bool) -> bool {
     let differs = direct.iter().zip(routed).find(|(one, other)| one != other);
-    differs.is_some_and(|(_, routed)| routed.starts_with("E ") && routed.contains(" C:25006 "))
+    differs.is_some_and(|(_, routed)| {
+        routed.starts_with("E ") && routed.contains(" C:25006 ") && (one_snapshot || routed.contains(" during recovery"))
+    })
 }
 
 /// Whether the first thing that differs is whether a transaction's modes can still be set: a Parse with a Flush behind it is ended by the router with a
@@ -146,9 +148,22 @@ pub(super) fn is_only_of_modes(direct: &[String], routed: &[String], flushes: bo
         by_isolation || line.contains(" C:25001 M:transaction read-write mode must be set before any query")
     };
     // On a replica, what may still be set may not be set all the same.
-    let is_refused =
-        |line: &str| line.starts_with('E') && !line.contains(" C:0A000 M:cannot set transaction read-write mode during recovery");
-    differs.is_some_and(|(direct, routed)| if is_told(direct) { flushes && !is_refused(routed) } else { is_told(routed) })
+    let is_in_recovery = |line: &str| line.contains(" C:0A000 M:cannot set transaction read-write mode during recovery");
+    let is_refused = |line: &str| line.starts_with('E') && !is_in_recovery(line);
+    differs.is_some_and(|(direct, routed)| match is_told(direct) {
+        true => flushes && !is_refused(routed),
+        false => is_told(routed) || is_in_recovery(routed),
+    })
+}
+
+/// Whether the first thing that differs is that a statement can't be prepared any more, or isn't listed: one that was prepared under a `search_path` of
+/// its own transaction, which has another one by now (docs/sessions.md).
+pub(super) fn is_only_of_another_path(direct: &[String], routed: &[String]) -> bool {
+    let differs = direct.iter().zip(routed).find(|(one, other)| one != other);
+    differs.is_some_and(|(direct, routed)| {
+        let is_missing = direct.starts_with("D \"") && (routed.starts_with("D \"") || routed.starts_with("C SELECT"));
+        is_missing || (routed.starts_with("E ") && routed.contains(" C:42P01 "))
+    })
 }
 
 fn object(oid: u32) -> String {

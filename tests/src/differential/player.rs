@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 
-use super::compare::{is_only_of_modes, is_only_pinned_to_replica, is_only_unprepared, is_only_without_numbers, lines};
+use super::compare::{
+    is_only_of_another_path, is_only_of_modes, is_only_pinned_to_replica, is_only_unprepared, is_only_without_numbers, lines,
+};
 use super::encode::{self, Write};
 use super::objects::{ALONE, BYSTANDER, Databases, HERE};
 use super::script::{End, Message, Script, Step};
@@ -117,6 +119,10 @@ pub(super) struct Player {
     flushes: bool,
     /// It may make state that keeps it on a replica, in a READ ONLY transaction of one snapshot.
     one_snapshot: bool,
+    /// It has READ ONLY transactions on the read/write port.
+    read_only: bool,
+    /// It sets `search_path` more than once.
+    paths: bool,
     /// It has gone back to settings of its startup packet in a step whose answers differed: see [`goes_back`].
     went_back: bool,
     /// From there on its sides can't be compared: see [`is_only_without_numbers`].
@@ -155,6 +161,8 @@ impl Player {
             shared: false,
             flushes: false,
             one_snapshot: false,
+            read_only: false,
+            paths: false,
             went_back: false,
             excused: Cell::new(false),
             blind,
@@ -180,7 +188,9 @@ impl Player {
         let has = |words: &str| script.texts().any(|text| text.to_ascii_uppercase().contains(words));
         let is_unreadable = script.options.iter().any(|(_, value)| value.contains("SJIS"));
         let stays = is_unreadable || has("ROLE") || has("SESSION AUTHORIZATION") || has("PREPARE");
-        self.one_snapshot = self.ports.side == Port::ReadWrite && stays && has("READ ONLY") && has("REPEATABLE READ");
+        self.read_only = self.ports.side == Port::ReadWrite && has("READ ONLY");
+        self.one_snapshot = self.read_only && stays && has("REPEATABLE READ");
+        self.paths = script.texts().filter(|text| text.to_ascii_lowercase().contains("search_path")).count() > 1;
         self.went_back = false;
         let mut difference = self.played(script);
         // A leak by the detector's own word says more than an answer does.
@@ -659,7 +669,8 @@ impl Player {
         let kind = if got.stop == expected.stop { Kind::Answer } else { Kind::Hang };
         let excused = (self.shared && is_only_without_numbers(&direct, &routed))
             || is_only_of_modes(&direct, &routed, self.flushes)
-            || (self.one_snapshot && is_only_pinned_to_replica(&direct, &routed));
+            || (self.read_only && is_only_pinned_to_replica(&direct, &routed, self.one_snapshot))
+            || (self.paths && is_only_of_another_path(&direct, &routed));
         // Behind an error, the rest of a segment is skipped.
         if is_only_unprepared(&direct, &routed) || (kind == Kind::Answer && excused) {
             self.excused.set(true);

@@ -272,6 +272,8 @@ impl Session {
             // Carried from server to server, wherever they were made.
             Effect::Set { name, .. } | Effect::Reset { name } if class == Class::Local => is_role(name),
             Effect::ResetAll | Effect::SetTransaction { .. } if class == Class::Local => false,
+            // Behind others in a string. By itself it goes wherever its session has advanced some.
+            Effect::DiscardSequences => class != Class::Local,
             // What servers report is known without a question.
             Effect::Set { name, .. } if &**name != "default_transaction_read_only" && !is_role(name) && self.told.value(name).is_some() => {
                 false
@@ -422,7 +424,7 @@ impl Session {
                 return false;
             }
             (Effect::Begin(modes), None) => {
-                self.begin = Some(HeldBegin { texts: terminated(text), modes: *modes, own: Vec::new(), resumed: false });
+                self.begin = Some(HeldBegin { texts: terminated(text), modes: *modes, own: Vec::new(), resumed: false, queried: false });
                 // The tag tells BEGIN from START TRANSACTION.
                 let tag: &[u8] = if verdict.command.starts_with("START") { b"START TRANSACTION" } else { b"BEGIN" };
                 (tag, TxStatus::InTransaction)
@@ -483,6 +485,11 @@ impl Session {
         if !can {
             return None;
         }
+        // Behind a query, modes can't be set any more: a server that it began anew on wouldn't know of that.
+        let queried = self.movable.as_ref().is_some_and(|begin| begin.queried);
+        if queried && work.batch.executed().all(|verdict| !verdict.effects.is_empty() && verdict.effects.iter().all(is_of_modes)) {
+            return None;
+        }
         if work.batch.class() == Class::Write {
             return Some(true);
         }
@@ -501,6 +508,11 @@ impl Session {
         let bound = Bound::since(self.written_until(env, work), env.topology);
         env.topology.member(&member.name).is_some_and(|member| causal::shows(member, bound))
     }
+}
+
+/// What sets a transaction's modes, where there is one.
+pub(super) fn is_of_modes(effect: &Effect) -> bool {
+    matches!(effect, Effect::Begin(_) | Effect::SetTransaction { session: false, .. })
 }
 
 /// What came of the search for a replica.

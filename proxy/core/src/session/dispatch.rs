@@ -158,9 +158,11 @@ impl Session {
         let unknown = |(item, _): &(Item, _)| matches!(item, Item::FunctionCall { large_object: false } | Item::Execute(None));
         // What a transaction will do isn't known when it begins.
         let begins = self.begin.is_some() || work.batch.executed().flat_map(|verdict| &verdict.effects).any(bounds_transaction);
+        // Nor what else comes in its segment.
+        let goes_on = work.batch.end == End::Overflow || (work.batch.end == End::Flush && work.batch.executes());
         if server.role == ServerRole::Replica
             || server.sequences == Some(self.id)
-            || !(begins || work.batch.executed().any(|verdict| uses(verdict)) || work.batch.items.iter().any(unknown))
+            || !(begins || goes_on || work.batch.executed().any(|verdict| uses(verdict)) || work.batch.items.iter().any(unknown))
         {
             return;
         }

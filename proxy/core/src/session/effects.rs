@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use super::batch::ends_transaction;
+use super::decide::is_of_modes;
 use super::settings::{NOT_READ_BY_ANALYSIS, Value};
 use super::{ServerState, Session, Work, own};
 use crate::route::ServerRole;
@@ -29,7 +30,15 @@ pub(super) struct Completion<'a> {
 impl Session {
     pub(super) fn completed(&mut self, completion: Completion<'_>, work: &mut Work, server: &mut ServerState) {
         let Completion { verdict, statement, tag, .. } = completion;
-        if self.movable.is_some() && (verdict.class != Class::Read || verdict.effects.iter().any(|effect| *effect != Effect::UsesClock)) {
+        let queried = self.movable.as_ref().is_some_and(|begin| begin.queried);
+        let is_of_modes = verdict.effects.iter().all(is_of_modes) && !verdict.effects.is_empty() && queried;
+        if let Some(begin) = &mut self.movable {
+            begin.queried |= verdict.kind == Kind::Select;
+        }
+        if self.movable.is_some()
+            && (verdict.class != Class::Read || verdict.effects.iter().any(|effect| *effect != Effect::UsesClock))
+            && !is_of_modes
+        {
             // A cursor, a savepoint, SET LOCAL: the transaction has state on its replica.
             self.movable = None;
         }
@@ -69,6 +78,7 @@ impl Session {
                 }
                 // The tag tells what became of the transaction: COMMIT of a failed one is a ROLLBACK.
                 Effect::Commit { .. } | Effect::Rollback { .. } | Effect::PrepareTransaction if tag == b"ROLLBACK" => {
+                    work.recovered |= server.tx == TxStatus::Failed;
                     self.roll_back_changes(Some(server));
                 }
                 Effect::Commit { .. } | Effect::Rollback { .. } | Effect::PrepareTransaction => self.commit_changes(),
@@ -171,6 +181,8 @@ impl Session {
 
     fn discard_all(&mut self, server: &mut ServerState) {
         server.discarded();
+        // What is behind it in its string or segment may advance some.
+        server.sequences = Some(self.id);
         self.settings = self.startup.clone();
         self.share_settings(server);
         self.statements.clear();

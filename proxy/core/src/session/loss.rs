@@ -64,6 +64,7 @@ impl Session {
         work.alone = false;
         work.prepares = false;
         work.begin_failed = false;
+        work.recovered = false;
         work.stand_ins.clear();
         let segment = std::mem::take(&mut work.segment);
         let waiting = std::mem::take(&mut work.after_bring) | std::mem::take(&mut work.elsewhere);

@@ -208,6 +208,8 @@ struct HeldBegin {
     own: Vec<(Arc<str>, Option<Arc<str>>, bool)>,
     /// The transaction has shown something already, on a server that it had to leave: the next one must show that, too.
     resumed: bool,
+    /// A query has run in it, so that its modes can't be set any more.
+    queried: bool,
 }
 
 /// A transaction whose server was lost.
@@ -313,6 +315,8 @@ pub struct Work {
     prepares: bool,
     /// The held BEGIN failed, and with it the transaction that the client believes in.
     begin_failed: bool,
+    /// The transaction that had failed is over, by what the segment has executed. ReadyForQuery will tell.
+    recovered: bool,
     /// A statement went back to settings of the server's where the session has its own: the client's ReadyForQuery waits for them.
     ready_after_bring: Option<TxStatus>,
     /// Stand-ins for the client's statements on the server, to be closed behind the segment.
@@ -504,6 +508,8 @@ pub struct Session {
     ascii_safe: bool,
     statements: FxHashMap<Box<[u8]>, Arc<Statement>>,
     unnamed: Option<Arc<Statement>>,
+    /// What it was before a Query that the server may refuse as a message, as it isn't in the client's encoding.
+    unnamed_before: Option<Arc<Statement>>,
     portals: FxHashMap<Box<[u8]>, Arc<Statement>>,
     /// What SQL has prepared on the server that the session is pinned to.
     sql_prepared: Names,
@@ -573,6 +579,7 @@ impl Session {
             ascii_safe: true,
             statements: FxHashMap::default(),
             unnamed: None,
+            unnamed_before: None,
             portals: FxHashMap::default(),
             sql_prepared: Names::default(),
             held: Held::default(),
@@ -954,6 +961,10 @@ impl Session {
         let item = match tag {
             b'Q' => {
                 let text = view::query(body)?;
+                self.unnamed_before = None;
+                if self.may_not_be_read(text) {
+                    self.unnamed_before.clone_from(&self.unnamed);
+                }
                 if !self.cannot_be_read(text) {
                     // "A simple Query message also destroys the unnamed statement" (protocol, Extended Query). It isn't skipped: see
                     // `comes_behind_answers`.
@@ -1020,6 +1031,11 @@ impl Session {
     /// that makes a difference, and of UTF-8, which is what nearly all clients speak.
     fn cannot_be_read(&self, text: &[u8]) -> bool {
         self.unnamed.is_some() && self.told.value("client_encoding") == Some(b"UTF8") && std::str::from_utf8(text).is_err()
+    }
+
+    /// As [`Session::cannot_be_read`], of encodings that only the server knows.
+    fn may_not_be_read(&self, text: &[u8]) -> bool {
+        self.unnamed.is_some() && !text.is_ascii() && self.told.value("client_encoding") != Some(b"UTF8")
     }
 
     /// The batch is complete: it goes to the server that is held, or a server is chosen.

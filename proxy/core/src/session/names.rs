@@ -98,9 +98,9 @@ impl Session {
     }
 
     /// From here on the server knows the session's statements by the client's own names, and no others, where the batch that is about to be sent needs
-    /// that. In a failed transaction nothing can be prepared, and nothing runs that would look, but behind its end within a string.
+    /// that. In a failed transaction nothing can be prepared, and nothing runs that would look, but behind its end within a string or segment.
     pub(super) fn use_own_names(&self, work: &mut Work, server: &mut ServerState) {
-        let failed = server.tx == TxStatus::Failed;
+        let failed = server.tx == TxStatus::Failed && !work.recovered;
         if server.own_names.is_some()
             || (failed && !(work.segment == Segment::Closed && begins_with_end(&work.batch)))
             || work.segment == Segment::Skipped
@@ -256,10 +256,9 @@ fn analysed_under(there: &Settings, statements: &Settings) -> Settings {
     wanted
 }
 
-/// Whether it is a string that begins with the end of a transaction.
+/// Whether the first thing that it runs is the end of a transaction.
 fn begins_with_end(batch: &Batch) -> bool {
-    let [(Item::Query(verdict), _)] = batch.items.as_slice() else { return false };
-    matches!(verdict.effects_of(0), [Effect::Commit { .. } | Effect::Rollback { .. }])
+    batch.executed().next().is_some_and(|verdict| matches!(verdict.effects_of(0), [Effect::Commit { .. } | Effect::Rollback { .. }]))
 }
 
 /// Whether all is answered that the client has asked for.

@@ -557,6 +557,13 @@ impl Session {
         work.segment_failed = true;
         // Nobody knows what it was.
         server.unsure |= matches!(work.owed.front(), Some(Owed::Execute(None)));
+        if let Some(Owed::Query(..)) = work.owed.front()
+            && let Some(before) = self.unnamed_before.take()
+            && work.completed == 0
+            && self.refuses_encoding(&sqlstate, fault.message)
+        {
+            self.unnamed.get_or_insert(before);
+        }
         if let Some(Owed::Bind(Some((id, _))) | Owed::Describe { id: Some(id), .. }) = work.owed.front()
             && fault.routine == RESULT_TYPE_CHANGED
         {
@@ -654,6 +661,13 @@ impl Session {
         Fate::Forward
     }
 
+    /// Whether the message itself wasn't in the client's encoding, which is named then. (A literal that isn't in the server's is told by that one.)
+    fn refuses_encoding(&self, sqlstate: &[u8; 5], message: &[u8]) -> bool {
+        let Some(encoding) = self.told.value("client_encoding") else { return false };
+        let quoted = [b"\"", encoding, b"\""].concat();
+        matches!(sqlstate, b"22021" | b"22P05") && message.windows(quoted.len()).any(|part| part == quoted)
+    }
+
     /// An error in the extended protocol. The server skips to Sync after an error: what it would have answered up to there isn't owed any more.
     fn drop_to_sync(&mut self, work: &mut Work, server: &mut ServerState, runs_again: bool) {
         let begins = matches!(work.owed.front(), Some(Owed::Begin));
@@ -685,8 +699,8 @@ impl Session {
                     if let Some(Prepares { name, statement, previous, .. }) = prepares
                         && !runs_again
                     {
-                        // A Parse that fails leaves no unnamed statement.
-                        let previous = previous.filter(|_| at > 0);
+                        // A Parse that fails leaves no unnamed statement, unless the message itself does.
+                        let previous = previous.filter(|_| at > 0 || self.cannot_be_read(statement.text()));
                         amend(work, &statement, previous.as_ref());
                         self.unprepare(&name, &statement, previous);
                     }
@@ -744,6 +758,7 @@ impl Session {
             return Err(Garbled);
         }
         server.tx = status;
+        work.recovered = false;
         let completed = std::mem::take(&mut work.completed);
         let owed = work.owed.pop_front();
         server.ready = work.owed.is_empty() && work.segment == Segment::Closed;
