@@ -185,8 +185,8 @@ impl Session {
     fn is_unsettled(&self, env: &Env<'_>, work: &Work) -> bool {
         work.batch.class() == Class::Read
             && env.topology.leader_at(env.now).is_some()
-            && (self.watermark.is_ahead_of_leader(env.topology) || self.is_ahead_of_writes(env, work))
             && self.level(env, work) >= Level::Session
+            && (self.watermark.is_ahead_of_leader(env.topology) || self.is_ahead_of_writes(env, work))
     }
 
     /// Whether a replica may have shown the session what somebody is still waiting for, so that the leader may show it later. That takes a moment.
@@ -194,10 +194,7 @@ impl Session {
         let Some(shown_at) = self.watermark.on_replica() else { return false };
         let waited = work.unsettled.map_or(Duration::ZERO, |since| env.now - since);
         let generation = env.judge.generation();
-        let behind = |verdict: &Verdict| {
-            let reads = if verdict.generation == generation { &verdict.reads } else { &Touched::Everything };
-            env.marks.are_behind(reads, shown_at, env.now)
-        };
+        let behind = |verdict: &Verdict| env.marks.are_behind(reads_of(verdict, generation), shown_at, env.now);
         waited < env.policy.settle_wait && work.batch.verdicts().any(|verdict| behind(verdict))
     }
 
@@ -376,9 +373,9 @@ impl Session {
             env.policy.access == Access::ReadOnly || modes.repeatable_read.unwrap_or_else(|| self.default_isolation_is("repeatable"))
         });
         let generation = env.judge.generation();
-        let reads = |verdict: &Verdict| match for_all || verdict.generation != generation {
+        let reads = |verdict: &Verdict| match for_all {
             true => env.marks.since(&Touched::Everything),
-            false => env.marks.since(&verdict.reads),
+            false => env.marks.since(reads_of(verdict, generation)),
         };
         let since = work.batch.verdicts().map(|verdict| reads(verdict)).max();
         since.unwrap_or_else(|| env.marks.since(&Touched::Everything))
@@ -508,6 +505,11 @@ impl Session {
         let bound = Bound::since(self.written_until(env, work), env.topology);
         env.topology.member(&member.name).is_some_and(|member| causal::shows(member, bound))
     }
+}
+
+/// What it reads: by facts that have changed since, that may be more by now.
+fn reads_of(verdict: &Verdict, generation: u64) -> &Touched {
+    if verdict.generation == generation { &verdict.reads } else { &Touched::Everything }
 }
 
 /// What sets a transaction's modes, where there is one.

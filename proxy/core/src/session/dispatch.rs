@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::batch::{End, Item, Statement, ends_transaction, must_be_answered_first};
+use super::batch::{Batch, End, Item, Statement, ends_transaction, must_be_answered_first};
 use super::effects::bounds_transaction;
 use super::names::{prepare, stand_in_for};
 use super::replies::{Owed, Place, Prepares, Sync};
@@ -90,8 +90,8 @@ impl Session {
             self.note_writes(env, work);
         }
         // A COPY commits nothing before its CopyDone.
-        let copies = work.batch.executed().any(|verdict| verdict.effects.contains(&Effect::CopyIn));
-        if !self.written.is_nothing() && !copies && (self.status == TxStatus::Idle || work.batch.may_end_transaction()) {
+        let copies = |batch: &Batch| batch.executed().any(|verdict| verdict.effects.contains(&Effect::CopyIn));
+        if !self.written.is_nothing() && (self.status == TxStatus::Idle || work.batch.may_end_transaction()) && !copies(&work.batch) {
             env.marks.sends(&mut self.sending, &self.written, env.now);
         }
         work.shows |= class != Class::Local;

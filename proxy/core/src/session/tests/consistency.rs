@@ -14,6 +14,15 @@ fn at(access: Access, level: &str) -> Story {
     story
 }
 
+/// A transaction has updated a.
+const BEGUN: &str = "C> Q begin
+         C< C BEGIN / Z T
+         C> Q update a set n = 1
+         lease l leader
+         S> P - begin / B - - / E - / Q update a set n = 1
+         S< 1 / 2 / C BEGIN / C UPDATE 1 / Z T
+         C< C UPDATE 1 / Z T";
+
 #[test]
 fn a_read_waits_for_nobody_elses_table() {
     at(Access::ReadWrite, "global").tell(
@@ -420,17 +429,11 @@ fn a_write_is_under_way_until_it_is_answered() {
     story.tell("S< C UPDATE 1 / Z I\n C< C UPDATE 1 / Z I\n return");
     assert!(!behind(&story, &a));
     // Within a transaction, it is the COMMIT that can be seen before it is answered.
-    story.tell(
-        "C> Q begin
-         C< C BEGIN / Z T
-         C> Q update a set n = 1
-         lease l leader
-         S> P - begin / B - - / E - / Q update a set n = 1
-         S< 1 / 2 / C BEGIN / C UPDATE 1 / Z T
-         C< C UPDATE 1 / Z T
+    story.tell(&format!(
+        "{BEGUN}
          C> Q update b set n = 1
          S> Q update b set n = 1",
-    );
+    ));
     assert!(!behind(&story, &a) && !behind(&story, &b));
     story.tell("S< C UPDATE 1 / Z T\n C< C UPDATE 1 / Z T\n C> Q commit\n S> Q commit");
     assert!(behind(&story, &a) && behind(&story, &b));
@@ -476,14 +479,8 @@ fn a_read_may_wait_for_a_replica() {
 
 #[test]
 fn a_commit_is_seen_too() {
-    at(Access::ReadWrite, "session").tell(
-        "C> Q begin
-         C< C BEGIN / Z T
-         C> Q update a set n = 1
-         lease l leader
-         S> P - begin / B - - / E - / Q update a set n = 1
-         S< 1 / 2 / C BEGIN / C UPDATE 1 / Z T
-         C< C UPDATE 1 / Z T
+    at(Access::ReadWrite, "session").tell(&format!(
+        "{BEGUN}
          # What replicas have replayed now is not what comes with the COMMIT.
          caught
          C> Q commit
@@ -494,7 +491,7 @@ fn a_commit_is_seen_too() {
          C> Q select * from a
          lease l leader
          S> Q select * from a",
-    );
+    ));
 }
 
 #[test]
