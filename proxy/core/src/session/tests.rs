@@ -6,6 +6,7 @@ mod model;
 mod random;
 mod rig;
 mod script;
+mod sequences;
 mod stories;
 mod table;
 pub(super) mod text;

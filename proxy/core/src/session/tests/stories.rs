@@ -2226,6 +2226,39 @@ mod settings {
         );
     }
 
+    /// The segment goes on behind it with a transaction that fails: no query of ours can come before its end.
+    #[test]
+    fn what_a_discarded_session_lacks_is_brought_as_soon_as_it_can_be() {
+        let mut story = begun_with_dmy();
+        story.tell(
+            "C> Q listen x
+             lease l leader
+             S> Q listen x
+             S< C LISTEN / Z I
+             C< C LISTEN / Z I
+             C> P - discard all / B - - / E - / P - begin / B - - / E - / P - bad / S / S
+             S> P - discard all / B - - / E - / H
+             S< 1 / 2 / S DateStyle ISO / C DISCARD ALL
+             C< 1 / 2 / C DISCARD ALL
+             S> P - begin / B - - / E - / P - bad / S
+             S< 1 / 2 / C BEGIN / E 42601 no / Z E
+             C< 1 / 2 / C BEGIN / E 42601 / Z E
+             S> S
+             S< Z E
+             C< Z E
+             C> Q rollback / Q select 1
+             S> Q rollback
+             S< C ROLLBACK / Z I
+             C< C ROLLBACK
+             S> set datestyle = dmy / S
+             S< S DateStyle ISO,DMY / C SELECT 1 / Z I
+             C< Z I
+             return
+             lease l leader
+             S> Q select 1",
+        );
+    }
+
     #[test]
     fn what_must_be_answered_first_is_waited_for_whatever_is_answered_before_it() {
         Story::run(&format!(
