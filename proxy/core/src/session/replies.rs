@@ -651,6 +651,12 @@ impl Session {
         let why_missing = || Session::why_missing(work, server).filter(|_| sqlstate == INVALID_STATEMENT_NAME);
         let renamed = Session::in_clients_names(work, message).or_else(|| Some(why_missing()?.to_vec()));
         if extended {
+            if let Some(Owed::Parse { prepares: Some(prepares), .. }) = work.owed.front_mut()
+                && !self.refuses_message(prepares.statement.text(), &sqlstate, fault.message)
+            {
+                // It leaves no unnamed statement.
+                prepares.previous = None;
+            }
             self.drop_to_sync(work, server, false);
         }
         self.deliver(env, work);
@@ -666,6 +672,11 @@ impl Session {
         let Some(encoding) = self.told.value("client_encoding") else { return false };
         let quoted = [b"\"", encoding, b"\""].concat();
         matches!(sqlstate, b"22021" | b"22P05") && message.windows(quoted.len()).any(|part| part == quoted)
+    }
+
+    /// Whether a Parse of this text has failed as a message: it has changed nothing then.
+    fn refuses_message(&self, text: &[u8], sqlstate: &[u8; 5], message: &[u8]) -> bool {
+        self.cannot_be_read(text) || (self.may_not_be_read(text) && self.refuses_encoding(sqlstate, message))
     }
 
     /// An error in the extended protocol. The server skips to Sync after an error: what it would have answered up to there isn't owed any more.
@@ -699,8 +710,6 @@ impl Session {
                     if let Some(Prepares { name, statement, previous, .. }) = prepares
                         && !runs_again
                     {
-                        // A Parse that fails leaves no unnamed statement, unless the message itself does.
-                        let previous = previous.filter(|_| at > 0 || self.cannot_be_read(statement.text()));
                         amend(work, &statement, previous.as_ref());
                         self.unprepare(&name, &statement, previous);
                     }
