@@ -215,6 +215,12 @@ impl Batch {
         self.end == End::Open && self.executed().any(|verdict| must_be_answered_first(verdict))
     }
 
+    /// Whether what it has executed last, so far, ends a transaction.
+    pub(super) fn ends_transaction_last(&self) -> bool {
+        let last = self.items.last().and_then(|(item, _)| item.runs());
+        self.end == End::Open && last.is_some_and(|verdict| verdict.effects.iter().any(ends_transaction))
+    }
+
     pub(super) fn executes(&self) -> bool {
         self.items.iter().any(|(item, _)| matches!(item, Item::Query(_) | Item::Execute(_) | Item::Bind { .. } | Item::FunctionCall { .. }))
     }

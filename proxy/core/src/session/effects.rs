@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::batch::ends_transaction;
 use super::decide::is_of_modes;
-use super::settings::{NOT_READ_BY_ANALYSIS, Value};
+use super::settings::{NOT_READ_BY_ANALYSIS, Value, is_sure};
 use super::{ServerState, Session, Work, own};
 use crate::route::ServerRole;
 use crate::sql::{Class, Effect, Kind, PinReason, SetTo, TransactionModes, Verdict};
@@ -155,8 +155,11 @@ impl Session {
         if is_role(name) || is_transactions(name) {
             return;
         }
-        // A call may not have been made, or many times.
-        server.unsure |= verdict.kind != Kind::Utility;
+        // A call may not have been made, or many times. And whether the session could set it elsewhere, only the server knows.
+        server.unsure |= verdict.kind != Kind::Utility || !(name.contains('.') || is_sure(name, &[]));
+        if &**name == "seed" {
+            self.pins.add(PinReason::Setseed);
+        }
         if matches!(to, SetTo::Default) {
             return self.reset_parameter(server, name);
         }

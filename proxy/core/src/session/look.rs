@@ -128,7 +128,9 @@ const RESTORE: &str = "COMMIT";
 macro_rules! set_by_session {
     ($which:literal) => {
         concat!(
-            "SELECT CASE WHEN s.setting OPERATOR(pg_catalog.=) s.reset_val THEN 'e' ELSE 's' END, ",
+            "SELECT CASE WHEN s.setting OPERATOR(pg_catalog.=) s.reset_val THEN 'e' ",
+            "WHEN s.context OPERATOR(pg_catalog.=) 'superuser' AND pg_catalog.current_setting('is_superuser') OPERATOR(pg_catalog.=) 'off' ",
+            "THEN 'x' ELSE 's' END, ",
             in_hex!("s.name"),
             ", ",
             in_hex!("pg_catalog.current_setting(s.name, true)"),
@@ -182,7 +184,7 @@ macro_rules! all {
     };
 }
 
-/// Settings whose source is the session, with those apart that are what they would be anyway; values of custom ones, of which no view tells; channels,
+/// Settings whose source is the session, with those apart that are what they would be anyway, and those that it may not set itself; values of custom ones, of which no view tells; channels,
 /// session-level advisory locks, cursors that are held, and prepared statements: functions only. Then, of the catalogs, the role; what roles and databases have set of custom settings; objects in the
 /// temporary schema (2615 is `pg_namespace`). All of it qualified: the session's `search_path` may hold operators and functions of anybody's.
 ///
@@ -294,13 +296,17 @@ impl Session {
         for (kind, name, value) in &seen.rows {
             let text = std::str::from_utf8(name).ok();
             // Parameters' names mean the same in any case.
-            let parameter = text.filter(|_| matches!(kind, b's' | b'e' | b'v' | b'd')).map(str::to_ascii_lowercase).unwrap_or_default();
+            let parameter = text.filter(|_| matches!(kind, b's' | b'e' | b'x' | b'v' | b'd')).map(str::to_ascii_lowercase).unwrap_or_default();
             match (kind, text, value) {
                 // The transaction's own, and a replica connection's protection.
-                (b's' | b'e', Some(_), _) if is_transactions(&parameter) || !carried(&parameter, server.role) => {}
+                (b's' | b'e' | b'x', Some(_), _) if is_transactions(&parameter) || !carried(&parameter, server.role) => {}
                 // RESET and SET LOCAL of the same one within a transaction leave its source behind, and nothing else.
                 (b'e', Some(_), _) if server.settings.value(&parameter).is_none() => {}
-                (b's' | b'e', Some(_), Some(value)) => {
+                (b's' | b'e' | b'x', Some(_), Some(value)) => {
+                    if *kind == b'x' {
+                        // On another connection it couldn't be set.
+                        self.pins.add(PinReason::SettingOutOfSight);
+                    }
                     // Of a startup packet's value its server hasn't told how it reads.
                     let begun = self.startup.value(&parameter).filter(|_| look == Look::Check);
                     if begun.is_none() || server.settings.value(&parameter) != begun {
@@ -391,7 +397,6 @@ impl Session {
             if own {
                 server.sets(&name);
                 self.touched.add(&name);
-                server.accepts(&name);
             }
             return self.take_setting(&name, value, server);
         }

@@ -258,6 +258,23 @@ struct Attempt {
     failed: Option<[u8; 5]>,
 }
 
+/// What isn't known of how the server reads texts, before it reports that.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct DialectDoubt {
+    /// `standard_conforming_strings`.
+    strings: bool,
+    /// `client_encoding`.
+    encoding: bool,
+    /// One of both has changed within the transaction that is open, and may go back with it.
+    changed: bool,
+}
+
+impl DialectDoubt {
+    fn any(self) -> bool {
+        self.strings || self.encoding
+    }
+}
+
 /// What a session holds only while it is active. Drivers keep these for the next session that needs one.
 #[derive(Debug, Default)]
 pub struct Work {
@@ -506,6 +523,7 @@ pub struct Session {
     local_hash: u64,
     standard_conforming_strings: bool,
     ascii_safe: bool,
+    dialect_doubt: DialectDoubt,
     statements: FxHashMap<Box<[u8]>, Arc<Statement>>,
     unnamed: Option<Arc<Statement>>,
     /// What it was before a Query that the server may refuse as a message, as it isn't in the client's encoding.
@@ -577,6 +595,7 @@ impl Session {
             local_hash: 0,
             standard_conforming_strings: true,
             ascii_safe: true,
+            dialect_doubt: DialectDoubt::default(),
             statements: FxHashMap::default(),
             unnamed: None,
             unnamed_before: None,
@@ -833,7 +852,9 @@ impl Session {
                 break;
             }
             let message = &rest[..header.total];
-            if !matches!(header.tag, b'S' | b'H' | b'X') && !self.skipping && work.batch.needs_answer() {
+            // What a segment that has been sent in part goes on with behind the end of a failed transaction is judged when that is known.
+            let ends_within = work.segment == Segment::Open && work.batch.ends_transaction_last();
+            if !matches!(header.tag, b'S' | b'H' | b'X') && !self.skipping && (work.batch.needs_answer() || ends_within) {
                 // What it means depends on what is about to change: names, settings, where strings end.
                 if self.names_wait(work, server.as_deref()) {
                     self.await_answers(env, work, server.as_deref_mut(), header.tag);
@@ -1019,6 +1040,7 @@ impl Session {
             _ if work.batch.bytes.len() + message.len() > env.policy.look_ahead_bytes => End::Overflow,
             _ => End::Open,
         };
+        self.note_dialect(&item);
         work.batch.push(item, message);
         if end != End::Open {
             work.batch.end = end;

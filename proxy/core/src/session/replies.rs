@@ -852,6 +852,11 @@ impl Session {
         if let Some(mut error) = work.prelude_failed.take() {
             server.tainted = true;
             work.segment_failed = false;
+            if waited && server.settings.may_not_go_back(&self.settings, server.accepted(), server.role) {
+                // That connection is nobody's any more, and nothing was sent to it.
+                self.want = Some(Want::Return);
+                return;
+            }
             let elsewhere = server.role == ServerRole::Replica && env.policy.access == Access::ReadWrite && self.starting.is_none();
             if elsewhere && let Some(attempt) = &mut work.attempt {
                 // The batch was sent with it: what it says is swallowed.
@@ -933,6 +938,12 @@ impl Session {
 
     /// Reports every parameter whose value differs from what the client was last told.
     pub(super) fn tell_parameters(&mut self, env: &Env<'_>, work: &mut Work, server: &mut ServerState) {
+        if server.tx == TxStatus::Idle {
+            self.dialect_doubt.changed = false;
+        }
+        if work.owed.is_empty() && work.batch.is_empty() && work.segment == Segment::Closed {
+            (self.dialect_doubt.strings, self.dialect_doubt.encoding) = (false, false);
+        }
         let (settings, there) = match self.journal.gone_back().filter(|_| server.tx == TxStatus::Failed) {
             Some(gone_back) => gone_back,
             None => (&self.settings, &server.settings),
@@ -975,11 +986,13 @@ impl Session {
             }
         }
         if changed {
+            let before = self.dialect();
             self.standard_conforming_strings = self.told.value("standard_conforming_strings") != Some(b"off");
             self.ascii_safe = !matches!(
                 self.told.value("client_encoding"),
                 Some(b"SJIS" | b"BIG5" | b"GBK" | b"UHC" | b"GB18030" | b"JOHAB" | b"SHIFT_JIS_2004")
             );
+            self.dialect_doubt.changed |= server.tx != TxStatus::Idle && before != self.dialect();
         }
         self.heard = server.params.clone();
     }

@@ -220,8 +220,12 @@ impl Settings {
     /// Whether a server may refuse what brings it from `self` to `wanted`. `accepted`: extensions' parameters (`prefix.name`) that it has taken; a
     /// server on which a library owns the prefix refuses what all others take (`MarkGUCPrefixReserved`).
     pub(super) fn may_be_refused(&self, wanted: &Settings, accepted: &[Arc<str>], role: ServerRole) -> bool {
-        let sure = |name: &Arc<str>| SURE.contains(&&**name) || (name.contains('.') && accepted.contains(name));
-        self.plan(wanted, role).any(|(name, value)| value.is_some() && !sure(name))
+        self.plan(wanted, role).any(|(name, _)| !is_sure(name, accepted))
+    }
+
+    /// Whether a server may refuse to take back what others have set: with rights that this session hasn't got.
+    pub(super) fn may_not_go_back(&self, wanted: &Settings, accepted: &[Arc<str>], role: ServerRole) -> bool {
+        self.plan(wanted, role).any(|(name, value)| value.is_none() && !is_sure(name, accepted))
     }
 
     /// The names of extensions' parameters.
@@ -279,6 +283,11 @@ impl Settings {
         ours.close(out);
         reply::sync(out);
     }
+}
+
+/// Whether any session may set the parameter, and each server takes what another one has taken. `accepted`: as for [`Settings::may_be_refused`].
+pub(super) fn is_sure(name: &str, accepted: &[Arc<str>]) -> bool {
+    SURE.contains(&name) || (name.contains('.') && accepted.iter().any(|known| **known == *name))
 }
 
 /// Whether the server completes the value with what it has: a DateStyle of which only the style or only the order is given (`check_datestyle`). A

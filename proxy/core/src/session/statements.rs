@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use super::batch::{Item, Statement};
+use super::batch::{Item, Statement, ends_transaction};
 use super::replies::Owed;
 use super::server::{StatementId, find_server_name, keyed, server_name};
 use super::{Env, Session, Work};
@@ -16,7 +16,47 @@ use crate::wire::{frame, reply, view};
 
 impl Session {
     pub(super) fn verdict(&self, env: &Env<'_>, sql: &[u8]) -> Arc<Verdict> {
-        env.judge.verdict(sql, self.standard_conforming_strings, self.ascii_safe)
+        let verdict = env.judge.verdict(sql, self.standard_conforming_strings, self.ascii_safe);
+        if !self.dialect_doubt.any() {
+            return verdict;
+        }
+        // Where strings end is another matter only where there are backslashes, and the encoding where there are characters that may hide one.
+        let backslashes = sql.contains(&b'\\');
+        let unreadable = if sql.is_ascii() {
+            backslashes && verdict != env.judge.verdict(sql, !self.standard_conforming_strings, self.ascii_safe)
+        } else {
+            backslashes || self.dialect_doubt.encoding
+        };
+        if unreadable { Arc::new(Verdict::clone(&verdict).unreadable("strings that may be read otherwise by now")) } else { verdict }
+    }
+
+    /// Something is about to run behind which texts may be read otherwise, of which servers tell no earlier than at ReadyForQuery.
+    pub(super) fn note_dialect(&mut self, item: &Item) {
+        let verdict = match item {
+            Item::Query(verdict) => verdict,
+            Item::Execute(Some(statement)) => &statement.verdict,
+            Item::Execute(None) | Item::FunctionCall { large_object: false } => {
+                self.dialect_doubt.strings = true;
+                return;
+            }
+            _ => return,
+        };
+        let doubt = &mut self.dialect_doubt;
+        doubt.strings |= verdict.unseen.leaves;
+        for effect in &verdict.effects {
+            let (strings, encoding) = match effect {
+                Effect::Set { name, .. } | Effect::Reset { name } => {
+                    (&**name == "standard_conforming_strings", &**name == "client_encoding")
+                }
+                Effect::ResetAll | Effect::DiscardAll | Effect::SetUnknown => (true, true),
+                // It may go back to what it was before.
+                Effect::RollbackTo { .. } => (doubt.changed, doubt.changed),
+                effect if ends_transaction(effect) => (doubt.changed, doubt.changed),
+                _ => continue,
+            };
+            doubt.strings |= strings;
+            doubt.encoding |= encoding;
+        }
     }
 
     fn verdict_of(&self, env: &Env<'_>, parse: &view::Parse<'_>) -> Arc<Verdict> {
@@ -132,6 +172,7 @@ impl Session {
         // What FETCH gives is what its cursor gave when it was prepared (`UtilityTupleDescriptor`).
         let describes_cursor = verdict.command == "FETCH";
         if self.unproven
+            || self.dialect_doubt.any()
             || describes_cursor
             || work
                 .batch

@@ -1,6 +1,7 @@
 //! A session's tests: stories told message by message, and random scripts that must get what a direct connection gives.
 
 mod consistency;
+mod dialect;
 mod encoding;
 mod goodbye;
 mod model;

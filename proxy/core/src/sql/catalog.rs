@@ -142,6 +142,8 @@ struct Known {
     value_suspicion: Suspicion,
     /// A change of some relation may set custom settings of unknown names.
     changes_set_unknown: bool,
+    /// Some code may, however it is reached.
+    code_sets_unknown: bool,
     custom_settings: Arc<[Arc<str>]>,
 }
 
@@ -269,6 +271,11 @@ impl Facts {
         self.known.changes_set_unknown
     }
 
+    /// Whether some code of the database's own may set custom settings of which nobody knows the names: what isn't known may reach it.
+    pub(super) fn code_sets_unknown(&self) -> bool {
+        self.known.code_sets_unknown
+    }
+
     /// The custom settings (`prefix.name`) that code of the database's own names, in lower case. What may set others is
     /// told by [`Suspicion::sets_unknown`].
     pub fn custom_settings(&self) -> Arc<[Arc<str>]> {
@@ -367,6 +374,7 @@ impl FactsBuilder {
     pub fn suspicion(mut self, name: &str, suspicion: NameSuspicion) -> FactsBuilder {
         if suspicion != NameSuspicion::default() {
             self.known.changes_set_unknown |= suspicion.changed.sets_unknown;
+            self.known.code_sets_unknown |= suspicion.changed.sets_unknown || suspicion.used.sets_unknown;
             let known = self.known.suspicions.entry(name.into()).or_default();
             known.used.merge(suspicion.used);
             known.changed.merge(suspicion.changed);
@@ -376,6 +384,7 @@ impl FactsBuilder {
 
     /// Adds what can't be ruled out about one more operator of a symbol.
     pub fn operator_suspicion(mut self, symbol: &str, suspicion: Suspicion) -> FactsBuilder {
+        self.known.code_sets_unknown |= suspicion.sets_unknown;
         if !suspicion.is_none() {
             self.known.operator_suspicions.entry(symbol.into()).or_default().merge(suspicion);
         }
@@ -396,6 +405,7 @@ impl FactsBuilder {
 
     /// Adds what can't be ruled out about values of one more type.
     pub fn value_suspicion(mut self, suspicion: Suspicion) -> FactsBuilder {
+        self.known.code_sets_unknown |= suspicion.sets_unknown;
         self.known.value_suspicion.merge(suspicion);
         self
     }

@@ -41,13 +41,7 @@ pub fn classify(sql: &[u8], facts: &Facts, dialect: Dialect) -> Verdict {
     if dialect.can_lex(sql) {
         judge.all_statements();
     } else {
-        judge.verdict.statements = 1;
-        judge.verdict.kind = Kind::Unknown;
-        judge.write("encoding", "non-ASCII text in an encoding that can hide a backslash");
-        judge.effect(Effect::SetUnknown);
-        judge.verdict.unseen = Unseen { leaves: true, sees_settings: true, sees_statements: true, sets_unknown: true, in_doubt: false };
-        judge.verdict.unproven = judge.verdict.reasons.first().cloned();
-        (judge.verdict.reads, judge.verdict.writes) = (Touched::Cluster, Touched::Cluster);
+        judge.verdict = judge.verdict.unreadable("non-ASCII text in an encoding that can hide a backslash");
     }
     judge.verdict
 }
@@ -209,7 +203,8 @@ impl<'a> Judge<'a> {
 /// PostgreSQL's operators have at most 63 bytes, and few have more than these.
 const OPERATOR_SHOWN_BYTES: usize = 32;
 
-/// Tells which semicolons end a statement: not those in parentheses (CREATE RULE) or in a BEGIN ATOMIC body.
+/// Tells which semicolons end a statement: not those in parentheses (CREATE RULE) or in a BEGIN ATOMIC body. Such a body's END comes right behind a
+/// semicolon, or behind ATOMIC (`routine_body_stmt_list`): an END anywhere else is a CASE's, or a label.
 #[derive(Default)]
 struct Splitter {
     parens: usize,
@@ -217,34 +212,38 @@ struct Splitter {
     creates: bool,
     routine: bool,
     begin: bool,
-    /// BEGIN ATOMIC and CASE that await their END.
-    blocks: usize,
+    /// BEGIN ATOMIC that await their END.
+    bodies: usize,
+    /// The last token was a semicolon in a body, or its ATOMIC.
+    may_end: bool,
 }
 
 impl Splitter {
     fn see(&mut self, token: Token, sql: &[u8]) {
         self.tokens += 1;
+        let may_end = std::mem::take(&mut self.may_end);
+        let begin = std::mem::take(&mut self.begin);
         match token.kind {
             TokenKind::OpenParen => self.parens += 1,
             TokenKind::CloseParen => self.parens = self.parens.saturating_sub(1),
-            TokenKind::Word if self.parens == 0 || self.blocks > 0 => {
-                let name = Name::of(token, sql);
-                let begin = std::mem::replace(&mut self.begin, name.as_str() == "begin");
-                match name.as_str() {
-                    "create" if self.tokens == 1 => self.creates = true,
-                    "function" | "procedure" if self.creates && self.tokens <= 4 => self.routine = true,
-                    "atomic" if self.routine && begin => self.blocks += 1,
-                    "case" if self.blocks > 0 => self.blocks += 1,
-                    "end" if self.blocks > 0 => self.blocks -= 1,
-                    _ => {}
+            TokenKind::Semicolon => self.may_end = self.parens == 0,
+            TokenKind::Word if self.parens == 0 => match Name::of(token, sql).as_str() {
+                "begin" => self.begin = true,
+                "create" if self.tokens == 1 => self.creates = true,
+                "function" | "procedure" if self.creates && self.tokens <= 4 => self.routine = true,
+                "atomic" if self.routine && begin => {
+                    self.bodies += 1;
+                    self.may_end = true;
                 }
-            }
+                "end" if may_end => self.bodies = self.bodies.saturating_sub(1),
+                _ => {}
+            },
             _ => {}
         }
     }
 
     fn ends_statement(&self) -> bool {
-        self.parens == 0 && self.blocks == 0
+        self.parens == 0 && self.bodies == 0
     }
 }
 

@@ -78,6 +78,9 @@ pub(super) fn judge(judge: &mut Judge<'_>, words: Words<'_>) -> Described {
         "create" => create(judge, words),
         "alter" => {
             alone(judge, words);
+            if ["function", "procedure", "routine", "role", "user", "database", "system"].iter().any(|object| words.is(1, object)) {
+                names_settings(judge, words);
+            }
             ddl(judge, alter_or_drop(words, &ALTERED))
         }
         "drop" if words.is(1, "owned") => ddl(judge, "DROP OWNED"),
@@ -228,10 +231,23 @@ fn transaction(judge: &mut Judge<'_>, words: Words<'_>, first: &str) -> Describe
     (Kind::Transaction, command)
 }
 
+/// Whether a word of SET's own, such as NAMES or SESSION, stands there as the name of a parameter, or as the prefix of one: what follows tells.
+fn names_parameter(words: Words<'_>, at: usize) -> bool {
+    matches!(words.kind(at + 1), Some(TokenKind::Dot | TokenKind::Operator)) || words.is(at + 1, "to") || words.is(at + 1, "from")
+}
+
+/// The place behind SET [SESSION|LOCAL].
+fn after_scope(words: Words<'_>) -> usize {
+    let scope = |word| words.is(1, word) && !names_parameter(words, 1);
+    // SET SESSION AUTHORIZATION and SET SESSION CHARACTERISTICS AS have one word less than they seem to.
+    let own = words.is(2, "authorization") || (words.is(2, "characteristics") && words.is(3, "as"));
+    if scope("local") || (scope("session") && !own) { 2 } else { 1 }
+}
+
 /// What a lone `SET [SESSION|LOCAL] name = value` sets, where the value is one literal or word; for the router's own parameters.
 pub(super) fn setting(words: Words<'_>) -> Option<Setting> {
     let local = words.is(1, "local");
-    let at = if local || words.is(1, "session") { 2 } else { 1 };
+    let at = after_scope(words);
     let (name, end) = setting_name(words, at).filter(|_| words.is(0, "set"))?;
     let equals = words.text(end) == "=" || words.is(end, "to");
     if !equals || words.len() != end + 2 {
@@ -249,23 +265,24 @@ pub(super) fn setting(words: Words<'_>) -> Option<Setting> {
 }
 
 fn set(judge: &mut Judge<'_>, words: Words<'_>) -> Described {
-    let local = words.is(1, "local");
-    let session = words.is(1, "session") && !words.is(2, "authorization");
-    let at = if local || session { 2 } else { 1 };
-    if words.is(at, "transaction") || (session && words.is(at, "characteristics")) {
-        return set_transaction(judge, words, session);
+    let local = words.is(1, "local") && !names_parameter(words, 1);
+    let at = after_scope(words);
+    let special = !names_parameter(words, at);
+    let characteristics = words.is(at, "session") && words.is(at + 1, "characteristics") && words.is(at + 2, "as");
+    if special && (words.is(at, "transaction") || characteristics) {
+        return set_transaction(judge, words, at, characteristics, local);
     }
-    if !local && !session && words.is(at, "constraints") {
+    if special && at == 1 && words.is(at, "constraints") {
         return utility(judge, "set_constraints", "SET CONSTRAINTS");
     }
     let (name, value): (Arc<str>, usize) = match (words.word(at).as_str(), words.word(at + 1).as_str()) {
-        ("time", "zone") => ("timezone".into(), at + 2),
-        ("session", "authorization") => ("session_authorization".into(), at + 2),
-        ("xml", "option") => ("xmloption".into(), at + 2),
-        ("names", following) if following != "to" => ("client_encoding".into(), at + 1),
-        ("role", following) if following != "to" && words.kind(at + 1) != Some(TokenKind::Operator) => ("role".into(), at + 1),
-        ("schema", _) if words.kind(at + 1) == Some(TokenKind::String) => ("search_path".into(), at + 1),
-        ("seed", following) if following != "to" && words.kind(at + 1) != Some(TokenKind::Operator) => ("seed".into(), at + 1),
+        ("time", "zone") if special => ("timezone".into(), at + 2),
+        ("session", "authorization") if special => ("session_authorization".into(), at + 2),
+        ("xml", "option") if special => ("xmloption".into(), at + 2),
+        ("names", _) if special => ("client_encoding".into(), at + 1),
+        ("role", _) if special => ("role".into(), at + 1),
+        ("schema", _) if special && words.kind(at + 1) == Some(TokenKind::String) => ("search_path".into(), at + 1),
+        ("seed", _) if special => ("seed".into(), at + 1),
         _ => match setting_name(words, at) {
             Some((name, end)) => (name, end + 1),
             None => {
@@ -318,22 +335,36 @@ fn setting_name(words: Words<'_>, at: usize) -> Option<(Arc<str>, usize)> {
     (1..=SETTING_NAME_BYTES).contains(&name.len()).then(|| (name.into(), end))
 }
 
-/// `SET TRANSACTION ...` and `SET SESSION CHARACTERISTICS AS TRANSACTION ...`.
-fn set_transaction(judge: &mut Judge<'_>, words: Words<'_>, session: bool) -> Described {
+/// `SET TRANSACTION ...` and `SET SESSION CHARACTERISTICS AS TRANSACTION ...`, from `at` on.
+fn set_transaction(judge: &mut Judge<'_>, words: Words<'_>, at: usize, characteristics: bool, local: bool) -> Described {
     if has_word(words, "snapshot") {
         judge.write("snapshot", "SET TRANSACTION SNAPSHOT");
         judge.effect(Effect::SetSnapshot);
+        return (Kind::Utility, "SET");
+    }
+    let first = if characteristics { at + 4 } else { at + 1 };
+    let modes = transaction_modes(words, first);
+    if characteristics && local {
+        // The session's defaults, for the transaction.
+        let default = |name: &str| Effect::Set { name: name.into(), local, to: SetTo::Other };
+        if modes.read_only.is_some() {
+            judge.effect(default("default_transaction_read_only"));
+        }
+        if modes.repeatable_read.is_some() {
+            judge.effect(default("default_transaction_isolation"));
+        }
+        if modes.deferrable.is_some() {
+            judge.effect(default("default_transaction_deferrable"));
+        }
     } else {
-        let modes = transaction_modes(words, 2);
-        if !session {
+        if !characteristics {
             judge_modes(judge, modes);
         }
-        judge.effect(Effect::SetTransaction { modes, session });
-        // SET [LOCAL] TRANSACTION, or SET SESSION CHARACTERISTICS AS TRANSACTION.
-        let at = (1..=4).find(|at| words.is(*at, "transaction")).map_or(words.len(), |at| at + 1);
-        if words.len() <= at || !well_formed_modes(words, at) {
-            malformed(judge, "SET TRANSACTION");
-        }
+        judge.effect(Effect::SetTransaction { modes, session: characteristics });
+    }
+    let named = !characteristics || words.is(at + 3, "transaction");
+    if !named || words.len() <= first || !well_formed_modes(words, first) {
+        malformed(judge, "SET TRANSACTION");
     }
     (Kind::Utility, "SET")
 }
@@ -502,6 +533,7 @@ fn wrapped(judge: &mut Judge<'_>, words: Words<'_>) -> Described {
 fn create(judge: &mut Judge<'_>, words: Words<'_>) -> Described {
     let temporary = (1..words.len().min(6)).any(|at| words.is(at, "temp") || words.is(at, "temporary"));
     let command = created(words);
+    let routine = matches!(command, "CREATE FUNCTION" | "CREATE PROCEDURE");
     if temporary || (0..words.len().min(16)).any(|at| words.is(at, "pg_temp")) {
         match temp_table(words) {
             Some((name, on_commit_drop)) => {
@@ -512,6 +544,13 @@ fn create(judge: &mut Judge<'_>, words: Words<'_>) -> Described {
             }
             None => judge.pin(PinReason::TempTable),
         }
+        if routine {
+            // No facts know what it does.
+            judge.pin(PinReason::UserCode);
+        }
+    }
+    if routine {
+        names_settings(judge, words);
     }
     alone(judge, words);
     let described = ddl(judge, command);
@@ -526,6 +565,18 @@ fn create(judge: &mut Judge<'_>, words: Words<'_>) -> Described {
     }
     described
 }
+
+/// The custom settings that the SET clauses of CREATE FUNCTION, ALTER ROLE and their kin name: to see whether they may be set, the server makes
+/// them known in its session (`validate_option_array_item`).
+fn names_settings(judge: &mut Judge<'_>, words: Words<'_>) {
+    let named = (2..words.len()).filter(|at| words.is(*at, "set") || words.is(*at, "reset"));
+    for (name, _) in named.filter_map(|at| setting_name(words, at + 1)).filter(|(name, _)| name.contains('.')).take(SETTINGS_MAX) {
+        judge.effect(Effect::Set { name, local: true, to: SetTo::Other });
+    }
+}
+
+/// SET clauses of one statement that are told, so that verdicts stay small.
+const SETTINGS_MAX: usize = 16;
 
 /// The name of `CREATE [LOCAL|GLOBAL] TEMP TABLE [IF NOT EXISTS] name`, and whether it is gone with its transaction. None for what else is temporary.
 fn temp_table(words: Words<'_>) -> Option<(Arc<str>, bool)> {

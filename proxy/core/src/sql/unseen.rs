@@ -73,7 +73,10 @@ pub(super) fn keeps_state(name: &str) -> bool {
 
 /// Judges the statement that `judge` has judged last. `first_effect`: where its effects begin.
 pub(super) fn note(judge: &mut Judge<'_>, words: Words<'_>, class: Class, first_effect: usize) {
-    let mut doubts = Doubts { suspicion: Suspicion::NONE, because: judge.doubt.take(), in_doubt: false };
+    let because = judge.doubt.take();
+    // What nobody knows may reach whatever there is.
+    let suspicion = Suspicion { sets_unknown: because.is_some() && judge.facts.code_sets_unknown(), ..Suspicion::NONE };
+    let mut doubts = Doubts { suspicion, because, in_doubt: false };
     let effects = &judge.verdict.effects[first_effect..];
     if effects.iter().any(|effect| matches!(effect, Effect::Execute { .. })) {
         doubts.add(Suspicion::anything("execute"), "EXECUTE");
@@ -83,7 +86,7 @@ pub(super) fn note(judge: &mut Judge<'_>, words: Words<'_>, class: Class, first_
         doubts.add(Suspicion::leaves("ddl"), "DDL");
         doubts.add(judge.facts.ddl_suspicion(), "event triggers");
     }
-    let told = effects.iter().any(|effect| matches!(effect, Effect::Set { .. } | Effect::SetUnknown));
+    let told = effects.iter().any(|effect| matches!(effect, Effect::Set { .. } | Effect::SetUnknown)) && !effects.contains(&Effect::Ddl);
     let scan = Scan { facts: judge.facts, words, settings_told: told };
     match if class == Class::Local { Runs::Nothing } else { scan.runs() } {
         Runs::Nothing => {}
@@ -297,7 +300,7 @@ impl Scan<'_, '_> {
                 && !bound
                 && functions::is_unknown_relation(schema.as_ref().map(|schema| schema.as_str()), name.as_str(), self.facts)
             {
-                doubts.add(Suspicion::leaves("unknown_relation"), name.as_str());
+                doubts.add(self.unknown("unknown_relation"), name.as_str());
             }
             if !matches!(word, "using" | "truncate") {
                 return;
@@ -310,6 +313,11 @@ impl Scan<'_, '_> {
             let Some(comma) = comma else { return };
             behind = comma + 1;
         }
+    }
+
+    /// Of an object that the facts don't have, such as a temporary one: it may reach whatever there is.
+    fn unknown(&self, rule: &'static str) -> Suspicion {
+        Suspicion { sets_unknown: self.facts.code_sets_unknown(), ..Suspicion::leaves(rule) }
     }
 
     /// Whether WITH binds the name, somewhere in the statement.
@@ -331,7 +339,7 @@ impl Scan<'_, '_> {
         let (schema, name, end) = qualified_name(words, if words.is(1, "binary") { 2 } else { 1 });
         let Some(name) = name else { return doubts.add(Suspicion::leaves("unparsed"), "COPY") };
         if functions::is_unknown_relation(schema.as_ref().map(|schema| schema.as_str()), name.as_str(), self.facts) {
-            doubts.add(Suspicion::leaves("unknown_relation"), name.as_str());
+            doubts.add(self.unknown("unknown_relation"), name.as_str());
         }
         let Some(condition) = (end..words.len()).find(|at| words.is(*at, "where")) else { return };
         for at in condition..words.len() {
@@ -339,7 +347,7 @@ impl Scan<'_, '_> {
             let syntax = words.kind(at) == Some(TokenKind::Word) && category(name.as_str()) != Category::Name;
             let known = functions::builtin(name.as_str()).is_some() || !self.facts.functions(name.as_str()).is_empty();
             if !syntax && !known {
-                doubts.add(Suspicion::leaves("unknown_function"), name.as_str());
+                doubts.add(self.unknown("unknown_function"), name.as_str());
             }
         }
     }

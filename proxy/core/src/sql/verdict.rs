@@ -285,6 +285,27 @@ pub struct Unseen {
 }
 
 impl Verdict {
+    /// As of a text of which nobody knows how the server reads it: anything may happen.
+    #[must_use]
+    pub fn unreadable(self, why: &str) -> Verdict {
+        let reason = Reason { rule: "encoding", piece: why.into() };
+        Verdict {
+            class: Class::Write,
+            reasons: vec![reason.clone()],
+            effects: vec![Effect::SetUnknown],
+            effect_ends: Vec::new(),
+            unseen: Unseen { leaves: true, sees_settings: true, sees_statements: true, sets_unknown: true, in_doubt: false },
+            unproven: Some(reason),
+            statements: 1,
+            kind: Kind::Unknown,
+            command: "",
+            acts_inside: false,
+            reads: Touched::Cluster,
+            writes: Touched::Cluster,
+            ..self
+        }
+    }
+
     /// The effects of one statement of the string, counted from 0; none where there is no such statement.
     pub fn effects_of(&self, statement: usize) -> &[Effect] {
         if self.effect_ends.is_empty() {

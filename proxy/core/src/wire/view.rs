@@ -12,6 +12,15 @@ fn cstr<'a>(body: &'a [u8], what: &'static str) -> Result<(&'a [u8], &'a [u8]), 
     Ok((&body[..end], &body[end + 1..]))
 }
 
+/// Bytes of a statement's or portal's name that a server tells it by (`NAMEDATALEN`, less the terminator).
+const NAME_BYTES: usize = 63;
+
+/// A statement's or portal's name, as a server tells it from others, and what follows it.
+fn name<'a>(body: &'a [u8], what: &'static str) -> Result<(&'a [u8], &'a [u8]), Malformed> {
+    let (name, rest) = cstr(body, what)?;
+    Ok((&name[..name.len().min(NAME_BYTES)], rest))
+}
+
 /// Query: the text without its terminator.
 ///
 /// # Errors
@@ -42,7 +51,7 @@ impl Parse<'_> {
 /// # Errors
 /// Where the body isn't of Parse's form.
 pub fn parse(body: &[u8]) -> Result<Parse<'_>, Malformed> {
-    let (name, tail) = cstr(body, "Parse")?;
+    let (name, tail) = name(body, "Parse")?;
     let (text, types) = cstr(tail, "Parse")?;
     let count = types.first_chunk::<2>().ok_or(Malformed("Parse"))?;
     if types.len() != 2 + 4 * usize::from(u16::from_be_bytes(*count)) {
@@ -62,8 +71,8 @@ pub struct Bind<'a> {
 /// # Errors
 /// Where the two names aren't there; the rest is the server's to check.
 pub fn bind(body: &[u8]) -> Result<Bind<'_>, Malformed> {
-    let (portal, rest) = cstr(body, "Bind")?;
-    let (statement, tail) = cstr(rest, "Bind")?;
+    let (portal, rest) = name(body, "Bind")?;
+    let (statement, tail) = name(rest, "Bind")?;
     Ok(Bind { portal, statement, tail })
 }
 
@@ -73,7 +82,7 @@ pub fn bind(body: &[u8]) -> Result<Bind<'_>, Malformed> {
 /// Where the kind or the terminated name is missing.
 pub fn target(body: &[u8]) -> Result<(u8, &[u8]), Malformed> {
     let (kind, rest) = body.split_first().ok_or(Malformed("Describe or Close"))?;
-    let (name, rest) = cstr(rest, "Describe or Close")?;
+    let (name, rest) = name(rest, "Describe or Close")?;
     if rest.is_empty() { Ok((*kind, name)) } else { Err(Malformed("Describe or Close")) }
 }
 
@@ -82,7 +91,7 @@ pub fn target(body: &[u8]) -> Result<(u8, &[u8]), Malformed> {
 /// # Errors
 /// Where the terminated name or the row limit is missing.
 pub fn execute(body: &[u8]) -> Result<&[u8], Malformed> {
-    let (portal, rest) = cstr(body, "Execute")?;
+    let (portal, rest) = name(body, "Execute")?;
     if rest.len() == 4 { Ok(portal) } else { Err(Malformed("Execute")) }
 }
 

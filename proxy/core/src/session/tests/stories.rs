@@ -1432,6 +1432,33 @@ mod own_names {
         );
     }
 
+    #[test]
+    fn behind_the_end_of_a_failed_transaction_in_a_segment_that_was_sent_in_part() {
+        Story::run(
+            &[
+                BEGUN,
+                "C> Q insert into t values (1)
+                 S> Q insert into t values (1)
+                 S< E 23505 x / Z E
+                 C< E 23505 / Z E
+                 C> P a commit / H
+                 S> P sy1 commit / H
+                 S< 1
+                 C< 1
+                 C> P - rollback / B - - / E - / P - prepare a as select 1 / B - - / E - / S
+                 S> P - rollback / B - - / E -
+                 S> H
+                 S< 1 / 2 / C ROLLBACK
+                 C< 1 / 2 / C ROLLBACK
+                 S> C S sy1 / P a commit / P - prepare a as select 1 / B - - / E - / S
+                 S< 3 / 1 / 1 / 2 / E 42P05 exists / Z I
+                 C< 1 / 2 / E 42P05 / Z I
+                 S> C S a / S",
+            ]
+            .concat(),
+        );
+    }
+
     /// A string ends a failed transaction, in which nothing could be prepared: it is begun anew, and fails again.
     #[test]
     fn behind_the_end_of_a_failed_transaction_in_its_own_string() {
@@ -2299,6 +2326,51 @@ mod settings {
         assert!(story.session.pins() == Pins::default() && story.session.statements.is_empty());
     }
 
+    /// With rights that a function or a role had, and the next session hasn't got.
+    #[test]
+    fn what_the_next_session_may_not_take_back_closes_its_connection() {
+        let mut story = Story::on(Access::ReadWrite);
+        story.tell(
+            "C> Q set session_replication_role = replica
+             lease l leader
+             S> Q set session_replication_role = replica
+             S< C SET / Z I
+             C< C SET / Z I
+             S> look at all session_replication_role
+             S< T / L s session_replication_role replica / C SELECT 1 / Z I
+             return",
+        );
+        // Another one comes.
+        story.session.settings = story.session.startup.clone();
+        story.tell(
+            "C> Q insert into t values (1)
+             lease l leader
+             S> set session_replication_role = null / S
+             S< E 42501 denied / Z I
+             return
+             lease l leader
+             S> Q insert into t values (1)
+             S< C INSERT 0 1 / Z I
+             C< C INSERT 0 1 / Z I
+             return",
+        );
+    }
+
+    #[test]
+    fn what_the_session_may_not_set_itself_keeps_its_connection() {
+        let mut story = Story::on(Access::ReadWrite);
+        story.tell(
+            "C> Q set session_replication_role = replica
+             lease l leader
+             S> Q set session_replication_role = replica
+             S< C SET / Z I
+             C< C SET / Z I
+             S> look at all session_replication_role
+             S< T / L x session_replication_role replica / C SELECT 1 / Z I",
+        );
+        assert!(story.session.pins().has(crate::sql::PinReason::SettingOutOfSight));
+    }
+
     #[test]
     fn a_replica_without_what_a_setting_names_is_passed_by() {
         let mut story = Story::on(Access::ReadWrite);
@@ -2308,8 +2380,8 @@ mod settings {
              S> Q set default_tablespace = 'new'
              S< C SET / Z I
              C< C SET / Z I
-             S> look default_tablespace
-             S< T / L v default_tablespace new / C SELECT 1 / Z I
+             S> look at all default_tablespace
+             S< T / L s default_tablespace new / C SELECT 1 / Z I
              return
              caught up
              C> Q select 1

@@ -71,6 +71,51 @@ fn every_further_form_holds() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// SET's own words name parameters as well (`var_name` in gram.y): what follows them tells.
+#[test]
+fn words_of_set_that_name_parameters() {
+    let set = |name: &str| Effect::Set { name: name.into(), local: false, to: SetTo::Other };
+    for word in ["names", "role", "transaction", "characteristics", "constraints", "session", "local", "seed", "time", "xml", "schema", "catalog"] {
+        for scope in ["", "SESSION "] {
+            let sql = format!("SET {scope}{word}.x = 'y'");
+            assert_eq!(judged(&sql).effects, [set(&format!("{word}.x"))], "{sql}");
+        }
+        let reset = format!("RESET {word}.x");
+        assert_eq!(judged(&reset).effects, [Effect::Reset { name: format!("{word}.x").into() }], "{reset}");
+    }
+    for (sql, name) in [
+        ("SET NAMES 'UTF8'", "client_encoding"),
+        ("SET SESSION NAMES DEFAULT", "client_encoding"),
+        ("SET role TO a", "role"),
+        ("SET SESSION ROLE a", "role"),
+        ("SET SESSION SESSION AUTHORIZATION a", "session_authorization"),
+        ("SET LOCAL SESSION AUTHORIZATION a", "session_authorization"),
+        ("SET session FROM CURRENT", "session"),
+        ("SET SESSION TIME ZONE 'UTC'", "timezone"),
+        ("SET XML OPTION DOCUMENT", "xmloption"),
+    ] {
+        assert!(matches!(&judged(sql).effects[..], [Effect::Set { name: set, .. }] if **set == *name), "{sql}: {:?}", judged(sql).effects);
+    }
+    let modes = |session| {
+        let modes = crate::sql::TransactionModes { read_only: Some(true), ..Default::default() };
+        Effect::SetTransaction { modes, session }
+    };
+    for (sql, effect) in [
+        ("SET TRANSACTION READ ONLY", modes(false)),
+        ("SET LOCAL TRANSACTION READ ONLY", modes(false)),
+        ("SET SESSION TRANSACTION READ ONLY", modes(false)),
+        ("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY", modes(true)),
+        ("SET SESSION SESSION CHARACTERISTICS AS TRANSACTION READ ONLY", modes(true)),
+        (
+            "SET LOCAL SESSION CHARACTERISTICS AS TRANSACTION READ ONLY",
+            Effect::Set { name: "default_transaction_read_only".into(), local: true, to: SetTo::Other },
+        ),
+    ] {
+        assert_eq!(judged(sql).effects, [effect], "{sql}");
+    }
+    assert_eq!(judged("SET CONSTRAINTS ALL DEFERRED").effects, []);
+}
+
 #[test]
 fn effects_are_told() {
     use Effect::*;
@@ -140,6 +185,16 @@ fn effects_are_told() {
         ("PREPARE TRANSACTION 'x'", vec![PrepareTransaction]),
         ("SET TRANSACTION SNAPSHOT 'x'", vec![SetSnapshot]),
         ("CREATE FUNCTION f() RETURNS int BEGIN ATOMIC SELECT 1; COMMIT; END; BEGIN", vec![Ddl, Begin(Default::default())]),
+        // Labels that are called as key words are, and a CASE without a body's END.
+        (
+            "CREATE OR REPLACE FUNCTION f() RETURNS int BEGIN ATOMIC SELECT 1 AS case; SELECT x.end, 1 end FROM x; SELECT CASE WHEN a THEN b END; END; \
+             SET a.b = 'c'",
+            vec![Ddl, set("a.b", false, other())],
+        ),
+        ("CREATE PROCEDURE p() BEGIN ATOMIC END; BEGIN", vec![Ddl, Begin(Default::default())]),
+        ("CREATE FUNCTION pg_temp.f() RETURNS int RETURN 1", vec![Pin(PinReason::TempTable), Pin(PinReason::UserCode), Ddl]),
+        ("CREATE FUNCTION f() RETURNS int SET A.b = 'c' SET work_mem = 1 RETURN 1", vec![set("a.b", true, other()), Ddl]),
+        ("ALTER ROLE a SET b.c TO DEFAULT", vec![set("b.c", true, other()), Ddl]),
         ("SELECT now(), current_date", vec![UsesClock]),
         ("WITH x AS (INSERT INTO t VALUES (1) RETURNING 1) SELECT * FROM x", vec![]),
     ] {

@@ -1,0 +1,64 @@
+//! How texts are read is told with ReadyForQuery only: behind what may have changed that, in the same segment or pipeline, a text that would mean
+//! something else is taken for one that may do anything.
+
+use super::super::Access;
+use super::script::Story;
+use super::text;
+use crate::sql::PinReason;
+
+/// A SET hides in it where backslashes are no escapes, or where they are.
+const HIDES: &str = r"select 'a\' as x, set_config('app.tenant', 'leaked', false) --'";
+
+/// Whether the session is kept on its connection by what follows `first` in its segment.
+fn keeps(first: &str, answer: &str, then: &str) -> bool {
+    let mut story = Story::on(Access::ReadWrite);
+    story.tell(&format!(
+        "C> P - {first} / B - - / E - / P - {then} / B - - / E - / S
+         lease l leader
+         S> P - {first} / B - - / E - / H
+         S< 1 / 2 / C {answer}
+         C< 1 / 2 / C {answer}
+         S> P - {then} / B - - / E - / S"
+    ));
+    story.answers(["1", "2", "D 1", "C SELECT 1", "Z I"].into_iter().flat_map(text::server).collect());
+    story.session.pins().has(PinReason::SettingOutOfSight)
+}
+
+#[test]
+fn behind_what_changes_it_a_text_may_do_anything() {
+    for (first, answer) in [
+        ("set standard_conforming_strings = off", "SET"),
+        ("set local standard_conforming_strings = off", "SET"),
+        ("reset standard_conforming_strings", "RESET"),
+        ("reset all", "RESET"),
+        ("discard all", "DISCARD ALL"),
+    ] {
+        assert!(keeps(first, answer, HIDES), "{first}");
+        // What both readings have in common is no secret.
+        assert!(!keeps(first, answer, r"select 'a\d'"), "{first}");
+        assert!(!keeps(first, answer, "select 'a'"), "{first}");
+    }
+    assert!(keeps("set client_encoding = 'SJIS'", "SET", "select 'é'"));
+    assert!(!keeps("set work_mem = '1MB'", "SET", "select 'é'"));
+    assert!(!keeps("set work_mem = '1MB'", "SET", HIDES));
+}
+
+#[test]
+fn what_goes_back_with_its_transaction() {
+    let mut story = Story::on(Access::ReadWrite);
+    story.tell(&format!(
+        "C> Q begin
+         C< C BEGIN / Z T
+         C> Q set local standard_conforming_strings = off
+         lease l leader
+         S> P - begin / B - - / E - / Q set local standard_conforming_strings = off
+         S< 1 / 2 / C BEGIN / C SET / S standard_conforming_strings off / Z T
+         C< C SET / S standard_conforming_strings off / Z T
+         C> P - rollback / B - - / E - / P - {HIDES} / B - - / E - / S
+         # Whatever it does, it finds the client's statements by their names.
+         S> S / P - rollback / B - - / E - / P - {HIDES} / B - - / E - / S
+         S< Z T / 1 / 2 / C ROLLBACK / 1 / 2 / D 1 / C SELECT 1 / S standard_conforming_strings on / Z I
+         C< 1 / 2 / C ROLLBACK / 1 / 2 / D 1 / C SELECT 1 / S standard_conforming_strings on / Z I"
+    ));
+    assert!(story.session.pins().has(PinReason::SettingOutOfSight));
+}
