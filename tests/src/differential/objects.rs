@@ -74,8 +74,10 @@ CREATE FUNCTION trigger_cursor() RETURNS trigger LANGUAGE plpgsql AS
 CREATE FUNCTION trigger_sequence() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM nextval('seq'); RETURN NEW; END $$;
 CREATE FUNCTION trigger_path() RETURNS trigger LANGUAGE plpgsql AS
     $$ BEGIN PERFORM set_config('search_path', 'pg_catalog, public', false); RETURN NEW; END $$;
+CREATE FUNCTION trigger_replica() RETURNS trigger SECURITY DEFINER LANGUAGE plpgsql AS
+    $$ BEGIN PERFORM set_config('session_replication_role', 'replica', false); RETURN NEW; END $$;
 DO $$ DECLARE what text; BEGIN
-    FOREACH what IN ARRAY '{role,tenant,local,mem,temp,lock,listen,prepare,deallocate,cursor,sequence,path}'::text[] LOOP
+    FOREACH what IN ARRAY '{role,tenant,local,mem,temp,lock,listen,prepare,deallocate,cursor,sequence,path,replica}'::text[] LOOP
         EXECUTE format('CREATE TABLE on_%1$s (i int); CREATE TRIGGER leaves BEFORE INSERT ON on_%1$s FOR EACH ROW EXECUTE FUNCTION trigger_%1$s()', what);
     END LOOP;
 END $$;
@@ -125,6 +127,7 @@ CREATE FUNCTION judge_contents() RETURNS text LANGUAGE plpgsql AS $$ BEGIN
             UNION ALL SELECT 'listen', i FROM on_listen UNION ALL SELECT 'prepare', i FROM on_prepare
             UNION ALL SELECT 'deallocate', i FROM on_deallocate UNION ALL SELECT 'cursor', i FROM on_cursor
             UNION ALL SELECT 'sequence', i FROM on_sequence UNION ALL SELECT 'path', i FROM on_path
+            UNION ALL SELECT 'replica', i FROM on_replica
             UNION ALL SELECT 'commit', i FROM on_commit UNION ALL SELECT 'default', i FROM defaults UNION ALL SELECT 'check', i FROM checks
             UNION ALL SELECT 'guarded', i FROM guarded UNION ALL SELECT 'ruled', i FROM ruled UNION ALL SELECT 'indexed', i FROM indexed
             UNION ALL SELECT 'generated', i FROM generated) all_of_them)); END $$;
@@ -134,7 +137,7 @@ CREATE FUNCTION judge_reset() RETURNS void LANGUAGE plpgsql AS $$ DECLARE name t
     DELETE FROM guarded; INSERT INTO guarded VALUES (1);
     DELETE FROM ser; DELETE FROM late; DELETE FROM defaults; DELETE FROM checks; DELETE FROM ruled; DELETE FROM indexed; DELETE FROM generated;
     DELETE FROM on_commit;
-    FOREACH name IN ARRAY '{role,tenant,local,mem,temp,lock,listen,prepare,deallocate,cursor,sequence,path}'::text[] LOOP
+    FOREACH name IN ARRAY '{role,tenant,local,mem,temp,lock,listen,prepare,deallocate,cursor,sequence,path,replica}'::text[] LOOP
         EXECUTE 'DELETE FROM on_' || name;
     END LOOP;
     PERFORM setval('seq', 1, false), setval('ser_id_seq', 1, false);

@@ -43,7 +43,11 @@ const SEEN: &str = "SELECT concat_ws(' ', current_user, session_user, 'tenant=' 
     'digits=' || current_setting('extra_float_digits'), 'messages=' || current_setting('client_min_messages'), \
     'bytea=' || current_setting('bytea_output'), 'seqscan=' || current_setting('enable_seqscan'), \
     'warning=' || current_setting('escape_string_warning'), 'isolation=' || current_setting('default_transaction_isolation'), \
-    'now=' || current_setting('transaction_isolation')) AS seen";
+    'now=' || current_setting('transaction_isolation'), 'triggers=' || current_setting('session_replication_role'), \
+    'deferrable=' || current_setting('default_transaction_deferrable'), \
+    'read_only=' || CASE WHEN pg_is_in_recovery() THEN 'a standby' ELSE current_setting('default_transaction_read_only') END, \
+    'words=' || coalesce(current_setting('names.x', true), current_setting('role.x', true), current_setting('transaction.x', true), \
+    current_setting('constraints.x', true), 'NULL')) AS seen";
 /// What lives in the session: temporary objects, channels, cursors. (Functions and types by their names in the
 /// grammar: looking for all takes longer than a script.)
 const HELD: &str = "SELECT (SELECT string_agg(relname, ' ' ORDER BY relname) FROM pg_class \
