@@ -30,6 +30,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(2);
 /// Scripts that one second client sees before another takes its place.
 const LOOKS_MAX: usize = 12;
 const SUPERUSER: &str = "postgres";
+/// The custom settings of scripts.
+const CUSTOM: [&str; 6] = ["my.x", "app.tenant", "names.x", "role.x", "transaction.x", "constraints.x"];
 
 /// Who somebody is, and settings of which some script changes each. Nothing in it pins.
 const SEEN: &str = "SELECT concat_ws(' ', current_user, session_user, 'tenant=' || coalesce(quote_literal(current_setting('app.tenant', true)), 'NULL'), \
@@ -186,7 +188,7 @@ impl Player {
         let script = &named;
         // Behind a custom setting that it has failed to set, a session gets a connection on which nobody has tried to; and one that began like itself
         // where it goes back to its beginning.
-        let parted = !script.options.is_empty() || script.texts().any(|text| ["my.x", "app.tenant"].iter().any(|name| text.contains(name)));
+        let parted = !script.options.is_empty() || script.texts().any(|text| CUSTOM.iter().any(|name| text.contains(name)));
         (self.shared, self.excused) = (parted, Cell::new(false));
         self.flushes = script.flushes();
         let has = |words: &str| script.texts().any(|text| text.to_ascii_uppercase().contains(words));

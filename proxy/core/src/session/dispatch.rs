@@ -100,7 +100,8 @@ impl Session {
         let goes_back = |effect: &Effect| ends_transaction(effect) || matches!(effect, Effect::RollbackTo { .. });
         work.alone |= work.batch.executed().any(|verdict| verdict.effects.iter().any(goes_back)) && self.journal.parts(server.role);
         // Or at last, as it couldn't be done where they went: in a segment, or in a transaction that has failed.
-        work.alone |= work.batch.end == End::Ready && self.differs_from(server) && !work.owed.iter().any(|owed| matches!(owed, Owed::Bring));
+        work.alone |=
+            work.batch.end == End::Ready && self.differs_from(server) && !work.owed.iter().any(|owed| matches!(owed, Owed::Bring));
         // Parse and Describe alone don't bind the batch to a node: the server is done with them, whatever the client sends next.
         let syncs_flush = work.batch.end == End::Flush
             && !work.batch.executes()

@@ -296,7 +296,8 @@ impl Session {
         for (kind, name, value) in &seen.rows {
             let text = std::str::from_utf8(name).ok();
             // Parameters' names mean the same in any case.
-            let parameter = text.filter(|_| matches!(kind, b's' | b'e' | b'x' | b'v' | b'd')).map(str::to_ascii_lowercase).unwrap_or_default();
+            let parameter =
+                text.filter(|_| matches!(kind, b's' | b'e' | b'x' | b'v' | b'd')).map(str::to_ascii_lowercase).unwrap_or_default();
             match (kind, text, value) {
                 // The transaction's own, and a replica connection's protection.
                 (b's' | b'e' | b'x', Some(_), _) if is_transactions(&parameter) || !carried(&parameter, server.role) => {}
@@ -362,6 +363,8 @@ impl Session {
             .iter()
             .map(|(name, _)| name)
             .filter(|name| !name.contains('.') && !is_role(name) && carried(name, server.role))
+            // No view shows these: the transaction's own, and the seed (`GUC_NO_SHOW_ALL`).
+            .filter(|name| !is_transactions(name) && &***name != "seed")
             .filter(|name| !set_there.iter().any(|known| **known == ***name))
             // Its source is the startup packet.
             .filter(|name| server.began.value(name).is_none_or(|began| server.settings.value(name) != Some(began)))

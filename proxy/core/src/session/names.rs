@@ -13,7 +13,7 @@ use super::batch::{Batch, End, Item, Statement};
 use super::dispatch::fail_transaction;
 use super::replies::{Owed, Place, Sync};
 use super::server::{OwnNames, server_name};
-use super::settings::{NOT_READ_BY_ANALYSIS, Settings};
+use super::settings::{self, NOT_READ_BY_ANALYSIS, READ_OF_STRINGS, Settings, is_sure};
 use super::{Env, Segment, ServerState, Session, Work};
 use crate::sql::{Effect, PinReason, Verdict};
 use crate::wire::reply::{self, TxStatus};
@@ -152,13 +152,20 @@ impl Session {
         }
         run(b"SAVEPOINT switchyard_names", work);
         for (name, statement) in statements {
-            if parted(&statement) {
+            let parted = parted(&statement);
+            if parted {
                 // What it names may mean something else now, or nothing: that is told when it is used.
                 there.sync_messages_within(&analysed_under(&there, &statement.settings), role, &mut work.to_server);
                 work.owed.push_back(Owed::Prelude);
             }
             prepare(name, &statement, work);
             sync(work);
+            if parted {
+                // What has set them is still there, if they were refused.
+                settings::close_ours(&mut work.to_server);
+                work.owed.push_back(Owed::OUR_CLOSE);
+                sync(work);
+            }
             // Its failure isn't the transaction's, and the settings are the session's again. What is prepared stays.
             run(b"ROLLBACK TO switchyard_names", work);
         }
@@ -242,10 +249,10 @@ impl Session {
     }
 }
 
-/// The settings that a server has, but for those under which a statement was analysed. (A custom one would leave its name behind.)
+/// The settings that a server has, but for those under which a statement was analysed, as far as anybody may set them. (A custom one would leave its
+/// name behind.)
 fn analysed_under(there: &Settings, statements: &Settings) -> Settings {
-    let read =
-        |name: &str| !name.contains('.') && !NOT_READ_BY_ANALYSIS.contains(&name) && !matches!(name, "role" | "session_authorization");
+    let read = |name: &str| !NOT_READ_BY_ANALYSIS.contains(&name) && (is_sure(name, &[]) || READ_OF_STRINGS.contains(&name));
     let mut wanted = there.clone();
     for (name, _) in there.iter().filter(|(name, _)| read(name) && statements.value(name).is_none()) {
         wanted.remove(name);

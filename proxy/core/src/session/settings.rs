@@ -52,7 +52,7 @@ pub(super) const NOT_READ_BY_ANALYSIS: &[&str] = &[
 ];
 
 /// Parameters by which strings are read, and values out of them when a statement is prepared.
-const READ_OF_STRINGS: [&str; 8] = [
+pub(super) const READ_OF_STRINGS: [&str; 8] = [
     "backslash_quote",
     "client_encoding",
     "datestyle",
@@ -306,10 +306,11 @@ fn needs_no_quotes(name: &str, value: Option<&[u8]>) -> bool {
     name.bytes().all(is_name) && !LISTS_OF_NAMES.contains(&name) && value.is_none_or(|value| value.iter().all(is_plain))
 }
 
-/// Parse's body behind the name: two parameters of type text (OID 25). The third argument tells whether the value ends with its transaction.
+/// Parse's body behind the name: two parameters of type text (OID 25). The third argument tells whether the value ends with its transaction. The value
+/// isn't sent back: the client's encoding may not have its characters.
 macro_rules! set_config {
     ($local:literal) => {
-        concat!("SELECT pg_catalog.set_config($1, $2, ", $local, ")\0\0\x02\0\0\0\x19\0\0\0\x19")
+        concat!("SELECT pg_catalog.set_config($1, $2, ", $local, ") IS NULL\0\0\x02\0\0\0\x19\0\0\0\x19")
     };
 }
 
@@ -322,7 +323,7 @@ macro_rules! set_config_encoded {
             "pg_catalog.convert_from(pg_catalog.decode($1, 'hex'), pg_catalog.getdatabaseencoding()), ",
             "pg_catalog.convert_from(pg_catalog.decode($2, 'hex'), pg_catalog.getdatabaseencoding()), ",
             $local,
-            ")\0\0\x02\0\0\0\x19\0\0\0\x19"
+            ") IS NULL\0\0\x02\0\0\0\x19\0\0\0\x19"
         )
     };
 }
@@ -332,6 +333,14 @@ macro_rules! set_config_encoded {
 enum Until {
     SessionEnd,
     TransactionEnd,
+}
+
+/// The statement by which parameters are set within a transaction, and its portal.
+const WITHIN: &[u8] = b"switchyard_settings";
+
+/// Closes that statement where it may have been left, as what it was to set was refused.
+pub(super) fn close_ours(out: &mut Vec<u8>) {
+    reply::close_statement(out, WITHIN);
 }
 
 /// The statement and portal by which parameters are set.
@@ -350,7 +359,7 @@ impl Ours {
 
     /// A client may have an unnamed portal open.
     fn named() -> Ours {
-        Ours { name: b"switchyard_settings", parsed: None, bound: false }
+        Ours { name: WITHIN, parsed: None, bound: false }
     }
 
     /// Sets one parameter.

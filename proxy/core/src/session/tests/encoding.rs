@@ -26,7 +26,8 @@ fn prepared() -> Story {
 #[test]
 fn it_leaves_the_unnamed_statement() {
     // A connection on which a text has run that nobody could read is kept for nobody: the next one is told the encoding.
-    for (sent, told) in [("P - insert into t values ('é') / S", ""), ("Q insert into t values ('é')", "set client_encoding = SJIS / S / ")] {
+    for (sent, told) in [("P - insert into t values ('é') / S", ""), ("Q insert into t values ('é')", "set client_encoding = SJIS / S / ")]
+    {
         // A literal that isn't in the server's encoding is told by that one.
         for (named, prepared_again) in [("SJIS", "P - insert into t values (1)"), ("UTF8", "C S -")] {
             prepared().tell(&format!(

@@ -1003,7 +1003,7 @@ mod prepared {
              C> B - a / E - / S
              lease l leader
              S> set datestyle = ISO,DMY / S / {begin} / {mark} / own RESET datestyle / S / \
-             P a insert into t values ('1/2/2020'::date) / S / {back} / {end} / B - a / E - / S"
+             P a insert into t values ('1/2/2020'::date) / S / S / {back} / {end} / B - a / E - / S"
         ));
     }
 }

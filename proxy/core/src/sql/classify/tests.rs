@@ -75,7 +75,9 @@ fn every_further_form_holds() {
 #[test]
 fn words_of_set_that_name_parameters() {
     let set = |name: &str| Effect::Set { name: name.into(), local: false, to: SetTo::Other };
-    for word in ["names", "role", "transaction", "characteristics", "constraints", "session", "local", "seed", "time", "xml", "schema", "catalog"] {
+    for word in
+        ["names", "role", "transaction", "characteristics", "constraints", "session", "local", "seed", "time", "xml", "schema", "catalog"]
+    {
         for scope in ["", "SESSION "] {
             let sql = format!("SET {scope}{word}.x = 'y'");
             assert_eq!(judged(&sql).effects, [set(&format!("{word}.x"))], "{sql}");
