@@ -54,10 +54,11 @@ pub(super) enum Item {
         previous: Option<Arc<Statement>>,
         duplicate: bool,
     },
-    /// `statement`: `None` for a name that this session hasn't prepared.
+    /// `statement`: `None` for a name that this session hasn't prepared; `number`: which Bind of the session it is.
     Bind {
         statement: Option<Arc<Statement>>,
         unnamed: bool,
+        number: u32,
     },
     DescribeStatement {
         statement: Option<Arc<Statement>>,

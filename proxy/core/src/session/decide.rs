@@ -154,7 +154,7 @@ impl Session {
         match item {
             Item::Query(verdict) => by_sql(verdict),
             Item::Execute(Some(statement)) => by_sql(&statement.verdict),
-            Item::Bind { statement: None, unnamed: false } => view::bind(body).ok().and_then(|bind| shown(bind.statement)),
+            Item::Bind { statement: None, unnamed: false, .. } => view::bind(body).ok().and_then(|bind| shown(bind.statement)),
             Item::DescribeStatement { statement: None, unnamed: false } => view::target(body).ok().and_then(|(_, name)| shown(name)),
             _ => None,
         }

@@ -290,18 +290,22 @@ impl Session {
                 let prepares = Prepares { name, statement, previous, duplicate: *duplicate };
                 self.send_parse(prepares, message, work, server);
             }
-            Item::Bind { statement, unnamed } => {
+            Item::Bind { statement, unnamed, number } => {
+                let portal: Box<[u8]> = view::bind(&message[frame::HEADER..]).map_or_else(|_| Box::default(), |bind| bind.portal.into());
                 if let Some(statement) = statement {
                     // Its plan is made there, by which functions may be called that are said to be immutable.
                     self.may_leave(statement.verdict.unseen, server);
+                    if !portal.is_empty() {
+                        self.may_be_fetched(&statement.verdict, server);
+                    }
                 }
                 let Some(name) = self.ensure_prepared(statement.as_ref(), *unnamed, work, server) else {
                     work.to_server.extend_from_slice(message);
-                    return work.owed.push_back(Owed::Bind(None));
+                    return work.owed.push_back(Owed::Bind(None, (portal, *number)));
                 };
                 if let Ok(bind) = view::bind(&message[frame::HEADER..]) {
                     reply::message(&mut work.to_server, b'B', &[bind.portal, b"\0", name.bytes(), b"\0", bind.tail]);
-                    work.owed.push_back(Owed::Bind(name.id().zip(statement.clone())));
+                    work.owed.push_back(Owed::Bind(name.id().zip(statement.clone()), (portal, *number)));
                 }
             }
             Item::DescribeStatement { statement, unnamed } => {
@@ -373,12 +377,33 @@ impl Session {
         self.unproven |= unseen.leaves;
     }
 
+    /// Code may run a portal by its name, out of sight: what that leaves.
+    fn may_be_fetched(&mut self, verdict: &Verdict, server: &mut ServerState) {
+        self.is_about_to_run(verdict, server);
+        if verdict.kind == Kind::Utility {
+            return;
+        }
+        for effect in &verdict.effects {
+            match effect {
+                Effect::Pin(reason) => self.pins.add(*reason),
+                Effect::Set { name, .. } if &**name == "seed" => self.pins.add(PinReason::Setseed),
+                Effect::Set { name, .. } if name.contains('.') => {
+                    self.touched.add(name);
+                }
+                _ => {}
+            }
+        }
+    }
+
     /// Something is about to run there: what may be left behind, whatever becomes of it.
     fn is_about_to_run(&mut self, verdict: &Verdict, server: &mut ServerState) {
         self.may_leave(verdict.unseen, server);
         for effect in &verdict.effects {
-            if let Effect::Set { name, .. } | Effect::Reset { name } = effect {
-                server.sets(name);
+            match effect {
+                Effect::Set { name, .. } | Effect::Reset { name } => server.sets(name),
+                // Nobody knows which one, and no rollback takes back that it is known.
+                Effect::SetUnknown => server.sets_unknown = true,
+                _ => {}
             }
         }
     }
@@ -465,7 +490,7 @@ impl Session {
     /// that would get it now would give rows that the client doesn't expect.
     fn outdated(&self, env: &Env<'_>, item: &Item, server: &mut ServerState) -> Option<Refusal> {
         let statement = match item {
-            Item::Bind { statement: Some(statement), unnamed: false } => statement,
+            Item::Bind { statement: Some(statement), unnamed: false, .. } => statement,
             Item::DescribeStatement { statement: Some(statement), unnamed: false } => statement,
             _ => return None,
         };
@@ -487,7 +512,7 @@ impl Session {
         let mut looked_at: Vec<StatementId> = Vec::new();
         let batch = std::mem::take(&mut work.batch);
         for (item, _) in &batch.items {
-            let (Item::Bind { statement: Some(statement), unnamed: false }
+            let (Item::Bind { statement: Some(statement), unnamed: false, .. }
             | Item::DescribeStatement { statement: Some(statement), unnamed: false }) = item
             else {
                 continue;

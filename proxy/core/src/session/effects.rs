@@ -2,6 +2,7 @@
 //!
 //! Invariant: nothing is noted of a statement before its own answer. What a failure undoes is the journal's business.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use super::batch::ends_transaction;
@@ -44,6 +45,7 @@ impl Session {
         }
         self.sequence_advanced |= matches!(verdict.kind, Kind::Insert | Kind::Merge | Kind::Copy) && verdict.class == Class::Write;
         for effect in verdict.effects_of(statement) {
+            let effect = &*self.as_named_there(effect);
             self.hold_names(effect, verdict, server);
             match effect {
                 Effect::Set { name, local, to } => self.note_set(completion, name, *local, to, work, server),
@@ -70,7 +72,7 @@ impl Session {
                     server.unsure = true;
                 }
                 Effect::Savepoint { name } => self.mark_savepoint(name, server),
-                Effect::Release { name } => self.release_savepoint(name),
+                Effect::Release { name } => self.release_savepoint(name, server),
                 Effect::RollbackTo { name } => self.roll_back_to_savepoint(name, server),
                 // Outside of a transaction it does nothing, and is answered so, too (`PrepareTransactionBlock`).
                 Effect::PrepareTransaction if tag == b"ROLLBACK" && server.tx != TxStatus::Failed => {
@@ -113,6 +115,7 @@ impl Session {
                 | Effect::SetTransaction { session: false, .. }
                 | Effect::SetSnapshot
                 | Effect::Execute { .. }
+                | Effect::Fetch { .. }
                 | Effect::DiscardPlans
                 | Effect::Listen { .. }
                 | Effect::Unlisten { .. }
@@ -130,6 +133,41 @@ impl Session {
         }
     }
 
+    /// An effect whose name's bytes are the server's, too. In another encoding they may be those of another name: it isn't known then.
+    fn as_named_there<'a>(&self, effect: &'a Effect) -> Cow<'a, Effect> {
+        let (Effect::Savepoint { name }
+        | Effect::Release { name }
+        | Effect::RollbackTo { name }
+        | Effect::Prepare { name }
+        | Effect::Listen { channel: name }
+        | Effect::Unlisten { channel: name }
+        | Effect::HoldCursor { name }
+        | Effect::CloseCursor { name: Some(name) }
+        | Effect::TempTable { name, .. }
+        | Effect::DropTable { name }) = effect
+        else {
+            return Cow::Borrowed(effect);
+        };
+        if name.is_ascii() || self.told.value("client_encoding") == self.told.value("server_encoding") {
+            return Cow::Borrowed(effect);
+        }
+        let mut effect = effect.clone();
+        match &mut effect {
+            Effect::Savepoint { name }
+            | Effect::Release { name }
+            | Effect::RollbackTo { name }
+            | Effect::Prepare { name }
+            | Effect::Listen { channel: name }
+            | Effect::Unlisten { channel: name }
+            | Effect::HoldCursor { name }
+            | Effect::CloseCursor { name: Some(name) }
+            | Effect::TempTable { name, .. }
+            | Effect::DropTable { name } => *name = "".into(),
+            _ => {}
+        }
+        Cow::Owned(effect)
+    }
+
     fn note_set(&mut self, completion: Completion<'_>, name: &Arc<str>, local: bool, to: &SetTo, work: &Work, server: &mut ServerState) {
         let Completion { verdict, text_hash, nonce, .. } = completion;
         if own::is_own(name) {
@@ -138,6 +176,10 @@ impl Session {
         }
         if name.contains('.') {
             self.touched.add(name);
+        }
+        if &**name == "seed" {
+            // No transaction's end takes it back.
+            self.pins.add(PinReason::Setseed);
         }
         if local {
             if matches!(to, SetTo::Default) && self.startup.value(name).is_some_and(|value| server.began.value(name) != Some(value)) {
@@ -157,9 +199,6 @@ impl Session {
         }
         // A call may not have been made, or many times. And whether the session could set it elsewhere, only the server knows.
         server.unsure |= verdict.kind != Kind::Utility || !(name.contains('.') || is_sure(name, &[]));
-        if &**name == "seed" {
-            self.pins.add(PinReason::Setseed);
-        }
         if matches!(to, SetTo::Default) {
             return self.reset_parameter(server, name);
         }
@@ -172,7 +211,7 @@ impl Session {
         let value = match to {
             // To servers the router's own parameters are placeholders, which keep what they are given.
             SetTo::Plain(value) => Value::Known(value.as_bytes().into()),
-            SetTo::Default | SetTo::NoRole | SetTo::Other => Value::Unread(nonce),
+            SetTo::Default | SetTo::NoRole | SetTo::Current | SetTo::Other => Value::Unread(nonce),
         };
         self.set_parameter(server, name, &value);
     }
@@ -192,7 +231,7 @@ impl Session {
         self.sql_prepared.clear();
         self.held.clear();
         // The unnamed statement stays (`DropAllPreparedStatements`).
-        self.portals.clear();
+        self.close_portals();
         self.pins.discard();
         self.sequence_advanced = false;
         self.own.reset_all();
@@ -304,6 +343,7 @@ pub(super) fn changes_session(effect: &Effect) -> bool {
         | Effect::Release { .. }
         | Effect::PrepareTransaction
         | Effect::SetSnapshot
+        | Effect::Fetch { .. }
         | Effect::DiscardAll
         | Effect::DiscardPlans
         | Effect::DiscardTemp

@@ -128,12 +128,12 @@ impl Session {
         }
     }
 
-    pub(super) fn release_savepoint(&mut self, name: &str) {
-        if let Some(changed) = &mut self.journal.0
-            && let Some(at) = changed.savepoints.iter().rposition(|(known, _)| **known == *name)
-        {
-            changed.savepoints.truncate(at);
-        }
+    pub(super) fn release_savepoint(&mut self, name: &str, server: &mut ServerState) {
+        server.unsure |= name.is_empty() && self.journal.0.is_some();
+        let Some(changed) = &mut self.journal.0 else { return };
+        // With one from before the first change, all that came behind that are gone.
+        let at = changed.savepoints.iter().rposition(|(known, _)| **known == *name).unwrap_or(0);
+        changed.savepoints.truncate(at);
     }
 
     pub(super) fn roll_back_to_savepoint(&mut self, name: &str, server: &mut ServerState) {

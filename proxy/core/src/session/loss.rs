@@ -128,7 +128,7 @@ impl Session {
             // A statement under which servers die isn't tried on all of them. Of its answer, what was kept back is gone, too.
             let end = match work.batch.end {
                 End::Ready => Owed::Sync(Sync::Clients),
-                End::Open | End::Flush | End::Overflow => Owed::Bind(None),
+                End::Open | End::Flush | End::Overflow => Owed::Bind(None, Default::default()),
             };
             self.abandon_batch(work);
             work.owed.clear();
@@ -183,7 +183,7 @@ impl Session {
                 self.status = TxStatus::Failed;
                 self.lost = Some(Lost::Told);
             }
-            self.portals.clear();
+            self.close_portals();
             self.movable = None;
             return work.forget_attempts();
         }
@@ -236,7 +236,7 @@ impl Session {
         }
         if work.batch.is_empty() {
             // Otherwise some of them may be of what the client has sent since. One too many does no harm.
-            self.portals.clear();
+            self.close_portals();
         }
         self.movable = None;
         work.forget_attempts();

@@ -463,7 +463,7 @@ impl Work {
     fn sets_custom_settings(&self) -> impl Iterator<Item = &Arc<str>> {
         let effects = self.batch.first_to_run().map_or(&[][..], |verdict| verdict.effects_of(0));
         effects.iter().filter_map(|effect| match effect {
-            Effect::Set { name, .. } if name.contains('.') => Some(name),
+            Effect::Set { name, to, .. } if name.contains('.') && *to != SetTo::Current => Some(name),
             _ => None,
         })
     }
@@ -528,7 +528,12 @@ pub struct Session {
     unnamed: Option<Arc<Statement>>,
     /// What it was before a Query that the server may refuse as a message, as it isn't in the client's encoding.
     unnamed_before: Option<Arc<Statement>>,
-    portals: FxHashMap<Box<[u8]>, Arc<Statement>>,
+    /// What is bound to each portal, as far as that is known, and by which Bind.
+    portals: FxHashMap<Box<[u8]>, (Arc<Statement>, u32)>,
+    /// How many Binds have been taken.
+    binds: u32,
+    /// There may be named portals that aren't among them.
+    portals_in_doubt: bool,
     /// What SQL has prepared on the server that the session is pinned to.
     sql_prepared: Names,
     held: Held,
@@ -600,6 +605,8 @@ impl Session {
             unnamed: None,
             unnamed_before: None,
             portals: FxHashMap::default(),
+            binds: 0,
+            portals_in_doubt: false,
             sql_prepared: Names::default(),
             held: Held::default(),
             pins: Pins::default(),
@@ -997,21 +1004,21 @@ impl Session {
                         }
                     }
                 }
-                Item::Query(self.verdict(env, text))
+                Item::Query(self.verdict_of_portals(self.verdict(env, text)))
             }
             b'P' => self.prepare(env, work, body)?,
             b'B' => {
                 let bind = view::bind(body)?;
                 let statement = self.statement_now(env, bind.statement);
-                self.note_portal(env, bind.portal, statement.as_ref());
-                Item::Bind { unnamed: bind.statement.is_empty(), statement }
+                let number = self.note_portal(env, bind.portal, statement.as_ref());
+                Item::Bind { unnamed: bind.statement.is_empty(), statement, number }
             }
             b'D' => match view::target(body)? {
                 (b'S', name) => Item::DescribeStatement { statement: self.statement(name), unnamed: name.is_empty() },
-                (_, name) => Item::DescribePortal(self.portals.get(name).cloned()),
+                (_, name) => Item::DescribePortal(self.portals.get(name).map(|(statement, _)| statement.clone())),
             },
             b'E' => {
-                let statement = self.portals.get(view::execute(body)?).cloned();
+                let statement = self.portals.get(view::execute(body)?).map(|(statement, _)| self.running_portals(statement));
                 if let Some(statement) = &statement {
                     env.judge.asked_to_run(&statement.verdict);
                 }
@@ -1020,7 +1027,7 @@ impl Session {
             b'C' => match view::target(body)? {
                 (b'S', name) => Item::CloseStatement { name: name.into(), closed: self.forget_statement(name) },
                 (_, name) => {
-                    self.portals.remove(name);
+                    self.forget_portal(name);
                     Item::ClosePortal
                 }
             },
@@ -1041,6 +1048,7 @@ impl Session {
             _ => End::Open,
         };
         self.note_dialect(&item);
+        self.note_portals(&item);
         work.batch.push(item, message);
         if end != End::Open {
             work.batch.end = end;
@@ -1186,12 +1194,16 @@ impl Session {
     /// Drops a batch that no server will answer: what it would have prepared isn't, what it would have closed is still there.
     fn abandon_batch(&mut self, work: &mut Work) {
         let mut batch = std::mem::take(&mut work.batch);
-        for (item, _) in batch.items.drain(..).rev() {
+        for (item, range) in std::mem::take(&mut batch.items).into_iter().rev() {
             match item {
                 Item::Parse { name, statement, previous, .. } => self.unprepare(&name, &statement, previous),
                 Item::CloseStatement { name, closed } => self.reinstate(name, closed),
+                Item::Bind { number, .. } => {
+                    if let Ok(bind) = view::bind(&batch.bytes[range][frame::HEADER..]) {
+                        self.unbind(bind.portal, number);
+                    }
+                }
                 Item::Query(_)
-                | Item::Bind { .. }
                 | Item::DescribeStatement { .. }
                 | Item::DescribePortal(_)
                 | Item::Execute(_)

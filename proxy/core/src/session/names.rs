@@ -73,7 +73,7 @@ impl Session {
     /// Whether it uses a prepared statement that the server hasn't got, and whose text would be read otherwise under the settings of now than under
     /// those of its Parse: what its strings say, and what their values are. (What its names mean follows `search_path`, in PostgreSQL, too.)
     fn reads_otherwise(&self, item: &Item, server: &ServerState) -> bool {
-        let (Item::Bind { statement: Some(statement), unnamed: false }
+        let (Item::Bind { statement: Some(statement), unnamed: false, .. }
         | Item::DescribeStatement { statement: Some(statement), unnamed: false }) = item
         else {
             return false;

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::batch::{End, Item, Statement};
+use super::batch::{End, Item, Statement, ends_transaction};
 use super::dispatch::text_hash;
 use super::effects::{Completion, is_role};
 use super::look::Look;
@@ -48,8 +48,8 @@ pub(super) enum Owed {
         prepares: Option<Prepares>,
         place: Place,
     },
-    /// BindComplete. With what the server calls the statement, where that is shared.
-    Bind(Option<(StatementId, Arc<Statement>)>),
+    /// BindComplete. With what the server calls the statement, where that is shared, and the portal and its Bind's number.
+    Bind(Option<(StatementId, Arc<Statement>)>, (Box<[u8]>, u32)),
     /// (ParameterDescription and) RowDescription or NoData.
     Describe {
         /// As for Bind.
@@ -292,7 +292,7 @@ impl Session {
             (tag, Some(Owed::FunctionCall)) => matches!(tag, b'V' | b'Z'),
             (_, Some(Owed::Refused { .. })) => false,
             (tag, Some(Owed::Parse { .. })) => tag == b'1',
-            (tag, Some(Owed::Bind(_))) => tag == b'2',
+            (tag, Some(Owed::Bind(..))) => tag == b'2',
             (tag, Some(Owed::Describe { .. })) => matches!(tag, b't' | b'T' | b'n'),
             (tag, Some(Owed::Execute(_))) => matches!(tag, b'D' | b'C' | b'I' | b's' | b'G' | b'H' | b'W' | b'd' | b'c'),
             (tag, Some(Owed::Close { .. })) => tag == b'3',
@@ -442,7 +442,7 @@ impl Session {
     fn progress(&mut self, work: &mut Work, server: &mut ServerState, tag: u8, body: &[u8]) -> Fate {
         let pays = match work.owed.front() {
             Some(Owed::Parse { .. }) => tag == b'1',
-            Some(Owed::Bind(_)) => tag == b'2',
+            Some(Owed::Bind(..)) => tag == b'2',
             Some(Owed::Close { .. }) => tag == b'3',
             Some(Owed::Describe { .. }) => matches!(tag, b'T' | b'n'),
             _ => false,
@@ -531,6 +531,12 @@ impl Session {
                     let text_hash = text_hash(&statement.verdict, statement.text());
                     let completion = Completion { verdict: &statement.verdict, statement: 0, text_hash, tag: command, nonce: env.random };
                     self.completed(completion, work, server);
+                    if matches!(command, b"COMMIT" | b"ROLLBACK") && !statement.verdict.effects.iter().any(ends_or_goes_back) {
+                        // A portal that had another statement: its Bind has failed, in a pipeline.
+                        server.unsure = true;
+                        self.pins.add(PinReason::SettingOutOfSight);
+                        if command == b"ROLLBACK" { self.roll_back_changes(Some(server)) } else { self.commit_changes() }
+                    }
                 }
                 // Nobody knows what it was: whatever it left stays this session's.
                 _ => self.pins.add(PinReason::SettingOutOfSight),
@@ -564,7 +570,7 @@ impl Session {
         {
             self.unnamed.get_or_insert(before);
         }
-        if let Some(Owed::Bind(Some((id, _))) | Owed::Describe { id: Some(id), .. }) = work.owed.front()
+        if let Some(Owed::Bind(Some((id, _)), _) | Owed::Describe { id: Some(id), .. }) = work.owed.front()
             && fault.routine == RESULT_TYPE_CHANGED
         {
             env.judge.outdate(*id);
@@ -615,7 +621,7 @@ impl Session {
             _ => {}
         }
         let vanished = match work.owed.front() {
-            Some(Owed::Bind(Some((id, _))) | Owed::Describe { id: Some(id), .. }) if sqlstate == INVALID_STATEMENT_NAME => Some(*id),
+            Some(Owed::Bind(Some((id, _)), _) | Owed::Describe { id: Some(id), .. }) if sqlstate == INVALID_STATEMENT_NAME => Some(*id),
             _ => None,
         };
         if let Some(id) = vanished {
@@ -722,6 +728,7 @@ impl Session {
                         self.reinstate(name, Some(statement));
                     }
                 }
+                Owed::Bind(_, (portal, number)) if !runs_again => self.unbind(&portal, number),
                 Owed::Bring
                 | Owed::Begin
                 | Owed::Discard
@@ -731,7 +738,7 @@ impl Session {
                 | Owed::Query(..)
                 | Owed::FunctionCall
                 | Owed::Refused { .. }
-                | Owed::Bind(_)
+                | Owed::Bind(..)
                 | Owed::Describe { .. }
                 | Owed::Execute(_)
                 | Owed::Close { .. }
@@ -835,7 +842,7 @@ impl Session {
                 Owed::Begin
                 | Owed::Refused { .. }
                 | Owed::Parse { .. }
-                | Owed::Bind(_)
+                | Owed::Bind(..)
                 | Owed::Describe { .. }
                 | Owed::Execute(_)
                 | Owed::Close { .. },
@@ -1038,7 +1045,7 @@ impl Session {
             debug_assert!(self.begin.is_none(), "a BEGIN was held back from the transaction that it was to begin");
             if work.owed.is_empty() && work.batch.is_empty() {
                 // Otherwise some of them may be of a segment that has begun behind this one. One too many does no harm.
-                self.portals.clear();
+                self.close_portals();
             }
             self.movable = None;
         }
@@ -1195,6 +1202,10 @@ fn hand_on(work: &mut Work, behind: usize, statement: &Arc<Statement>) -> bool {
         }
     }
     false
+}
+
+fn ends_or_goes_back(effect: &Effect) -> bool {
+    ends_transaction(effect) || matches!(effect, Effect::RollbackTo { .. })
 }
 
 /// Whether the session has set a reported parameter, and its server doesn't have that.

@@ -152,16 +152,76 @@ impl Session {
         }
     }
 
-    pub(super) fn note_portal(&mut self, env: &Env<'_>, portal: &[u8], statement: Option<&Arc<Statement>>) {
+    /// The number of this Bind.
+    pub(super) fn note_portal(&mut self, env: &Env<'_>, portal: &[u8], statement: Option<&Arc<Statement>>) -> u32 {
+        self.binds = self.binds.wrapping_add(1);
         match statement {
             // Beyond the limit a portal's statement is unknown, which means the leader.
             Some(statement) if self.portals.len() < env.policy.max_statements || self.portals.contains_key(portal) => {
-                self.portals.insert(portal.into(), statement.clone());
+                self.portals.insert(portal.into(), (statement.clone(), self.binds));
             }
-            _ => {
-                self.portals.remove(portal);
-            }
+            _ => self.forget_portal(portal),
         }
+        self.binds
+    }
+
+    /// This Bind of it has failed, or was skipped.
+    pub(super) fn unbind(&mut self, portal: &[u8], number: u32) {
+        if self.portals.get(portal).is_none_or(|(_, last)| *last == number) {
+            self.forget_portal(portal);
+        }
+    }
+
+    /// What is bound to it by now, only the server knows.
+    pub(super) fn forget_portal(&mut self, portal: &[u8]) {
+        self.portals.remove(portal);
+        self.portals_in_doubt |= !portal.is_empty();
+    }
+
+    /// Of all portals, as above: a transaction's or savepoint's end takes some, and SQL may use their names for cursors of its own.
+    pub(super) fn forget_portals(&mut self) {
+        self.portals_in_doubt |= self.portals.keys().any(|name| !name.is_empty());
+        self.portals.clear();
+    }
+
+    /// There is none.
+    pub(super) fn close_portals(&mut self) {
+        self.portals.clear();
+        self.portals_in_doubt = false;
+    }
+
+    /// Something is about to run behind which portals may be gone, and their names be used for others.
+    pub(super) fn note_portals(&mut self, item: &Item) {
+        let closes = |effect: &Effect| {
+            ends_transaction(effect) || matches!(effect, Effect::RollbackTo { .. } | Effect::CloseCursor { .. } | Effect::DiscardAll)
+        };
+        if !self.portals.is_empty() && item.runs().is_some_and(|verdict| verdict.effects.iter().any(closes)) {
+            self.forget_portals();
+        }
+    }
+
+    /// The verdict on a text of which FETCH or MOVE runs what the protocol has bound to a portal: anything may happen.
+    pub(super) fn verdict_of_portals(&self, verdict: Arc<Verdict>) -> Arc<Verdict> {
+        let runs = |effect: &Effect| match effect {
+            Effect::Fetch { name } => name.is_empty() || self.portals_in_doubt || self.portals.contains_key(name.as_bytes()),
+            _ => false,
+        };
+        let any = self.portals_in_doubt || !self.portals.is_empty();
+        if any && verdict.effects.iter().any(runs) {
+            return Arc::new(Verdict::clone(&verdict).unreadable("a portal of the protocol's, by FETCH or MOVE"));
+        }
+        verdict
+    }
+
+    /// As [`Session::verdict_of_portals`], of what is about to be executed.
+    pub(super) fn running_portals(&self, statement: &Arc<Statement>) -> Arc<Statement> {
+        let verdict = self.verdict_of_portals(statement.verdict.clone());
+        if Arc::ptr_eq(&verdict, &statement.verdict) {
+            return statement.clone();
+        }
+        let Statement { ref name, id, seed, ref settings, ref tail, shape, ref described, .. } = **statement;
+        let (name, settings, tail, described) = (name.clone(), settings.clone(), tail.clone(), described.clone());
+        Arc::new(Statement { name, id, seed, settings, tail, verdict, shape, described })
     }
 
     /// A client's Parse.
@@ -222,7 +282,7 @@ impl Session {
     pub(super) fn in_clients_names(work: &Work, message: &[u8]) -> Option<Vec<u8>> {
         let (at, id) = find_server_name(message)?;
         let name = match work.owed.front() {
-            Some(Owed::Bind(Some((_, statement))) | Owed::Describe { statement: Some(statement), .. }) => &*statement.name,
+            Some(Owed::Bind(Some((_, statement)), _) | Owed::Describe { statement: Some(statement), .. }) => &*statement.name,
             _ => b"",
         };
         let body = [&message[frame::HEADER..at], name, &message[at + server_name(id).len()..]];

@@ -5,6 +5,7 @@ mod dialect;
 mod encoding;
 mod goodbye;
 mod model;
+mod portals;
 mod random;
 mod rig;
 mod script;

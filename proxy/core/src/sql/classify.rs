@@ -212,8 +212,8 @@ struct Splitter {
     creates: bool,
     routine: bool,
     begin: bool,
-    /// BEGIN ATOMIC that await their END.
-    bodies: usize,
+    /// Behind BEGIN ATOMIC, before its END.
+    body: bool,
     /// The last token was a semicolon in a body, or its ATOMIC.
     may_end: bool,
 }
@@ -231,11 +231,15 @@ impl Splitter {
                 "begin" => self.begin = true,
                 "create" if self.tokens == 1 => self.creates = true,
                 "function" | "procedure" if self.creates && self.tokens <= 4 => self.routine = true,
-                "atomic" if self.routine && begin => {
-                    self.bodies += 1;
+                // One in the body is a column and its label.
+                "atomic" if self.routine && begin && !self.body => {
+                    self.body = true;
                     self.may_end = true;
                 }
-                "end" if may_end => self.bodies = self.bodies.saturating_sub(1),
+                "end" if may_end => {
+                    self.body = false;
+                    self.routine = false;
+                }
                 _ => {}
             },
             _ => {}
@@ -243,7 +247,7 @@ impl Splitter {
     }
 
     fn ends_statement(&self) -> bool {
-        self.parens == 0 && self.bodies == 0
+        self.parens == 0 && !self.body
     }
 }
 

@@ -44,8 +44,10 @@ pub(super) fn judge(judge: &mut Judge<'_>, words: Words<'_>) -> Described {
         }
         "notify" => utility(judge, "notify", "NOTIFY"),
         "declare" => declare(judge, words),
-        "fetch" => utility(judge, "cursor", "FETCH"),
-        "move" => utility(judge, "cursor", "MOVE"),
+        "fetch" | "move" => {
+            judge.effect(Effect::Fetch { name: name_at(words, words.len() - 1) });
+            utility(judge, "cursor", if words.is(0, "move") { "MOVE" } else { "FETCH" })
+        }
         "close" => {
             let all = words.is(1, "all");
             judge.effect(Effect::CloseCursor { name: (!all).then(|| name_at(words, 1)) });
@@ -303,6 +305,8 @@ fn set(judge: &mut Judge<'_>, words: Words<'_>) -> Described {
         SetTo::Default
     } else if &*name == "role" && words.is(value, "none") {
         SetTo::NoRole
+    } else if words.is(value - 1, "from") && words.is(value, "current") {
+        SetTo::Current
     } else {
         match setting(words).filter(|_| own_parameter(&name)) {
             Some(Setting { value, .. }) => SetTo::Plain(value.into()),
@@ -455,6 +459,9 @@ fn copy(judge: &mut Judge<'_>, words: Words<'_>) -> Described {
         judge.write("data_change", "COPY FROM");
         if words.is(end + 1, "stdin") || words.is(end + 1, "stdout") {
             judge.effect(Effect::CopyIn);
+        }
+        if let Some(condition) = (end + 1..words.len()).find(|at| words.is(*at, "where")) {
+            query::effects(judge, words.from(condition + 1));
         }
         return (Kind::Copy, "COPY FROM");
     }

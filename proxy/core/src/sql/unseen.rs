@@ -12,7 +12,7 @@ use super::functions;
 use super::keywords::{Category, category};
 use super::lexer::TokenKind;
 use super::query::qualified_name;
-use super::verdict::{Class, Effect, Reason};
+use super::verdict::{Class, Effect, Reason, SetTo};
 
 /// What can't be ruled out about the functions and relations of `pg_catalog` that have a name. All others leave nothing: they keep no state, it
 /// ends with the transaction, or it is a sequence's, of which the effects tell.
@@ -87,6 +87,7 @@ pub(super) fn note(judge: &mut Judge<'_>, words: Words<'_>, class: Class, first_
         doubts.add(judge.facts.ddl_suspicion(), "event triggers");
     }
     let told = effects.iter().any(|effect| matches!(effect, Effect::Set { .. } | Effect::SetUnknown)) && !effects.contains(&Effect::Ddl);
+    doubts.suspicion.sees_settings |= effects.iter().any(|effect| matches!(effect, Effect::Set { to: SetTo::Current, .. }));
     let scan = Scan { facts: judge.facts, words, settings_told: told };
     match if class == Class::Local { Runs::Nothing } else { scan.runs() } {
         Runs::Nothing => {}
@@ -95,7 +96,7 @@ pub(super) fn note(judge: &mut Judge<'_>, words: Words<'_>, class: Class, first_
         Runs::Anything(rule) => doubts.add(Suspicion::anything(rule), &words.text(0)),
         // As far as it is known, no server runs it.
         Runs::Unparsed => doubts.add(Suspicion::anything_but_settings("unparsed"), &words.text(0)),
-        Runs::Indexes => doubts.add(Suspicion::leaves("maintenance"), &words.text(0)),
+        Runs::Indexes => doubts.add(scan.unknown("maintenance"), &words.text(0)),
     }
     let unseen = &mut judge.verdict.unseen;
     unseen.leaves |= doubts.because.is_some();

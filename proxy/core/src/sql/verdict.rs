@@ -48,6 +48,8 @@ pub enum SetTo {
     NoRole,
     /// One plain literal or word, of a parameter of the router's own.
     Plain(Arc<str>),
+    /// FROM CURRENT: the value that it has.
+    Current,
     /// Only the server knows how it reads the value.
     Other,
 }
@@ -99,6 +101,10 @@ pub enum Effect {
     DiscardSequences,
     /// SQL `PREPARE name`.
     Prepare {
+        name: Arc<str>,
+    },
+    /// FETCH and MOVE: it runs what the cursor, or the protocol's portal, of that name is for.
+    Fetch {
         name: Arc<str>,
     },
     /// SQL `EXECUTE name`.

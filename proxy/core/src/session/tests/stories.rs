@@ -2140,6 +2140,24 @@ mod settings {
         assert!(story.session.settings.is_empty() && story.session.pins().is_empty());
     }
 
+    /// The savepoint from before the first change goes with all that came behind it: the one of its name is another one then.
+    #[test]
+    fn a_savepoint_that_is_released_takes_later_ones_with_it() {
+        let mut story = Story::on(Access::ReadWrite);
+        story.tell(BEGUN);
+        for (text, tag) in [
+            ("savepoint s", "SAVEPOINT"),
+            ("savepoint x", "SAVEPOINT"),
+            ("set datestyle = 'dmy'", "SET"),
+            ("savepoint s", "SAVEPOINT"),
+            ("release x", "RELEASE"),
+            ("rollback to s", "ROLLBACK"),
+        ] {
+            story.tell(&format!("C> Q {text}\n S> Q {text}\n S< C {tag} / Z T\n C< C {tag} / Z T"));
+        }
+        assert!(story.session.settings.is_empty());
+    }
+
     #[test]
     fn an_implicit_transaction_that_fails_takes_it_back() {
         let mut story = Story::on(Access::ReadWrite);

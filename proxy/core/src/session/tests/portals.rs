@@ -1,0 +1,99 @@
+//! Portals: what is bound to one is known when the server has said so; whoever runs one by another way runs what is bound to it.
+
+use super::super::Access;
+use super::script::{BEGUN, Story};
+use crate::route::ServerRole;
+use crate::sql::PinReason;
+
+/// In a transaction, a portal has been bound to this.
+fn bound(to: &str) -> Story {
+    let mut story = Story::on(Access::ReadWrite);
+    story.tell(BEGUN);
+    story.tell(&format!(
+        "C> P - {to} / B p - / S
+         S> P - {to} / B p - / S
+         S< 1 / 2 / Z T
+         C< 1 / 2 / Z T"
+    ));
+    story
+}
+
+#[test]
+fn a_bind_that_fails_leaves_it_to_the_server_what_the_portal_is() {
+    let mut story = bound("set role grp");
+    story.tell(
+        "C> Q savepoint s
+         S> Q savepoint s
+         S< C SAVEPOINT / Z T
+         C< C SAVEPOINT / Z T
+         C> P - select 1 / B p - / S
+         S> P - select 1 / B p - / S
+         S< 1 / E 42P03 exists / Z E
+         C< 1 / E 42P03 / Z E
+         C> Q rollback to s
+         S> Q rollback to s
+         S< C ROLLBACK / Z T
+         C< C ROLLBACK / Z T
+         C> E p / S
+         S> E p / S
+         S< C SET / Z T
+         C< C SET / Z T",
+    );
+    assert!(story.session.pins().has(PinReason::SettingOutOfSight));
+}
+
+#[test]
+fn a_bind_that_is_skipped_does_too() {
+    let mut story = bound("set role grp");
+    story.tell(
+        "C> B q nosuch / P - select 1 / B p - / S
+         S> B q nosuch / P - select 1 / B p - / S
+         S< E 26000 no / Z E
+         C< E 26000 / Z E",
+    );
+    assert!(!story.session.portals.contains_key(&b"p"[..]));
+}
+
+/// The transaction has failed, and the portal's Bind with it: what ends it isn't what it was taken for.
+#[test]
+fn an_end_of_a_transaction_that_nobody_saw_coming() {
+    let mut story = bound("rollback");
+    story.tell(
+        "C> P - select 1 / B p - / S / E p / S
+         S> P - select 1 / B p - / S / E p / S
+         S< 1 / E 42P03 exists / Z E / C ROLLBACK / Z I
+         C< 1 / E 42P03 / Z E / C ROLLBACK / Z I",
+    );
+    assert!(story.session.pins().has(PinReason::SettingOutOfSight));
+}
+
+#[test]
+fn fetch_of_a_portal_may_do_anything() {
+    for fetch in ["fetch p", "move all in p", "fetch 2 from \"p\""] {
+        let mut story = bound("select 1");
+        story.tell(&format!(
+            "C> Q {fetch}
+             S> S / Q {fetch}
+             S< Z T / T / D 1 / C FETCH 1 / Z T
+             C< T / D 1 / C FETCH 1 / Z T"
+        ));
+        assert!(story.session.pins().has(PinReason::SettingOutOfSight), "{fetch}");
+        let mut story = bound("select 1");
+        story.tell(
+            "C> Q fetch other
+             S> Q fetch other
+             S< T / D 1 / C FETCH 1 / Z T
+             C< T / D 1 / C FETCH 1 / Z T",
+        );
+        assert!(!story.session.pins().has(PinReason::SettingOutOfSight));
+    }
+}
+
+/// Code may, with nothing of it in any text.
+#[test]
+fn what_is_bound_to_a_named_portal_counts_as_run() {
+    let mut story = bound("select setseed(0.5), set_config('app.tenant', '5', false)");
+    assert!(story.session.pins().has(PinReason::Setseed));
+    let server = story.lost_one();
+    assert!(server.role == ServerRole::Leader && server.custom.contains(&"app.tenant".into()));
+}
