@@ -322,7 +322,9 @@ impl Grammar {
                 if self.one_in(4) {
                     messages.push(Message::DescribePortal(portal.clone()));
                 }
-                messages.push(Message::Execute { portal, rows });
+                if portal.is_empty() || !self.one_in(6) {
+                    messages.push(Message::Execute { portal, rows });
+                }
             }
             5 => {
                 let (text, _) = self.parsed();
