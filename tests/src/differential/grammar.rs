@@ -4,8 +4,8 @@
 //! transaction control, errors and reads come everywhere. Names come from tiny sets, so that they collide.
 //!
 //! Left out, because the two sides differ there by nature: process ids and what tells them, LSNs, clocks, OIDs of
-//! what is made on the way, `pg_my_temp_schema()`, plans (and what depends on them), and random numbers. And a FETCH that is
-//! prepared by name: what it gives is what its cursor gave at its Parse, which can't be repeated on another server.
+//! what is made on the way, `pg_my_temp_schema()`, plans (and what depends on them), and random numbers. And a FETCH or EXECUTE
+//! that is prepared by name: what it gives is what its cursor or statement gave at its Parse, which can't be repeated on another server.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
@@ -311,7 +311,7 @@ impl Grammar {
         match self.dice.below(12) {
             0..5 => {
                 let (text, values) = self.parsed();
-                if text.starts_with("FETCH") {
+                if describes_another(&text) {
                     statement.clear();
                 }
                 messages.push(Message::Parse { name: statement.clone(), text });
@@ -328,7 +328,7 @@ impl Grammar {
             }
             5 => {
                 let (text, _) = self.parsed();
-                if text.starts_with("FETCH") {
+                if describes_another(&text) {
                     statement.clear();
                 }
                 messages.push(Message::Parse { name: statement, text });
@@ -460,6 +460,11 @@ impl Grammar {
     fn one_in(&mut self, count: usize) -> bool {
         self.dice.below(count) == 0
     }
+}
+
+/// Whether what it gives is what its cursor, or its statement, gave at its Parse.
+fn describes_another(text: &str) -> bool {
+    text.starts_with("FETCH") || text.starts_with("EXECUTE")
 }
 
 fn named(portal: String) -> String {

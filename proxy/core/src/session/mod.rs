@@ -649,9 +649,16 @@ impl Session {
             Effect::ResetAll | Effect::DiscardAll | Effect::SetUnknown => true,
             _ => false,
         };
+        // Of what the protocol has prepared, SQL may execute also what isn't a query.
+        let goes_back = |effect: &Effect| match effect {
+            Effect::Execute { name } => {
+                self.statements.get(name.as_bytes()).is_some_and(|statement| statement.verdict.effects.iter().any(goes_back))
+            }
+            effect => goes_back(effect),
+        };
         let mut executed = work.batch.executed();
-        let alone =
-            |verdict: &Verdict| verdict.statements == 1 && verdict.kind == Kind::Utility && !verdict.effects.contains(&Effect::SetUnknown);
+        let tells = |effect: &Effect| !matches!(effect, Effect::SetUnknown | Effect::Execute { .. });
+        let alone = |verdict: &Verdict| verdict.statements == 1 && verdict.kind == Kind::Utility && verdict.effects.iter().all(tells);
         if self.begin.is_none()
             && work.batch.end == End::Ready
             && executed.next().is_none_or(|verdict| alone(verdict))
