@@ -313,7 +313,7 @@ known INSERT INTO default_t VALUES (1)
 known INSERT INTO guarded_t VALUES (1)
 known SELECT 'x'::leaky_d
 known SELECT 'a'::text @@@@ 'b'::text
-known SELECT * FROM computed_v_younger
+unknown SELECT * FROM computed_v_younger
 known REFRESH MATERIALIZED VIEW refreshed
 known CREATE TABLE new_one (i int)
 known SELECT set_config('app.a', 'x', false)

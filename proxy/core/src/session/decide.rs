@@ -121,7 +121,7 @@ impl Session {
             Item::FunctionCall { .. } => return refused("fastpath function call"),
             Item::Query(verdict) => verdict,
             // It may have been prepared before the relations in it were known.
-            Item::Execute(Some(statement)) if statement.verdict.class > Class::Read => &self.verdict(env, statement.text()),
+            Item::Execute(Some(statement)) if statement.verdict.class > Class::Read => &self.verdict_again(env, statement),
             Item::Execute(Some(statement)) => &statement.verdict,
             Item::Execute(None) => return refused("EXECUTE"),
             _ => return None,

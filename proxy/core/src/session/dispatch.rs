@@ -400,7 +400,10 @@ impl Session {
         self.may_leave(verdict.unseen, server);
         for effect in &verdict.effects {
             match effect {
-                Effect::Set { name, .. } | Effect::Reset { name } => server.sets(name),
+                Effect::Set { name, .. } | Effect::Reset { name } => {
+                    server.sets(name);
+                    server.sets_unknown |= !self.are_names_there(name);
+                }
                 // Nobody knows which one, and no rollback takes back that it is known.
                 Effect::SetUnknown => server.sets_unknown = true,
                 _ => {}

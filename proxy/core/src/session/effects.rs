@@ -133,6 +133,11 @@ impl Session {
         }
     }
 
+    /// Whether a name's bytes are the server's, too.
+    pub(super) fn are_names_there(&self, name: &str) -> bool {
+        name.is_ascii() || self.told.value("client_encoding") == self.told.value("server_encoding")
+    }
+
     /// An effect whose name's bytes are the server's, too. In another encoding they may be those of another name: it isn't known then.
     fn as_named_there<'a>(&self, effect: &'a Effect) -> Cow<'a, Effect> {
         let (Effect::Savepoint { name }
@@ -148,7 +153,7 @@ impl Session {
         else {
             return Cow::Borrowed(effect);
         };
-        if name.is_ascii() || self.told.value("client_encoding") == self.told.value("server_encoding") {
+        if self.are_names_there(name) {
             return Cow::Borrowed(effect);
         }
         let mut effect = effect.clone();

@@ -294,7 +294,7 @@ impl Session {
         }
         let Some((verdict, text)) = work.sent.lone_change() else { return false };
         // Prepared before the database's own objects were known, perhaps.
-        verdict.acts_inside || self.verdict(env, text).acts_inside
+        verdict.acts_inside || (!text.contains(&b'\\') && self.verdict(env, text).acts_inside)
     }
 
     /// Whether the server goes away decides: then the batch runs again.

@@ -966,6 +966,8 @@ impl Session {
             }
             if !matches!(tag, b'H' | b'S') {
                 work.copy_in = false;
+                // The Flush that had it begin came before that.
+                work.flushed = false;
                 // Anything but CopyDone and CopyFail is an error there, and takes no answer of its own.
                 work.alone |= !matches!(tag, b'c' | b'f');
             }
@@ -1034,7 +1036,7 @@ impl Session {
             b'C' => match view::target(body)? {
                 (b'S', name) => Item::CloseStatement { name: name.into(), closed: self.forget_statement(name) },
                 (_, name) => {
-                    self.forget_portal(name);
+                    self.portals.remove(name);
                     Item::ClosePortal
                 }
             },
@@ -1210,11 +1212,12 @@ impl Session {
                         self.unbind(bind.portal, number);
                     }
                 }
+                // It may be there still.
+                Item::ClosePortal => self.portals_in_doubt = true,
                 Item::Query(_)
                 | Item::DescribeStatement { .. }
                 | Item::DescribePortal(_)
                 | Item::Execute(_)
-                | Item::ClosePortal
                 | Item::FunctionCall { .. }
                 | Item::Refused(_)
                 | Item::Flush

@@ -728,6 +728,8 @@ impl Session {
                         self.reinstate(name, Some(statement));
                     }
                 }
+                // A portal may be there still.
+                Owed::Close { swallow: false, closed: None, unnamed: None, .. } => self.portals_in_doubt = true,
                 Owed::Bind(_, (portal, number)) if !runs_again => self.unbind(&portal, number),
                 Owed::Bring
                 | Owed::Begin

@@ -11,23 +11,37 @@ use super::server::{StatementId, find_server_name, keyed, server_name};
 use super::{Env, Session, Work};
 use crate::refusal::Refusal;
 use crate::sql::reach::FIRST_NORMAL_OID;
-use crate::sql::{Class, Effect, PinReason, Reason, Verdict};
+use crate::sql::{Class, Dialect, Effect, PinReason, Reason, Verdict};
 use crate::wire::{frame, reply, view};
 
 impl Session {
     pub(super) fn verdict(&self, env: &Env<'_>, sql: &[u8]) -> Arc<Verdict> {
-        let verdict = env.judge.verdict(sql, self.standard_conforming_strings, self.ascii_safe);
-        if !self.dialect_doubt.any() {
-            return verdict;
+        self.verdict_by(env, sql, self.known_dialect())
+    }
+
+    /// `None` while the server may read texts otherwise by now.
+    fn known_dialect(&self) -> Option<Dialect> {
+        (!self.dialect_doubt.any()).then(|| self.dialect())
+    }
+
+    fn verdict_by(&self, env: &Env<'_>, sql: &[u8], dialect: Option<Dialect>) -> Arc<Verdict> {
+        let judged = |dialect: Dialect| env.judge.verdict(sql, dialect.standard_conforming_strings, dialect.client_encoding_is_ascii_safe);
+        if let Some(dialect) = dialect {
+            return judged(dialect);
         }
+        let dialect = self.dialect();
+        let verdict = judged(dialect);
         // Where strings end is another matter only where there are backslashes, and the encoding where there are characters that may hide one.
-        let backslashes = sql.contains(&b'\\');
-        let unreadable = if sql.is_ascii() {
-            backslashes && verdict != env.judge.verdict(sql, !self.standard_conforming_strings, self.ascii_safe)
-        } else {
-            backslashes || self.dialect_doubt.encoding
-        };
+        let hides = |pair: &[u8]| !pair[0].is_ascii() && pair[1] == b'\\';
+        let another = Dialect { standard_conforming_strings: !dialect.standard_conforming_strings, ..dialect };
+        let unreadable = (self.dialect_doubt.encoding && !sql.is_ascii())
+            || (sql.contains(&b'\\') && (sql.windows(2).any(hides) || !verdict.says_as(&judged(another))));
         if unreadable { Arc::new(Verdict::clone(&verdict).unreadable("strings that may be read otherwise by now")) } else { verdict }
+    }
+
+    /// The verdict on a prepared statement by the facts of now, its text read as at its Parse.
+    pub(super) fn verdict_again(&self, env: &Env<'_>, statement: &Statement) -> Arc<Verdict> {
+        if statement.dialect.is_none() { statement.verdict.clone() } else { self.verdict_by(env, statement.text(), statement.dialect) }
     }
 
     /// Something is about to run behind which texts may be read otherwise, of which servers tell no earlier than at ReadyForQuery.
@@ -59,8 +73,8 @@ impl Session {
         }
     }
 
-    fn verdict_of(&self, env: &Env<'_>, parse: &view::Parse<'_>) -> Arc<Verdict> {
-        let mut verdict = self.verdict(env, parse.text);
+    fn verdict_of(&self, env: &Env<'_>, parse: &view::Parse<'_>, dialect: Option<Dialect>) -> Arc<Verdict> {
+        let mut verdict = self.verdict_by(env, parse.text, dialect);
         if !parse.parameter_types().any(|oid| oid >= FIRST_NORMAL_OID) {
             return verdict;
         }
@@ -92,23 +106,23 @@ impl Session {
     /// As [`Session::statement`], judged by the facts of now: since its Parse, a view may read other tables, and a table have a trigger.
     pub(super) fn statement_now(&mut self, env: &Env<'_>, name: &[u8]) -> Option<Arc<Statement>> {
         let known = self.statement(name)?;
-        if known.verdict.generation == env.judge.generation() {
+        if known.verdict.generation == env.judge.generation() || known.dialect.is_none() {
             return Some(known);
         }
         // As its Parse was, without the name: its parameters' types count, too.
         let mut body = vec![0];
         body.extend_from_slice(&known.tail);
         let mut verdict = match view::parse(&body) {
-            Ok(parse) => self.verdict_of(env, &parse),
-            Err(_) => self.verdict(env, known.text()),
+            Ok(parse) => self.verdict_of(env, &parse, known.dialect),
+            Err(_) => self.verdict_by(env, known.text(), known.dialect),
         };
         if verdict.ruling != known.verdict.ruling {
             // Rules are those of its Parse.
             Arc::make_mut(&mut verdict).ruling.clone_from(&known.verdict.ruling);
         }
-        let Statement { name: ref called, id, seed, ref settings, ref tail, shape, ref described, .. } = *known;
+        let Statement { name: ref called, id, seed, ref settings, ref tail, dialect, shape, ref described, .. } = *known;
         let (called, settings, tail, described) = (called.clone(), settings.clone(), tail.clone(), described.clone());
-        let judged = Arc::new(Statement { name: called, id, seed, settings, tail, verdict, shape, described });
+        let judged = Arc::new(Statement { name: called, id, seed, settings, tail, verdict, dialect, shape, described });
         if name.is_empty() {
             self.unnamed = Some(judged.clone());
         } else {
@@ -192,11 +206,18 @@ impl Session {
 
     /// Something is about to run behind which portals may be gone, and their names be used for others.
     pub(super) fn note_portals(&mut self, item: &Item) {
-        let closes = |effect: &Effect| {
-            ends_transaction(effect) || matches!(effect, Effect::RollbackTo { .. } | Effect::CloseCursor { .. } | Effect::DiscardAll)
-        };
-        if !self.portals.is_empty() && item.runs().is_some_and(|verdict| verdict.effects.iter().any(closes)) {
-            self.forget_portals();
+        let Some(verdict) = item.runs().filter(|_| !self.portals.is_empty()) else { return };
+        for effect in &verdict.effects {
+            match effect {
+                Effect::CloseCursor { name: Some(name) } if !name.is_empty() => {
+                    if self.portals.contains_key(name.as_bytes()) {
+                        self.forget_portal(name.as_bytes());
+                    }
+                }
+                Effect::RollbackTo { .. } | Effect::CloseCursor { .. } | Effect::DiscardAll => self.forget_portals(),
+                effect if ends_transaction(effect) => self.forget_portals(),
+                _ => {}
+            }
         }
     }
 
@@ -219,16 +240,16 @@ impl Session {
         if Arc::ptr_eq(&verdict, &statement.verdict) {
             return statement.clone();
         }
-        let Statement { ref name, id, seed, ref settings, ref tail, shape, ref described, .. } = **statement;
+        let Statement { ref name, id, seed, ref settings, ref tail, dialect, shape, ref described, .. } = **statement;
         let (name, settings, tail, described) = (name.clone(), settings.clone(), tail.clone(), described.clone());
-        Arc::new(Statement { name, id, seed, settings, tail, verdict, shape, described })
+        Arc::new(Statement { name, id, seed, settings, tail, verdict, dialect, shape, described })
     }
 
     /// A client's Parse.
     pub(super) fn prepare(&mut self, env: &Env<'_>, work: &Work, body: &[u8]) -> Result<Item, view::Malformed> {
         let parse = view::parse(body)?;
         let mut seed = self.seed();
-        let verdict = self.verdict_of(env, &parse);
+        let verdict = self.verdict_of(env, &parse, self.known_dialect());
         // What FETCH gives is what its cursor gave when it was prepared (`UtilityTupleDescriptor`).
         let describes_cursor = verdict.command == "FETCH";
         if self.unproven
@@ -270,7 +291,8 @@ impl Session {
         let shape = env.judge.shape();
         let settings = self.settings.clone();
         let (name, tail) = (parse.name.into(), parse.tail.into());
-        Arc::new(Statement { name, id, seed, settings, tail, verdict, shape, described: Arc::default() })
+        let dialect = self.known_dialect();
+        Arc::new(Statement { name, id, seed, settings, tail, verdict, dialect, shape, described: Arc::default() })
     }
 
     /// Of what analysis reads of the settings.

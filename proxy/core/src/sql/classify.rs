@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::catalog::Facts;
 use super::fingerprint::{Fingerprint, leading_hint};
-use super::lexer::{Lexer, Name, Token, TokenKind};
+use super::lexer::{Lexer, Name, Token, TokenKind, is_wide_dollar_quote};
 use super::touch::Causes;
 use super::verdict::{Class, Effect, Kind, PinReason, REASONS_LIMIT, Reason, Unseen, Verdict};
 use super::{control, inside, query, touch, tree, unseen};
@@ -112,6 +112,10 @@ impl<'a> Judge<'a> {
         let mut statement = Vec::new();
         let mut splitter = Splitter::default();
         for token in Lexer::new(self.sql, self.dialect.standard_conforming_strings) {
+            if is_wide_dollar_quote(token, self.sql) {
+                self.verdict = self.verdict.clone().unreadable("a dollar quote whose tag isn't ASCII");
+                return;
+            }
             if token.kind == TokenKind::Semicolon && splitter.ends_statement() {
                 self.statement(&statement);
                 statement.clear();

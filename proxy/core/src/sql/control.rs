@@ -328,12 +328,13 @@ const SETTING_NAME_BYTES: usize = 256;
 
 /// A setting's name, qualified or not, in lower case, and the place behind it.
 fn setting_name(words: Words<'_>, at: usize) -> Option<(Arc<str>, usize)> {
-    let mut name = words.name(at)?.as_str().to_ascii_lowercase();
+    // One that isn't UTF-8 is read as none.
+    let part = |at: usize| words.name(at).map(|name| name.as_str().to_ascii_lowercase()).filter(|name| !name.is_empty());
+    let mut name = part(at)?;
     let mut end = at + 1;
     while words.kind(end) == Some(TokenKind::Dot) && name.len() <= SETTING_NAME_BYTES {
-        let part = words.name(end + 1)?;
         name.push('.');
-        name.push_str(&part.as_str().to_ascii_lowercase());
+        name.push_str(&part(end + 1)?);
         end += 2;
     }
     (1..=SETTING_NAME_BYTES).contains(&name.len()).then(|| (name.into(), end))

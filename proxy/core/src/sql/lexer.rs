@@ -295,7 +295,7 @@ impl<'a> Lexer<'a> {
         TokenKind::Number
     }
 
-    /// A parameter, a dollar-quoted string, or a stray dollar sign.
+    /// A parameter, a dollar-quoted string, or a stray dollar sign. Where a tag ends that isn't ASCII, nobody knows: see [`is_wide_dollar_quote`].
     fn dollar(&mut self) -> TokenKind {
         let start = self.at;
         self.at += 1;
@@ -313,6 +313,9 @@ impl<'a> Lexer<'a> {
         }
         self.at += 1;
         let delimiter = &self.sql[start..self.at];
+        if !delimiter.is_ascii() {
+            return TokenKind::Invalid;
+        }
         match memmem::find(&self.sql[self.at..], delimiter) {
             Some(offset) => {
                 self.at += offset + delimiter.len();
@@ -457,6 +460,13 @@ impl Name {
     pub(super) fn as_str(&self) -> &str {
         std::str::from_utf8(self.as_bytes()).unwrap_or("")
     }
+}
+
+/// Whether a token begins a dollar quote whose tag isn't ASCII. The server compares tags in its own encoding, in which two sequences of bytes of the
+/// client's may be one character (EUC_JP, EUC_TW).
+pub(super) fn is_wide_dollar_quote(token: Token, sql: &[u8]) -> bool {
+    let text = &sql[token.start..token.end];
+    token.kind == TokenKind::Invalid && text.starts_with(b"$") && !text.is_ascii()
 }
 
 #[cfg(test)]

@@ -291,6 +291,11 @@ pub struct Unseen {
 }
 
 impl Verdict {
+    /// Whether both say the same, of texts that are read in different ways.
+    pub fn says_as(&self, other: &Verdict) -> bool {
+        *self == Verdict { fingerprint: self.fingerprint, ..other.clone() }
+    }
+
     /// As of a text of which nobody knows how the server reads it: anything may happen.
     #[must_use]
     pub fn unreadable(self, why: &str) -> Verdict {

@@ -43,6 +43,47 @@ fn behind_what_changes_it_a_text_may_do_anything() {
     assert!(!keeps("set work_mem = '1MB'", "SET", HIDES));
 }
 
+/// Facts are read anew: the text is still the one of its Parse.
+#[test]
+fn a_prepared_statement_is_read_as_at_its_parse() {
+    let mut story = Story::on(Access::ReadWrite);
+    story.tell(&format!(
+        "C> Q set standard_conforming_strings = off
+         lease l leader
+         S> Q set standard_conforming_strings = off
+         S< C SET / S standard_conforming_strings off / Z I
+         C< C SET / S standard_conforming_strings off / Z I
+         return
+         C> P w {HIDES} / S
+         lease r replica
+         S> set standard_conforming_strings = off / S / P sy1 {HIDES} / S
+         S< S standard_conforming_strings off / C SELECT 1 / Z I / 1 / Z I
+         C< 1 / Z I
+         return"
+    ));
+    let before = story.session.statements[&b"w"[..]].clone();
+    story.rig.know(crate::sql::Facts::builder(2).complete().build());
+    story.session.standard_conforming_strings = true;
+    let after = story.session.statement_now(&story.rig.env(), b"w").expect("known");
+    assert!(after.verdict.generation == 2 && after.verdict.effects == before.verdict.effects);
+}
+
+/// What ends a COPY is flushed, too, where its answer must be waited for.
+#[test]
+fn behind_a_copy_of_its_segment() {
+    Story::run(
+        "C> P - copy t from stdin / B - - / E - / d 1 / c / Q select 1
+         lease l leader
+         S> P - copy t from stdin / B - - / E - / H
+         S< 1 / 2 / G
+         C< 1 / 2 / G
+         S> d 1 / c / H
+         S< C COPY 1
+         C< C COPY 1
+         S> Q select 1",
+    );
+}
+
 #[test]
 fn what_goes_back_with_its_transaction() {
     let mut story = Story::on(Access::ReadWrite);

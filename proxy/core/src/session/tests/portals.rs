@@ -89,6 +89,38 @@ fn fetch_of_a_portal_may_do_anything() {
     }
 }
 
+#[test]
+fn a_close_of_another_cursor_or_portal_forgets_none() {
+    let mut story = bound("select 1");
+    story.tell(
+        "C> Q close k
+         S> Q close k
+         S< C CLOSE CURSOR / Z T
+         C< C CLOSE CURSOR / Z T
+         C> E p / C P q / S
+         S> E p / C P q / S
+         S< D 1 / C SELECT 1 / 3 / Z T
+         C< D 1 / C SELECT 1 / 3 / Z T
+         C> Q fetch k
+         S> Q fetch k
+         S< T / D 1 / C FETCH 1 / Z T
+         C< T / D 1 / C FETCH 1 / Z T",
+    );
+    assert!(!story.session.pins().has(PinReason::SettingOutOfSight));
+}
+
+#[test]
+fn a_close_that_is_skipped_leaves_it_in_doubt() {
+    let mut story = bound("select 1");
+    story.tell(
+        "C> B q nosuch / C P p / S
+         S> B q nosuch / C P p / S
+         S< E 26000 no / Z E
+         C< E 26000 / Z E",
+    );
+    assert!(story.session.portals_in_doubt);
+}
+
 /// Code may, with nothing of it in any text.
 #[test]
 fn what_is_bound_to_a_named_portal_counts_as_run() {

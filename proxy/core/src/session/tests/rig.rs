@@ -12,7 +12,7 @@ use crate::lsn::{Lsn, Timeline};
 use crate::marks::{ClusterMark, Marks, Touched};
 use crate::route::Loads;
 use crate::sql::catalog::RelationFact;
-use crate::sql::{Class, Dialect, Facts, Unseen, Verdict, classify};
+use crate::sql::{Class, Dialect, Facts, Fingerprint, Unseen, Verdict, classify};
 use crate::topology::{ClusterState, Epoch, Leader, Member, Probed, Role, Sample, Topology};
 
 pub(super) struct Rig {
@@ -57,6 +57,8 @@ pub(super) struct Real {
 impl Judge for Real {
     fn verdict(&self, sql: &[u8], standard_conforming_strings: bool, client_encoding_is_ascii_safe: bool) -> Arc<Verdict> {
         let mut verdict = classify(sql, &self.facts, Dialect { standard_conforming_strings, client_encoding_is_ascii_safe });
+        // As a memo's, it tells how the text was read.
+        verdict.fingerprint = Fingerprint(u128::from(standard_conforming_strings));
         if !self.looks {
             // A row of the model shows a custom setting.
             let sees_statements = ["pg_prepared_statements", "execute"].iter().any(|name| String::from_utf8_lossy(sql).contains(name));

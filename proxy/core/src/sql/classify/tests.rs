@@ -183,6 +183,9 @@ fn effects_are_told() {
         ("INSERT INTO t SELECT pg_advisory_lock(1)", vec![Pin(PinReason::AdvisoryLock)]),
         ("SELECT pg_advisory_unlock_all(), setseed(0)", vec![AdvisoryUnlockAll, Pin(PinReason::Setseed)]),
         ("CALL p(); DO 'x'", vec![MayCommit, Pin(PinReason::UserCode), MayCommit, Pin(PinReason::UserCode)]),
+        // One character may be two sequences of bytes, in the tag of a dollar quote, too.
+        ("SELECT $é$x$é$", vec![SetUnknown]),
+        ("SELECT $1, 'é$é$', $a$é$a$, $$é$$", vec![]),
         ("COPY t FROM STDIN", vec![CopyIn]),
         ("COPY t FROM STDIN WHERE setseed(0) IS NULL", vec![CopyIn, Pin(PinReason::Setseed)]),
         ("FETCH a; MOVE ALL IN \"B\"", vec![Fetch { name: "a".into() }, Fetch { name: "B".into() }]),
