@@ -209,11 +209,10 @@ impl Session {
         let Some(verdict) = item.runs().filter(|_| !self.portals.is_empty()) else { return };
         for effect in &verdict.effects {
             match effect {
-                Effect::CloseCursor { name: Some(name) } if !name.is_empty() => {
-                    if self.portals.contains_key(name.as_bytes()) {
-                        self.forget_portal(name.as_bytes());
-                    }
+                Effect::CloseCursor { name: Some(name) } if self.portals.contains_key(name.as_bytes()) => {
+                    self.forget_portal(name.as_bytes())
                 }
+                Effect::CloseCursor { name: Some(name) } if !name.is_empty() => {}
                 Effect::RollbackTo { .. } | Effect::CloseCursor { .. } | Effect::DiscardAll => self.forget_portals(),
                 effect if ends_transaction(effect) => self.forget_portals(),
                 _ => {}
