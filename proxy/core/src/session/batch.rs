@@ -5,11 +5,12 @@
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
+use super::Read;
 use super::server::StatementId;
 use super::settings::Settings;
 use crate::causal::Level;
 use crate::refusal::Refusal;
-use crate::sql::{Class, Dialect, Effect, Hint, Kind, RuledRoute, Verdict};
+use crate::sql::{Class, Effect, Hint, Kind, RuledRoute, Verdict};
 use crate::wire::{frame, view};
 
 /// A statement that a client has prepared.
@@ -24,8 +25,8 @@ pub(super) struct Statement {
     /// Parse's body behind the name.
     pub(super) tail: Box<[u8]>,
     pub(super) verdict: Arc<Verdict>,
-    /// How its text was read at the client's Parse; `None` where that wasn't known.
-    pub(super) dialect: Option<Dialect>,
+    /// How its text was read at the client's Parse, as far as that was known.
+    pub(super) read: Read,
     /// [`Judge::shape`](super::Judge::shape) at the client's Parse.
     pub(super) shape: u64,
     /// What the client was told that it gives, as a hash; unset where it hasn't asked. Shared by what one Parse has made, also where it was judged

@@ -275,6 +275,13 @@ impl DialectDoubt {
     }
 }
 
+/// How a text is read: by these settings, or by what may have become of them.
+#[derive(Clone, Copy, Debug)]
+struct Read {
+    dialect: Dialect,
+    doubt: DialectDoubt,
+}
+
 /// What a session holds only while it is active. Drivers keep these for the next session that needs one.
 #[derive(Debug, Default)]
 pub struct Work {

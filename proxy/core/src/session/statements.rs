@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::batch::{Item, Statement, ends_transaction};
 use super::replies::Owed;
 use super::server::{StatementId, find_server_name, keyed, server_name};
-use super::{Env, Session, Work};
+use super::{Env, Read, Session, Work};
 use crate::refusal::Refusal;
 use crate::sql::reach::FIRST_NORMAL_OID;
 use crate::sql::{Class, Dialect, Effect, PinReason, Reason, Verdict};
@@ -16,32 +16,30 @@ use crate::wire::{frame, reply, view};
 
 impl Session {
     pub(super) fn verdict(&self, env: &Env<'_>, sql: &[u8]) -> Arc<Verdict> {
-        self.verdict_by(env, sql, self.known_dialect())
+        self.verdict_by(env, sql, self.reads())
     }
 
-    /// `None` while the server may read texts otherwise by now.
-    fn known_dialect(&self) -> Option<Dialect> {
-        (!self.dialect_doubt.any()).then(|| self.dialect())
+    fn reads(&self) -> Read {
+        Read { dialect: self.dialect(), doubt: self.dialect_doubt }
     }
 
-    fn verdict_by(&self, env: &Env<'_>, sql: &[u8], dialect: Option<Dialect>) -> Arc<Verdict> {
+    fn verdict_by(&self, env: &Env<'_>, sql: &[u8], Read { dialect, doubt }: Read) -> Arc<Verdict> {
         let judged = |dialect: Dialect| env.judge.verdict(sql, dialect.standard_conforming_strings, dialect.client_encoding_is_ascii_safe);
-        if let Some(dialect) = dialect {
-            return judged(dialect);
-        }
-        let dialect = self.dialect();
         let verdict = judged(dialect);
+        if !doubt.any() {
+            return verdict;
+        }
         // Where strings end is another matter only where there are backslashes, and the encoding where there are characters that may hide one.
         let hides = |pair: &[u8]| !pair[0].is_ascii() && pair[1] == b'\\';
         let another = Dialect { standard_conforming_strings: !dialect.standard_conforming_strings, ..dialect };
-        let unreadable = (self.dialect_doubt.encoding && !sql.is_ascii())
+        let unreadable = (doubt.encoding && !sql.is_ascii())
             || (sql.contains(&b'\\') && (sql.windows(2).any(hides) || !verdict.says_as(&judged(another))));
         if unreadable { Arc::new(Verdict::clone(&verdict).unreadable("strings that may be read otherwise by now")) } else { verdict }
     }
 
     /// The verdict on a prepared statement by the facts of now, its text read as at its Parse.
     pub(super) fn verdict_again(&self, env: &Env<'_>, statement: &Statement) -> Arc<Verdict> {
-        if statement.dialect.is_none() { statement.verdict.clone() } else { self.verdict_by(env, statement.text(), statement.dialect) }
+        self.verdict_by(env, statement.text(), statement.read)
     }
 
     /// Something is about to run behind which texts may be read otherwise, of which servers tell no earlier than at ReadyForQuery.
@@ -73,8 +71,8 @@ impl Session {
         }
     }
 
-    fn verdict_of(&self, env: &Env<'_>, parse: &view::Parse<'_>, dialect: Option<Dialect>) -> Arc<Verdict> {
-        let mut verdict = self.verdict_by(env, parse.text, dialect);
+    fn verdict_of(&self, env: &Env<'_>, parse: &view::Parse<'_>, read: Read) -> Arc<Verdict> {
+        let mut verdict = self.verdict_by(env, parse.text, read);
         if !parse.parameter_types().any(|oid| oid >= FIRST_NORMAL_OID) {
             return verdict;
         }
@@ -106,23 +104,23 @@ impl Session {
     /// As [`Session::statement`], judged by the facts of now: since its Parse, a view may read other tables, and a table have a trigger.
     pub(super) fn statement_now(&mut self, env: &Env<'_>, name: &[u8]) -> Option<Arc<Statement>> {
         let known = self.statement(name)?;
-        if known.verdict.generation == env.judge.generation() || known.dialect.is_none() {
+        if known.verdict.generation == env.judge.generation() {
             return Some(known);
         }
         // As its Parse was, without the name: its parameters' types count, too.
         let mut body = vec![0];
         body.extend_from_slice(&known.tail);
         let mut verdict = match view::parse(&body) {
-            Ok(parse) => self.verdict_of(env, &parse, known.dialect),
-            Err(_) => self.verdict_by(env, known.text(), known.dialect),
+            Ok(parse) => self.verdict_of(env, &parse, known.read),
+            Err(_) => self.verdict_by(env, known.text(), known.read),
         };
         if verdict.ruling != known.verdict.ruling {
             // Rules are those of its Parse.
             Arc::make_mut(&mut verdict).ruling.clone_from(&known.verdict.ruling);
         }
-        let Statement { name: ref called, id, seed, ref settings, ref tail, dialect, shape, ref described, .. } = *known;
+        let Statement { name: ref called, id, seed, ref settings, ref tail, read, shape, ref described, .. } = *known;
         let (called, settings, tail, described) = (called.clone(), settings.clone(), tail.clone(), described.clone());
-        let judged = Arc::new(Statement { name: called, id, seed, settings, tail, verdict, dialect, shape, described });
+        let judged = Arc::new(Statement { name: called, id, seed, settings, tail, verdict, read, shape, described });
         if name.is_empty() {
             self.unnamed = Some(judged.clone());
         } else {
@@ -239,16 +237,16 @@ impl Session {
         if Arc::ptr_eq(&verdict, &statement.verdict) {
             return statement.clone();
         }
-        let Statement { ref name, id, seed, ref settings, ref tail, dialect, shape, ref described, .. } = **statement;
+        let Statement { ref name, id, seed, ref settings, ref tail, read, shape, ref described, .. } = **statement;
         let (name, settings, tail, described) = (name.clone(), settings.clone(), tail.clone(), described.clone());
-        Arc::new(Statement { name, id, seed, settings, tail, verdict, dialect, shape, described })
+        Arc::new(Statement { name, id, seed, settings, tail, verdict, read, shape, described })
     }
 
     /// A client's Parse.
     pub(super) fn prepare(&mut self, env: &Env<'_>, work: &Work, body: &[u8]) -> Result<Item, view::Malformed> {
         let parse = view::parse(body)?;
         let mut seed = self.seed();
-        let verdict = self.verdict_of(env, &parse, self.known_dialect());
+        let verdict = self.verdict_of(env, &parse, self.reads());
         // What FETCH gives is what its cursor gave when it was prepared (`UtilityTupleDescriptor`).
         let describes_cursor = verdict.command == "FETCH";
         if self.unproven
@@ -290,8 +288,8 @@ impl Session {
         let shape = env.judge.shape();
         let settings = self.settings.clone();
         let (name, tail) = (parse.name.into(), parse.tail.into());
-        let dialect = self.known_dialect();
-        Arc::new(Statement { name, id, seed, settings, tail, verdict, dialect, shape, described: Arc::default() })
+        let read = self.reads();
+        Arc::new(Statement { name, id, seed, settings, tail, verdict, read, shape, described: Arc::default() })
     }
 
     /// Of what analysis reads of the settings.

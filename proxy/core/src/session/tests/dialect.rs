@@ -68,6 +68,27 @@ fn a_prepared_statement_is_read_as_at_its_parse() {
     assert!(after.verdict.generation == 2 && after.verdict.effects == before.verdict.effects);
 }
 
+/// Nobody will ever know how it was read; what its relations reach by now is known.
+#[test]
+fn a_statement_that_was_prepared_in_doubt_stays_so() {
+    let mut story = Story::on(Access::ReadWrite);
+    story.tell(&format!(
+        "C> P - set standard_conforming_strings = off / B - - / E - / P w {HIDES} / P v table t / S
+         lease l leader
+         S> P - set standard_conforming_strings = off / B - - / E - / H
+         S< 1 / 2 / C SET
+         C< 1 / 2 / C SET
+         S> P sy1 {HIDES} / P sy2 table t / S
+         S< 1 / 1 / S standard_conforming_strings off / Z I
+         C< 1 / 1 / S standard_conforming_strings off / Z I
+         return"
+    ));
+    story.rig.know(crate::sql::Facts::builder(2).complete().build());
+    let mut effects = |name: &[u8]| story.session.statement_now(&story.rig.env(), name).expect("known").verdict.clone();
+    assert_eq!(effects(b"w").effects, [crate::sql::Effect::SetUnknown]);
+    assert!(effects(b"v").effects.is_empty() && effects(b"v").generation == 2);
+}
+
 /// What ends a COPY is flushed, too, where its answer must be waited for.
 #[test]
 fn behind_a_copy_of_its_segment() {
