@@ -40,6 +40,13 @@ impl Statement {
         Arc::ptr_eq(&self.described, &other.described)
     }
 
+    /// The same one, with another verdict.
+    pub(super) fn judged(&self, verdict: Arc<Verdict>) -> Arc<Statement> {
+        let Statement { ref name, id, seed, ref settings, ref tail, read, shape, ref described, .. } = *self;
+        let (name, settings, tail, described) = (name.clone(), settings.clone(), tail.clone(), described.clone());
+        Arc::new(Statement { name, id, seed, settings, tail, verdict, read, shape, described })
+    }
+
     /// The text without its terminator.
     pub(super) fn text(&self) -> &[u8] {
         self.tail.split(|byte| *byte == 0).next().unwrap_or_default()
@@ -324,6 +331,11 @@ pub(super) fn must_be_answered_first(verdict: &Verdict) -> bool {
         )
     };
     verdict.effects.iter().any(decides) || verdict.kind == Kind::Unknown
+}
+
+/// Whether it ends a transaction, or goes back within it.
+pub(super) fn ends_or_goes_back(effect: &Effect) -> bool {
+    ends_transaction(effect) || matches!(effect, Effect::RollbackTo { .. })
 }
 
 pub(super) fn ends_transaction(effect: &Effect) -> bool {

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::batch::{Batch, End, Item, Statement, ends_transaction, must_be_answered_first};
+use super::batch::{Batch, End, Item, Statement, ends_or_goes_back, must_be_answered_first};
 use super::effects::bounds_transaction;
 use super::names::{prepare, stand_in_for};
 use super::replies::{Owed, Place, Prepares, Sync};
@@ -97,8 +97,7 @@ impl Session {
         work.shows |= class != Class::Local;
         work.alone |= work.batch.executed().any(|verdict| must_be_answered_first(verdict));
         // Behind that, its settings must be brought once more.
-        let goes_back = |effect: &Effect| ends_transaction(effect) || matches!(effect, Effect::RollbackTo { .. });
-        work.alone |= work.batch.executed().any(|verdict| verdict.effects.iter().any(goes_back)) && self.journal.parts(server.role);
+        work.alone |= work.batch.executed().any(|verdict| verdict.effects.iter().any(ends_or_goes_back)) && self.journal.parts(server.role);
         // Or at last, as it couldn't be done where they went: in a segment, or in a transaction that has failed.
         work.alone |=
             work.batch.end == End::Ready && self.differs_from(server) && !work.owed.iter().any(|owed| matches!(owed, Owed::Bring));
@@ -291,7 +290,8 @@ impl Session {
                 self.send_parse(prepares, message, work, server);
             }
             Item::Bind { statement, unnamed, number } => {
-                let portal: Box<[u8]> = view::bind(&message[frame::HEADER..]).map_or_else(|_| Box::default(), |bind| bind.portal.into());
+                let Ok(bind) = view::bind(&message[frame::HEADER..]) else { return };
+                let portal: Box<[u8]> = bind.portal.into();
                 if let Some(statement) = statement {
                     // Its plan is made there, by which functions may be called that are said to be immutable.
                     self.may_leave(statement.verdict.unseen, server);
@@ -303,10 +303,8 @@ impl Session {
                     work.to_server.extend_from_slice(message);
                     return work.owed.push_back(Owed::Bind(None, (portal, *number)));
                 };
-                if let Ok(bind) = view::bind(&message[frame::HEADER..]) {
-                    reply::message(&mut work.to_server, b'B', &[bind.portal, b"\0", name.bytes(), b"\0", bind.tail]);
-                    work.owed.push_back(Owed::Bind(name.id().zip(statement.clone()), (portal, *number)));
-                }
+                reply::message(&mut work.to_server, b'B', &[bind.portal, b"\0", name.bytes(), b"\0", bind.tail]);
+                work.owed.push_back(Owed::Bind(name.id().zip(statement.clone()), (portal, *number)));
             }
             Item::DescribeStatement { statement, unnamed } => {
                 let name = self.ensure_prepared(statement.as_ref(), *unnamed, work, server);

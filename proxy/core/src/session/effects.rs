@@ -140,24 +140,11 @@ impl Session {
 
     /// An effect whose name's bytes are the server's, too. In another encoding they may be those of another name: it isn't known then.
     fn as_named_there<'a>(&self, effect: &'a Effect) -> Cow<'a, Effect> {
-        let (Effect::Savepoint { name }
-        | Effect::Release { name }
-        | Effect::RollbackTo { name }
-        | Effect::Prepare { name }
-        | Effect::Listen { channel: name }
-        | Effect::Unlisten { channel: name }
-        | Effect::HoldCursor { name }
-        | Effect::CloseCursor { name: Some(name) }
-        | Effect::TempTable { name, .. }
-        | Effect::DropTable { name }) = effect
-        else {
-            return Cow::Borrowed(effect);
-        };
-        if self.are_names_there(name) {
+        if self.told.value("client_encoding") == self.told.value("server_encoding") {
             return Cow::Borrowed(effect);
         }
-        let mut effect = effect.clone();
-        match &mut effect {
+        let mut there = effect.clone();
+        match &mut there {
             Effect::Savepoint { name }
             | Effect::Release { name }
             | Effect::RollbackTo { name }
@@ -167,10 +154,14 @@ impl Session {
             | Effect::HoldCursor { name }
             | Effect::CloseCursor { name: Some(name) }
             | Effect::TempTable { name, .. }
-            | Effect::DropTable { name } => *name = "".into(),
-            _ => {}
+            | Effect::DropTable { name }
+                if !name.is_ascii() =>
+            {
+                *name = "".into();
+            }
+            _ => return Cow::Borrowed(effect),
         }
-        Cow::Owned(effect)
+        Cow::Owned(there)
     }
 
     fn note_set(&mut self, completion: Completion<'_>, name: &Arc<str>, local: bool, to: &SetTo, work: &Work, server: &mut ServerState) {

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::batch::{End, Item, Statement, ends_transaction};
+use super::batch::{End, Item, Statement, ends_or_goes_back};
 use super::dispatch::text_hash;
 use super::effects::{Completion, is_role};
 use super::look::Look;
@@ -1204,10 +1204,6 @@ fn hand_on(work: &mut Work, behind: usize, statement: &Arc<Statement>) -> bool {
         }
     }
     false
-}
-
-fn ends_or_goes_back(effect: &Effect) -> bool {
-    ends_transaction(effect) || matches!(effect, Effect::RollbackTo { .. })
 }
 
 /// Whether the session has set a reported parameter, and its server doesn't have that.

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use super::batch::{Item, Statement, ends_transaction};
+use super::batch::{Item, Statement, ends_or_goes_back};
 use super::replies::Owed;
 use super::server::{StatementId, find_server_name, keyed, server_name};
 use super::{Env, Read, Session, Work};
@@ -62,8 +62,7 @@ impl Session {
                 }
                 Effect::ResetAll | Effect::DiscardAll | Effect::SetUnknown => (true, true),
                 // It may go back to what it was before.
-                Effect::RollbackTo { .. } => (doubt.changed, doubt.changed),
-                effect if ends_transaction(effect) => (doubt.changed, doubt.changed),
+                effect if ends_or_goes_back(effect) => (doubt.changed, doubt.changed),
                 _ => continue,
             };
             doubt.strings |= strings;
@@ -118,9 +117,7 @@ impl Session {
             // Rules are those of its Parse.
             Arc::make_mut(&mut verdict).ruling.clone_from(&known.verdict.ruling);
         }
-        let Statement { name: ref called, id, seed, ref settings, ref tail, read, shape, ref described, .. } = *known;
-        let (called, settings, tail, described) = (called.clone(), settings.clone(), tail.clone(), described.clone());
-        let judged = Arc::new(Statement { name: called, id, seed, settings, tail, verdict, read, shape, described });
+        let judged = known.judged(verdict);
         if name.is_empty() {
             self.unnamed = Some(judged.clone());
         } else {
@@ -211,8 +208,8 @@ impl Session {
                     self.forget_portal(name.as_bytes())
                 }
                 Effect::CloseCursor { name: Some(name) } if !name.is_empty() => {}
-                Effect::RollbackTo { .. } | Effect::CloseCursor { .. } | Effect::DiscardAll => self.forget_portals(),
-                effect if ends_transaction(effect) => self.forget_portals(),
+                Effect::CloseCursor { .. } | Effect::DiscardAll => self.forget_portals(),
+                effect if ends_or_goes_back(effect) => self.forget_portals(),
                 _ => {}
             }
         }
@@ -234,12 +231,7 @@ impl Session {
     /// As [`Session::verdict_of_portals`], of what is about to be executed.
     pub(super) fn running_portals(&self, statement: &Arc<Statement>) -> Arc<Statement> {
         let verdict = self.verdict_of_portals(statement.verdict.clone());
-        if Arc::ptr_eq(&verdict, &statement.verdict) {
-            return statement.clone();
-        }
-        let Statement { ref name, id, seed, ref settings, ref tail, read, shape, ref described, .. } = **statement;
-        let (name, settings, tail, described) = (name.clone(), settings.clone(), tail.clone(), described.clone());
-        Arc::new(Statement { name, id, seed, settings, tail, verdict, read, shape, described })
+        if Arc::ptr_eq(&verdict, &statement.verdict) { statement.clone() } else { statement.judged(verdict) }
     }
 
     /// A client's Parse.
