@@ -338,6 +338,11 @@ pub(super) fn ends_or_goes_back(effect: &Effect) -> bool {
     ends_transaction(effect) || matches!(effect, Effect::RollbackTo { .. })
 }
 
+/// Whether it runs in a transaction that has failed, too.
+pub(super) fn runs_when_failed(effect: &Effect) -> bool {
+    ends_or_goes_back(effect) && *effect != Effect::MayCommit
+}
+
 pub(super) fn ends_transaction(effect: &Effect) -> bool {
     matches!(effect, Effect::Commit { .. } | Effect::Rollback { .. } | Effect::PrepareTransaction | Effect::MayCommit)
 }

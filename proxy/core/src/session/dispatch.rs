@@ -3,9 +3,9 @@
 
 use std::sync::Arc;
 
-use super::batch::{Batch, End, Item, Statement, ends_or_goes_back, must_be_answered_first};
+use super::batch::{Batch, End, Item, Statement, ends_or_goes_back, must_be_answered_first, runs_when_failed};
 use super::effects::bounds_transaction;
-use super::names::{prepare, stand_in_for};
+use super::names::{is_answered, prepare, stand_in_for};
 use super::replies::{Owed, Place, Prepares, Sync};
 use super::server::{StatementId, is_server_name, server_name};
 use super::settings::Value;
@@ -276,7 +276,9 @@ impl Session {
             Item::Query(verdict) => {
                 work.tally.queries += 1;
                 server.forget_unnamed();
-                self.is_about_to_run(verdict, server);
+                if !fails_at_once(verdict, work, server) {
+                    self.is_about_to_run(verdict, server);
+                }
                 if self.stand_in(verdict, work, server) && lone {
                     reply::sync(&mut work.to_server);
                     work.owed.push_back(Owed::Sync(Sync::Ours));
@@ -322,7 +324,9 @@ impl Session {
             Item::Execute(statement) => {
                 work.tally.queries += 1;
                 if let Some(statement) = statement {
-                    self.is_about_to_run(&statement.verdict, server);
+                    if !fails_at_once(&statement.verdict, work, server) {
+                        self.is_about_to_run(&statement.verdict, server);
+                    }
                     self.stand_in(&statement.verdict, work, server);
                 }
                 work.to_server.extend_from_slice(message);
@@ -396,6 +400,7 @@ impl Session {
     /// Something is about to run there: what may be left behind, whatever becomes of it.
     fn is_about_to_run(&mut self, verdict: &Verdict, server: &mut ServerState) {
         self.may_leave(verdict.unseen, server);
+        server.names_unknown(verdict);
         for effect in &verdict.effects {
             match effect {
                 Effect::Set { name, .. } | Effect::Reset { name } => {
@@ -632,4 +637,12 @@ fn send_refused(item: &Item, refusal: Refusal, work: &mut Work, server: &mut Ser
 pub(super) fn text_hash(verdict: &Verdict, text: &[u8]) -> u64 {
     let local = |effect: &Effect| matches!(effect, Effect::Set { local: true, .. });
     if verdict.effects.iter().any(local) { xxhash_rust::xxh3::xxh3_64(text) } else { 0 }
+}
+
+/// Whether the transaction there has failed, and nothing in the statement ends it or goes back in it: nothing of it runs.
+fn fails_at_once(verdict: &Verdict, work: &Work, server: &ServerState) -> bool {
+    server.tx == TxStatus::Failed
+        && !work.recovered
+        && is_answered(work)
+        && !verdict.effects.iter().any(|effect| runs_when_failed(effect) || *effect == Effect::SetUnknown)
 }

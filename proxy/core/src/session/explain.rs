@@ -300,6 +300,9 @@ pub fn describe(verdict: &Verdict) -> Vec<String> {
     if verdict.unseen.sets_unknown {
         lines.push("May set: custom settings whose names aren't known, so that its session keeps its connection".to_owned());
     }
+    if !verdict.unknown.is_empty() {
+        lines.push(format!("May set the same, if it is younger than what the router knows: {}", verdict.unknown.join(", ")));
+    }
     if verdict.class == Class::Write && verdict.acts_inside {
         lines.push("If its server goes away: runs again, once its rollback is proven".to_owned());
     }

@@ -194,11 +194,21 @@ const ALL: &str = all!("");
 /// As [`ALL`], without what [`LIMIT`] tells.
 const ALL_BUT_LIMIT: &str = all!(" AND s.name OPERATOR(pg_catalog.<>) 'statement_timeout'");
 
+/// Behind [`ALL`]: whether there is a relation of one of these names that isn't temporary, and so is younger than the facts.
+const YOUNGER: &str = concat!(
+    " UNION ALL SELECT 'u', '', '' WHERE EXISTS (SELECT FROM pg_catalog.pg_class c",
+    " WHERE c.relpersistence OPERATOR(pg_catalog.<>) 't' AND c.relname OPERATOR(pg_catalog.=) ANY (ARRAY(",
+    "SELECT pg_catalog.convert_from(pg_catalog.decode(n, 'hex'), pg_catalog.getdatabaseencoding())::pg_catalog.name ",
+    "FROM pg_catalog.unnest($1::pg_catalog.text[]) n)))"
+);
+
 impl Session {
     /// Sends the look that the connection needs before it is given back, or keeps it where no look could tell what is
     /// left. False where it needs neither.
     pub(super) fn look(&mut self, env: &Env<'_>, work: &mut Work, server: &mut ServerState) -> bool {
-        if server.sets_unknown {
+        // What is temporary runs what was named when it was made, as long as that hasn't changed.
+        let changed = !server.unknown.is_empty() && server.judged_by != Some(env.judge.generation());
+        if server.sets_unknown || changed {
             self.pins.add(PinReason::UserCode);
             return true;
         }
@@ -220,7 +230,7 @@ impl Session {
         names.sort_unstable();
         names.dedup();
         let unlimited = work.seen.as_ref().is_some_and(|before| before.unlimited || before.failed == Some(Failure::Canceled));
-        send(work, look, &names, unlimited);
+        send(work, look, &Asked { names: &names, unknown: &server.unknown, unlimited });
         server.forget_unnamed();
         server.ready = false;
         // What comes next may depend on what is seen.
@@ -281,6 +291,8 @@ impl Session {
             return;
         }
         server.unsure = false;
+        server.unknown.clear();
+        server.judged_by = None;
         work.tally.looks.push(match () {
             () if !self.pins.is_empty() => LookResult::Pinned,
             () if look == Look::All && !Arc::ptr_eq(&settings, &self.settings) => LookResult::Settings,
@@ -332,6 +344,7 @@ impl Session {
                         self.pins.add(PinReason::SetRole);
                     }
                 }
+                (b'u', ..) => self.pins.add(PinReason::UserCode),
                 (b't', ..) => {
                     self.held.temp_tables.add_unknown();
                     self.pins.add(PinReason::TempTable);
@@ -478,17 +491,33 @@ fn shown(value: &Value) -> String {
     }
 }
 
+/// What a look asks for besides what all do.
+struct Asked<'a> {
+    /// Parameters, for their values.
+    names: &'a [Arc<str>],
+    /// Relations.
+    unknown: &'a [Arc<str>],
+    unlimited: bool,
+}
+
 /// Sends the queries of a look.
-fn send(work: &mut Work, look: Look, names: &[Arc<str>], unlimited: bool) {
-    let values = |text: &str, names: &mut dyn Iterator<Item = &Arc<str>>| {
+fn send(work: &mut Work, look: Look, asked: &Asked<'_>) {
+    let array = |names: &mut dyn Iterator<Item = &Arc<str>>| {
         let digits: Vec<String> = names.map(|name| String::from_utf8_lossy(&hex(name.as_bytes())).into_owned()).collect();
-        text.replacen(NAMES, &format!("'{{{}}}'", digits.join(",")), 1)
+        format!("'{{{}}}'", digits.join(","))
     };
-    if !unlimited {
+    let values = |text: &str, names: &mut dyn Iterator<Item = &Arc<str>>| {
+        let mut text = text.replacen(NAMES, &array(names), 1);
+        if look == Look::All && !asked.unknown.is_empty() {
+            text.push_str(&YOUNGER.replacen(NAMES, &array(&mut asked.unknown.iter()), 1));
+        }
+        text
+    };
+    if !asked.unlimited {
         let text = if look == Look::Values { VALUES } else { ALL };
-        return ask(work, &values(text, &mut names.iter()), Owed::Look(look));
+        return ask(work, &values(text, &mut asked.names.iter()), Owed::Look(look));
     }
-    let (limit, others): (Vec<_>, Vec<_>) = names.iter().partition(|name| ***name == *STATEMENT_TIMEOUT);
+    let (limit, others): (Vec<_>, Vec<_>) = asked.names.iter().partition(|name| ***name == *STATEMENT_TIMEOUT);
     let text = if look == Look::Values { VALUES } else { ALL_BUT_LIMIT };
     ask(work, LIFT, Owed::LookBegins);
     ask(work, &values(text, &mut others.into_iter()), Owed::LookBegins);
@@ -497,7 +526,7 @@ fn send(work: &mut Work, look: Look, names: &[Arc<str>], unlimited: bool) {
         end.push(LIMIT.to_owned());
     }
     if !limit.is_empty() {
-        end.push(values(VALUES, &mut limit.into_iter()));
+        end.push(VALUES.replacen(NAMES, &array(&mut limit.into_iter()), 1));
     }
     ask(work, &end.join("; "), Owed::Look(look));
 }

@@ -461,9 +461,13 @@ impl Work {
         let own = |verdict: &Arc<Verdict>| {
             verdict.unseen.sees_settings || verdict.unseen.leaves || verdict.effects.iter().any(effects::keeps_server)
         };
-        (self.batch.end != End::Ready && !self.batch.is_empty())
-            || self.batch.executed().any(own)
-            || self.batch.items.iter().any(|(item, _)| matches!(item, Item::FunctionCall { large_object: false } | Item::Execute(None)))
+        let by_item = |(item, _): &(Item, _)| match item {
+            Item::FunctionCall { large_object: false } | Item::Execute(None) => true,
+            // Its plan is made there.
+            Item::Bind { statement: Some(statement), .. } => statement.verdict.unseen.leaves,
+            _ => false,
+        };
+        (self.batch.end != End::Ready && !self.batch.is_empty()) || self.batch.executed().any(own) || self.batch.items.iter().any(by_item)
     }
 
     /// The custom settings that what waits sets before anything else of it can fail.
@@ -1020,7 +1024,7 @@ impl Session {
                         }
                     }
                 }
-                Item::Query(self.verdict_of_portals(self.verdict(env, text)))
+                Item::Query(self.verdict_of_portals(work, self.verdict(env, text)))
             }
             b'P' => self.prepare(env, work, body)?,
             b'B' => {
@@ -1034,7 +1038,7 @@ impl Session {
                 (_, name) => Item::DescribePortal(self.portals.get(name).map(|(statement, _)| statement.clone())),
             },
             b'E' => {
-                let statement = self.portals.get(view::execute(body)?).map(|(statement, _)| self.running_portals(statement));
+                let statement = self.portals.get(view::execute(body)?).map(|(statement, _)| self.running_portals(work, statement));
                 if let Some(statement) = &statement {
                     env.judge.asked_to_run(&statement.verdict);
                 }

@@ -102,7 +102,7 @@ impl Session {
     pub(super) fn use_own_names(&self, work: &mut Work, server: &mut ServerState) {
         let failed = server.tx == TxStatus::Failed && !work.recovered;
         if server.own_names.is_some()
-            || (failed && !(work.segment == Segment::Closed && begins_with_end(&work.batch)))
+            || (failed && !(work.segment == Segment::Closed && goes_on_behind_end(&work.batch)))
             || work.segment == Segment::Skipped
             || self.lost.is_some()
             || !is_answered(work)
@@ -263,13 +263,20 @@ fn analysed_under(there: &Settings, statements: &Settings) -> Settings {
     wanted
 }
 
-/// Whether the first thing that it runs is the end of a transaction.
-fn begins_with_end(batch: &Batch) -> bool {
-    batch.executed().next().is_some_and(|verdict| matches!(verdict.effects_of(0), [Effect::Commit { .. } | Effect::Rollback { .. }]))
+/// Whether the first thing that it runs is the end of a transaction, and it has more than that: behind the end, or by a name.
+fn goes_on_behind_end(batch: &Batch) -> bool {
+    let ends = |verdict: &Arc<Verdict>| matches!(verdict.effects_of(0), [Effect::Commit { .. } | Effect::Rollback { .. }]);
+    let alone = match batch.items.as_slice() {
+        [(Item::Query(verdict), _)] => verdict.statements <= 1,
+        // A portal may be bound to it, and is gone when anything else ends the transaction.
+        [(Item::Execute(_), _)] | [(Item::Execute(_), _), (Item::Sync | Item::Flush, _)] => true,
+        _ => false,
+    };
+    !alone && batch.executed().next().is_some_and(ends)
 }
 
 /// Whether all is answered that the client has asked for.
-fn is_answered(work: &Work) -> bool {
+pub(super) fn is_answered(work: &Work) -> bool {
     !work.owed.iter().any(Owed::is_clients)
 }
 

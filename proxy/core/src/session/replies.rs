@@ -775,9 +775,10 @@ impl Session {
         if !work.owed.front().is_some_and(Owed::ends_segment) {
             return Err(Garbled);
         }
+        let completed = std::mem::take(&mut work.completed);
+        let ran = completed > 0 || server.tx != TxStatus::Failed || work.recovered;
         server.tx = status;
         work.recovered = false;
-        let completed = std::mem::take(&mut work.completed);
         let owed = work.owed.pop_front();
         server.ready = work.owed.is_empty() && work.segment == Segment::Closed;
         match owed {
@@ -798,7 +799,9 @@ impl Session {
             Some(Owed::Query(verdict, _)) => {
                 if work.segment_failed {
                     server.unsure |= server.own_names.is_some();
-                    self.failed(&verdict, completed, server);
+                    if ran {
+                        self.failed(&verdict, completed, server);
+                    }
                 }
                 return Ok(self.segment_done(env, work, server, status, true));
             }

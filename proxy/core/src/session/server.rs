@@ -9,6 +9,7 @@ use siphasher::sip128::{Hasher128, SipHasher13};
 
 use super::settings::{Params, Settings};
 use crate::route::ServerRole;
+use crate::sql::{Effect, Verdict};
 use crate::topology::Epoch;
 use crate::wire::reply::TxStatus;
 
@@ -39,6 +40,10 @@ pub struct ServerState {
     /// Custom settings may have been set on it of which nobody knows the names, so that no look can tell: its session
     /// keeps it.
     pub sets_unknown: bool,
+    /// Relations that the facts didn't have, and that its session has named since it was given back: see [`Verdict::unknown`].
+    pub(super) unknown: Vec<Arc<str>>,
+    /// The first facts by which such a statement was judged, or one that made something, perhaps temporary.
+    pub(super) judged_by: Option<u64>,
     /// The custom settings (`prefix.name`) that were ever set on it: to whoever asks for one, '' is something else than none.
     pub custom: CustomNames,
     /// Of these, the ones from before the session that holds it.
@@ -61,6 +66,9 @@ const SESSION_AUTHORIZATION: &str = "session_authorization";
 
 /// Names of parameters that are kept for one connection.
 const ACCEPTED_MAX: usize = 64;
+
+/// Unknown relations that are kept for one connection.
+const UNKNOWN_MAX: usize = 64;
 
 /// A session, among all of this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,6 +101,8 @@ impl ServerState {
             unsure: false,
             sequences: None,
             sets_unknown: false,
+            unknown: Vec::new(),
+            judged_by: None,
             custom: CustomNames::default(),
             custom_before: CustomNames::default(),
             prepared: Prepared { uses: FxHashMap::default(), clock: 0, max: max_prepared.max(1) },
@@ -205,6 +215,22 @@ impl ServerState {
     }
 
     /// A custom setting is about to be set: from then on it is there, whatever becomes of the transaction.
+    pub(super) fn names_unknown(&mut self, verdict: &Verdict) {
+        if !verdict.unknown.is_empty() || verdict.effects.contains(&Effect::Ddl) {
+            self.judged_by.get_or_insert(verdict.generation);
+        }
+        for name in &verdict.unknown {
+            if self.unknown.contains(name) {
+                continue;
+            }
+            if self.unknown.len() < UNKNOWN_MAX {
+                self.unknown.push(name.clone());
+            } else {
+                self.sets_unknown = true;
+            }
+        }
+    }
+
     pub(super) fn sets(&mut self, name: &Arc<str>) {
         if name.contains('.') && !self.custom.add(name) {
             // What isn't known can't be told to the next session.

@@ -5,13 +5,15 @@
 
 use std::sync::Arc;
 
-use super::batch::{Item, Statement, ends_or_goes_back};
+use super::batch::{Item, Statement, ends_or_goes_back, runs_when_failed};
+use super::names::is_answered;
 use super::replies::Owed;
 use super::server::{StatementId, find_server_name, keyed, server_name};
 use super::{Env, Read, Session, Work};
 use crate::refusal::Refusal;
 use crate::sql::reach::FIRST_NORMAL_OID;
 use crate::sql::{Class, Dialect, Effect, PinReason, Reason, Verdict};
+use crate::wire::reply::TxStatus;
 use crate::wire::{frame, reply, view};
 
 impl Session {
@@ -216,21 +218,23 @@ impl Session {
     }
 
     /// The verdict on a text of which FETCH or MOVE runs what the protocol has bound to a portal: anything may happen.
-    pub(super) fn verdict_of_portals(&self, verdict: Arc<Verdict>) -> Arc<Verdict> {
+    pub(super) fn verdict_of_portals(&self, work: &Work, verdict: Arc<Verdict>) -> Arc<Verdict> {
         let runs = |effect: &Effect| match effect {
             Effect::Fetch { name } => name.is_empty() || self.portals_in_doubt || self.portals.contains_key(name.as_bytes()),
             _ => false,
         };
+        // In a transaction that has failed, nothing runs before its end.
+        let fails = self.status == TxStatus::Failed && work.batch.is_empty() && is_answered(work) && !work.recovered;
         let any = self.portals_in_doubt || !self.portals.is_empty();
-        if any && verdict.effects.iter().any(runs) {
+        if any && verdict.effects.iter().any(runs) && (!fails || verdict.effects.iter().any(runs_when_failed)) {
             return Arc::new(Verdict::clone(&verdict).unreadable("a portal of the protocol's, by FETCH or MOVE"));
         }
         verdict
     }
 
     /// As [`Session::verdict_of_portals`], of what is about to be executed.
-    pub(super) fn running_portals(&self, statement: &Arc<Statement>) -> Arc<Statement> {
-        let verdict = self.verdict_of_portals(statement.verdict.clone());
+    pub(super) fn running_portals(&self, work: &Work, statement: &Arc<Statement>) -> Arc<Statement> {
+        let verdict = self.verdict_of_portals(work, statement.verdict.clone());
         if Arc::ptr_eq(&verdict, &statement.verdict) { statement.clone() } else { statement.judged(verdict) }
     }
 

@@ -63,6 +63,9 @@ pub fn setting(sql: &[u8], dialect: Dialect) -> Option<Setting> {
     (dialect.can_lex(sql) && lexer.next().is_none()).then(|| control::setting(Words { sql, tokens: &tokens })).flatten()
 }
 
+/// Unknown relations of one string that are told, so that verdicts stay small.
+const UNKNOWN_MAX: usize = 16;
+
 /// More tokens than any setting's name and value have.
 const SETTING_TOKENS: usize = 16;
 
@@ -80,6 +83,8 @@ pub(super) struct Judge<'a> {
     pub(super) outside: bool,
     /// Why the statement that is being read may leave session state behind, where a reader has found something.
     pub(super) doubt: Option<Reason>,
+    /// The first relation in it that the facts don't have.
+    pub(super) unknown: Option<Reason>,
     /// Tokens that the second reader may still be given, whose time is many times the first one's.
     pub(super) budget: usize,
 }
@@ -93,6 +98,7 @@ impl<'a> Judge<'a> {
             effect_ends: Vec::new(),
             unseen: Unseen::default(),
             unproven: None,
+            unknown: Vec::new(),
             statements: 0,
             kind: Kind::Empty,
             command: "",
@@ -104,8 +110,8 @@ impl<'a> Judge<'a> {
             writes: Touched::Nothing,
             generation: facts.generation(),
         };
-        let (causes, once, outside, doubt) = (Causes::default(), Vec::new(), false, None);
-        Judge { sql, facts, dialect, verdict, causes, once, outside, doubt, budget: tree::BUDGET }
+        let (causes, once) = (Causes::default(), Vec::new());
+        Judge { sql, facts, dialect, verdict, causes, once, outside: false, doubt: None, unknown: None, budget: tree::BUDGET }
     }
 
     fn all_statements(&mut self) {
@@ -138,6 +144,7 @@ impl<'a> Judge<'a> {
         self.causes = Causes::default();
         self.once.clear();
         self.doubt = None;
+        self.unknown = None;
         let first_effect = self.verdict.effects.len();
         let described = if last.kind == TokenKind::Invalid || tokens.iter().any(|token| token.kind == TokenKind::Invalid) {
             // PostgreSQL's own scanner refuses it, or would read it otherwise than we do.
@@ -186,6 +193,22 @@ impl<'a> Judge<'a> {
     /// Something in the statement may leave session state behind.
     pub(super) fn doubt(&mut self, rule: &'static str, piece: &str) {
         self.doubt.get_or_insert_with(|| Reason { rule, piece: Arc::from(piece) });
+    }
+
+    /// The statement names a relation that the facts don't have.
+    ///
+    /// A temporary one runs what was named when it was made, by the session that has it. A younger one may run whatever there is: whether there is
+    /// one of that name, the server tells behind the statement.
+    pub(super) fn unknown_relation(&mut self, name: &str) {
+        self.unknown.get_or_insert_with(|| Reason { rule: "unknown_relation", piece: Arc::from(name) });
+        if !self.facts.code_sets_unknown() || self.verdict.unknown.iter().any(|known| **known == *name) {
+            return;
+        }
+        if name.is_ascii() && self.verdict.unknown.len() < UNKNOWN_MAX {
+            self.verdict.unknown.push(Arc::from(name));
+        } else {
+            self.verdict.unseen.sets_unknown = true;
+        }
     }
 
     pub(super) fn effect(&mut self, effect: Effect) {

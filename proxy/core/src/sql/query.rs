@@ -35,7 +35,7 @@ pub(super) fn relation(judge: &mut Judge<'_>, schema: Option<&str>, name: &str, 
         judge.effect(Effect::Pin(reason));
     }
     if !bound_here && functions::is_unknown_relation(schema, name, judge.facts) {
-        judge.doubt("unknown_relation", name);
+        judge.unknown_relation(name);
     }
     if let Some(rule) = functions::relation(schema, name, judge.facts, bound_here) {
         judge.write(rule, name);
@@ -258,7 +258,7 @@ impl<'j, 'a, 'w> Reader<'j, 'a, 'w> {
             self.judge.effect(Effect::Pin(reason));
         }
         if !bound && functions::is_unknown_relation(schema_name, relation_name, self.judge.facts) {
-            self.judge.doubt("unknown_relation", relation_name);
+            self.judge.unknown_relation(relation_name);
         }
         if let Some(rule) = functions::relation(schema_name, relation_name, self.judge.facts, bound)
             && self.purpose == Purpose::Verdict

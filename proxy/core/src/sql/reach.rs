@@ -613,7 +613,8 @@ impl Catalog {
                 Reached::Operator(symbol) => reached.extend(self.symbols.get(symbol)),
             });
         }
-        if changes {
+        // What it makes may run what a change of its models does (LIKE, INHERITS).
+        if changes || ddl {
             for name in &names {
                 suspicion.merge(unseen::change_of_builtin(name));
                 reached.extend(self.changed.get(name));

@@ -76,7 +76,8 @@ pub(super) fn note(judge: &mut Judge<'_>, words: Words<'_>, class: Class, first_
     let because = judge.doubt.take();
     // What nobody knows may reach whatever there is.
     let suspicion = Suspicion { sets_unknown: because.is_some() && judge.facts.code_sets_unknown(), ..Suspicion::NONE };
-    let mut doubts = Doubts { suspicion, because, in_doubt: false };
+    let because = because.or_else(|| judge.unknown.take());
+    let mut doubts = Doubts { suspicion, because, unknown: Vec::new(), in_doubt: false };
     let effects = &judge.verdict.effects[first_effect..];
     if effects.iter().any(|effect| matches!(effect, Effect::Execute { .. })) {
         doubts.add(Suspicion::anything("execute"), "EXECUTE");
@@ -98,6 +99,9 @@ pub(super) fn note(judge: &mut Judge<'_>, words: Words<'_>, class: Class, first_
         Runs::Unparsed => doubts.add(Suspicion::anything_but_settings("unparsed"), &words.text(0)),
         Runs::Indexes => doubts.add(scan.unknown("maintenance"), &words.text(0)),
     }
+    for name in std::mem::take(&mut doubts.unknown) {
+        judge.unknown_relation(&name);
+    }
     let unseen = &mut judge.verdict.unseen;
     unseen.leaves |= doubts.because.is_some();
     unseen.sees_settings |= doubts.suspicion.sees_settings;
@@ -113,6 +117,8 @@ pub(super) fn note(judge: &mut Judge<'_>, words: Words<'_>, class: Class, first_
 struct Doubts {
     suspicion: Suspicion,
     because: Option<Reason>,
+    /// Relations that the facts don't have, beyond those that the reader of queries has found.
+    unknown: Vec<String>,
     /// See [`Unseen::in_doubt`](super::verdict::Unseen::in_doubt).
     in_doubt: bool,
 }
@@ -123,6 +129,11 @@ impl Doubts {
         if let (Some(rule), None) = (suspicion.leaves, &self.because) {
             self.because = Some(Reason { rule, piece: Arc::from(piece) });
         }
+    }
+
+    fn unknown_relation(&mut self, name: &str) {
+        self.add(Suspicion::leaves("unknown_relation"), name);
+        self.unknown.push(name.to_owned());
     }
 }
 
@@ -180,7 +191,8 @@ impl Scan<'_, '_> {
     fn names(&self, doubts: &mut Doubts) {
         let words = self.words;
         doubts.add(self.facts.key_word_suspicion(), "operators behind key words");
-        let changes = self.changes_data();
+        // A table takes over what its parents and models run when they are changed (INHERITS, LIKE).
+        let changes = self.changes_data() || self.defines();
         let known = self.facts.is_complete() && !self.facts.is_in_doubt();
         for at in 0..words.len() {
             match words.kind(at) {
@@ -260,6 +272,10 @@ impl Scan<'_, '_> {
         })
     }
 
+    fn defines(&self) -> bool {
+        self.words.is(0, "create") || self.words.is(0, "alter")
+    }
+
     fn is_behind(&self, at: usize, before: &[&str]) -> bool {
         at > 0 && before.iter().any(|word| self.words.is(at - 1, word))
     }
@@ -301,7 +317,7 @@ impl Scan<'_, '_> {
                 && !bound
                 && functions::is_unknown_relation(schema.as_ref().map(|schema| schema.as_str()), name.as_str(), self.facts)
             {
-                doubts.add(self.unknown("unknown_relation"), name.as_str());
+                doubts.unknown_relation(name.as_str());
             }
             if !matches!(word, "using" | "truncate") {
                 return;
@@ -316,7 +332,7 @@ impl Scan<'_, '_> {
         }
     }
 
-    /// Of an object that the facts don't have, such as a temporary one: it may reach whatever there is.
+    /// Of functions that the facts don't have, or nobody names: they may reach whatever there is.
     fn unknown(&self, rule: &'static str) -> Suspicion {
         Suspicion { sets_unknown: self.facts.code_sets_unknown(), ..Suspicion::leaves(rule) }
     }
@@ -340,7 +356,7 @@ impl Scan<'_, '_> {
         let (schema, name, end) = qualified_name(words, if words.is(1, "binary") { 2 } else { 1 });
         let Some(name) = name else { return doubts.add(Suspicion::leaves("unparsed"), "COPY") };
         if functions::is_unknown_relation(schema.as_ref().map(|schema| schema.as_str()), name.as_str(), self.facts) {
-            doubts.add(self.unknown("unknown_relation"), name.as_str());
+            doubts.unknown_relation(name.as_str());
         }
         let Some(condition) = (end..words.len()).find(|at| words.is(*at, "where")) else { return };
         for at in condition..words.len() {

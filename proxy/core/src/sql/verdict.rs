@@ -234,6 +234,9 @@ pub struct Verdict {
     pub unseen: Unseen,
     /// Why `unseen.leaves`, by the first thing that isn't proven to leave nothing.
     pub unproven: Option<Reason>,
+    /// The relations that it names and that the facts don't have, where code of the database's own may set custom settings of unknown names:
+    /// temporary ones, younger ones, or none.
+    pub unknown: Vec<Arc<str>>,
     /// How many statements (0: empty query).
     pub statements: usize,
     /// The first statement's kind.

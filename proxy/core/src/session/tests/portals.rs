@@ -129,3 +129,63 @@ fn what_is_bound_to_a_named_portal_counts_as_run() {
     let server = story.lost_one();
     assert!(server.role == ServerRole::Leader && server.custom.contains(&"app.tenant".into()));
 }
+
+/// The end of a failed transaction, which is bound to a portal, is run by that: nothing else ends it first.
+#[test]
+fn a_portal_of_a_failed_transaction_runs_its_end() {
+    for (end, done) in [("E q / S", "C ROLLBACK / Z I"), ("Q rollback", "C ROLLBACK / Z I")] {
+        let mut story = Story::on(Access::ReadWrite);
+        story.tell(&format!(
+            "C> Q begin
+             C< C BEGIN / Z T
+             C> Q prepare w as select 2
+             lease l leader
+             S> P - begin / B - - / E - / Q prepare w as select 2
+             S< 1 / 2 / C BEGIN / C PREPARE / Z T
+             C< C PREPARE / Z T
+             C> Q select 1/0
+             S> Q select 1/0
+             S< E 22012 no / Z E
+             C< E 22012 / Z E
+             C> P a rollback / B q a / S
+             S> P sy1 rollback / B q sy1 / S
+             S< 1 / 2 / Z E
+             C< 1 / 2 / Z E
+             C> {end}
+             S> {end}
+             S< {done}
+             C< {done}"
+        ));
+    }
+}
+
+/// Nothing of it runs: its session, which may write later, isn't kept on the replica.
+#[test]
+fn what_fails_in_a_failed_transaction_leaves_nothing() {
+    for text in ["select 1; fetch all from p", "do 'x'"] {
+        let mut story = Story::on(Access::ReadWrite);
+        story.tell(&format!(
+            "C> Q begin read only
+             C< C BEGIN / Z T
+             C> P - select 2 / B p - / S
+             lease r replica
+             S> P - begin read only / B - - / E - / C P - / P - select 2 / B p - / S
+             S< 1 / 2 / C BEGIN / 3 / 1 / 2 / Z T
+             C< 1 / 2 / Z T
+             C> Q select 1/0
+             S> Q select 1/0
+             S< E 22012 no / Z E
+             C< E 22012 / Z E
+             C> Q {text}
+             S> Q {text}
+             S< E 25P02 no / Z E
+             C< E 25P02 / Z E
+             C> Q rollback
+             S> Q rollback
+             S< C ROLLBACK / Z I
+             C< C ROLLBACK / Z I
+             return"
+        ));
+        assert!(story.session.pins().is_empty());
+    }
+}

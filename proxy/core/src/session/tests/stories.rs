@@ -2493,6 +2493,64 @@ mod out_of_sight {
         assert!(story.session.pins().is_empty());
     }
 
+    /// A session that has used a temporary table, in a database whose code may set what nobody knows.
+    fn used_a_temporary_table() -> Story {
+        let mut story = watched(Suspicion::sets_unknown("set_config"));
+        story.tell(
+            "C> Q create temp table t (i int)
+             lease l leader
+             S> Q create temp table t (i int)
+             S< C CREATE TABLE / Z I
+             C< C CREATE TABLE / Z I
+             C> Q insert into t values (1)
+             S> Q insert into t values (1)
+             S< C INSERT 0 1 / Z I
+             C< C INSERT 0 1 / Z I",
+        );
+        story
+    }
+
+    const DROP_IT: &str = "C> Q drop table t
+        S> Q drop table t
+        S< C DROP TABLE / Z I
+        C< C DROP TABLE / Z I";
+
+    #[test]
+    fn a_temporary_table_runs_what_was_named_when_it_was_made() {
+        let mut story = used_a_temporary_table();
+        story.tell(&format!(
+            "{DROP_IT}
+             S> look at all and what is younger
+             S< T / L r none none / C SELECT 1 / Z I
+             return"
+        ));
+        assert!(story.session.pins().is_empty());
+        // What it called may be another function by now.
+        let mut story = used_a_temporary_table();
+        story.rig.know(Facts::builder(2).complete().build());
+        story.tell(DROP_IT);
+        assert!(story.session.pins().has(PinReason::UserCode));
+    }
+
+    #[test]
+    fn a_relation_that_is_younger_than_the_facts_may_run_whatever_there_is() {
+        for (seen, pinned) in [("", false), (" / L u - -", true)] {
+            let mut story = watched(Suspicion::sets_unknown("set_config"));
+            let returned = if pinned { "" } else { "return" };
+            story.tell(&format!(
+                "C> Q select * from younger
+                 lease l leader
+                 S> Q select * from younger
+                 S< E 42P01 no / Z I
+                 C< E 42P01 / Z I
+                 S> look at all and what is younger
+                 S< T / L r none none{seen} / C SELECT 1 / Z I
+                 {returned}"
+            ));
+            assert_eq!(story.session.pins().has(PinReason::UserCode), pinned);
+        }
+    }
+
     /// A session that has read, on a replica, what may leave something, and whose connection is looked at.
     fn read_on_a_replica(access: Access) -> Story {
         let nothing = crate::marks::Touched::Nothing;

@@ -211,7 +211,8 @@ fn plainly(bytes: &[u8]) -> Vec<String> {
                 b'Q' => match looked_at(&words[0]) {
                     Some(names) => {
                         let what = if words[0].starts_with("SELECT CASE ") { "look at all" } else { "look" };
-                        format!("{what} {}", names.join(" ")).trim_end().to_owned()
+                        let younger = if words[0].contains("c.relpersistence") { " and what is younger" } else { "" };
+                        format!("{what} {}", names.join(" ")).trim_end().to_owned() + younger
                     }
                     None if words[0].starts_with("COMMIT; SELECT CASE ") => "look the limit".to_owned(),
                     None => format!("Q {}", words[0].replace('\n', "")),

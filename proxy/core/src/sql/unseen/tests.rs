@@ -11,12 +11,14 @@ fn facts() -> Facts {
     Facts::builder(1)
         .relation("plain", table.clone())
         .relation("watched", table.clone())
+        .relation("tells", table.clone())
         .relation("leaky_view", table)
         .function("clean", function.clone())
         .function("leaky", function.clone())
         .function("volatile", FunctionFact { class: Class::Write, ..function })
         .operator("@@@@", Class::Read, "operator")
         .suspicion("watched", NameSuspicion { changed: Suspicion::leaves("advisory_lock"), ..NameSuspicion::default() })
+        .suspicion("tells", NameSuspicion { changed: Suspicion::sets_unknown("set_config"), ..NameSuspicion::default() })
         .suspicion("leaky_view", NameSuspicion { used, ..NameSuspicion::default() })
         .suspicion("leaky", NameSuspicion { used: Suspicion::anything("language"), ..NameSuspicion::default() })
         .operator_suspicion("@@@@", used)
@@ -112,13 +114,14 @@ fn what_may_set_custom_settings_of_unknown_names_says_so() {
         "SELECT U&\"set\\005fconfig\"('a.b', 'x', false)",
         "SELECT query_to_xml('SELECT 1', true, true, '')",
         "ALTER TABLE plain ADD COLUMN c text DEFAULT set_config('a.b', 'x', false)",
-        // What isn't known, or is temporary, may reach `leaky`.
+        // What isn't known may reach `leaky`.
         "SELECT younger(1)",
-        "TABLE nowhere",
-        "INSERT INTO nowhere VALUES (1)",
-        "COPY nowhere FROM STDIN",
+        // What a table takes over of its model.
+        "CREATE TEMP TABLE a (LIKE tells INCLUDING DEFAULTS)",
         // An index's expression.
         "VACUUM",
+        // Of `tells`, perhaps.
+        "TRUNCATE plain CASCADE",
     ] {
         assert!(judged(sql).unseen.sets_unknown, "{sql}");
         assert!(judged(sql).unseen.leaves, "{sql}");
@@ -130,11 +133,28 @@ fn what_may_set_custom_settings_of_unknown_names_says_so() {
         "INSERT INTO watched VALUES (1)",
         "TABLE leaky_view",
         "CREATE TABLE a AS SELECT 1",
-        "TRUNCATE plain CASCADE",
         "FROBNICATE plain",
+        "TABLE nowhere",
+        "SELECT * FROM tells",
     ] {
         assert!(!judged(sql).unseen.sets_unknown, "{sql}");
     }
+    for (sql, names) in [
+        ("TABLE nowhere", "nowhere"),
+        ("INSERT INTO nowhere SELECT * FROM plain JOIN elsewhere ON true", "elsewhere nowhere"),
+        ("UPDATE plain SET a = 1 FROM nowhere", "nowhere"),
+        ("DELETE FROM plain USING nowhere", "nowhere"),
+        ("TRUNCATE plain, nowhere", "nowhere"),
+        ("COPY nowhere FROM STDIN", "nowhere"),
+        ("WITH w AS (SELECT 1) SELECT * FROM w; TABLE nowhere; TABLE nowhere", "nowhere"),
+        ("TABLE plain", ""),
+    ] {
+        assert_eq!(judged(sql).unknown.join(" "), names, "{sql}");
+    }
+    // Those that can't be asked for.
+    assert!(judged("TABLE \"nöwhere\"").unseen.sets_unknown);
+    let many: Vec<String> = (0..20).map(|number| format!("nowhere_{number}")).collect();
+    assert!(judged(&format!("SELECT * FROM {}", many.join(", "))).unseen.sets_unknown);
 }
 
 #[test]
