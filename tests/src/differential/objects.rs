@@ -81,6 +81,13 @@ DO $$ DECLARE what text; BEGIN
         EXECUTE format('CREATE TABLE on_%1$s (i int); CREATE TRIGGER leaves BEFORE INSERT ON on_%1$s FOR EACH ROW EXECUTE FUNCTION trigger_%1$s()', what);
     END LOOP;
 END $$;
+CREATE TABLE audited (i int, v text);
+INSERT INTO audited VALUES (1, 'one');
+CREATE FUNCTION audits() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN INSERT INTO ser (v) VALUES ('audit'); RETURN NULL; END $$;
+CREATE TRIGGER audits AFTER UPDATE OR DELETE ON audited FOR EACH ROW EXECUTE FUNCTION audits();
+CREATE SEQUENCE of_others START 1000000;
+CREATE VIEW others AS SELECT nextval('of_others') > 0 AS drawn;
+CREATE VIEW numbers AS SELECT nextval('seq') AS n;
 CREATE TABLE on_commit (i int);
 CREATE CONSTRAINT TRIGGER leaves AFTER INSERT ON on_commit DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION trigger_tenant();
 
@@ -104,6 +111,9 @@ CREATE TABLE indexed (i int);
 CREATE INDEX ON indexed (sets_immutably(i));
 CREATE TABLE generated (i int, g text GENERATED ALWAYS AS (sets_immutably(i)) STORED);
 CREATE DOMAIN dom AS int CHECK (set_config('app.tenant', 'domain', false) IS NOT NULL);
+CREATE DOMAIN dom_mem AS int CHECK (set_config('work_mem', '8MB', false) IS NOT NULL);
+CREATE DOMAIN dom_role AS int CHECK (set_config('role', 'grp', false) IS NOT NULL);
+CREATE DOMAIN dom_lock AS int CHECK (pg_try_advisory_lock(9));
 CREATE FUNCTION plus(int, int) RETURNS text LANGUAGE sql AS $$ SELECT set_config('app.tenant', 'operator', false) $$;
 CREATE OPERATOR ### (LEFTARG = int, RIGHTARG = int, FUNCTION = plus);
 CREATE TYPE pair AS (a int);
@@ -135,6 +145,7 @@ CREATE FUNCTION judge_reset() RETURNS void LANGUAGE plpgsql AS $$ DECLARE name t
     DELETE FROM t; INSERT INTO t VALUES (1, 'one'), (2, 'two'), (3, 'three');
     DELETE FROM tenants; INSERT INTO tenants VALUES (1, 'one'), (5, 'five');
     DELETE FROM guarded; INSERT INTO guarded VALUES (1);
+    DELETE FROM audited; INSERT INTO audited VALUES (1, 'one');
     DELETE FROM ser; DELETE FROM late; DELETE FROM defaults; DELETE FROM checks; DELETE FROM ruled; DELETE FROM indexed; DELETE FROM generated;
     DELETE FROM on_commit;
     FOREACH name IN ARRAY '{role,tenant,local,mem,temp,lock,listen,prepare,deallocate,cursor,sequence,path,replica}'::text[] LOOP

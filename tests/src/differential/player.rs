@@ -64,6 +64,8 @@ const OWN: [&str; 2] = [
 ];
 /// And what may end a transaction in an error, at the end.
 const LAST: [&str; 3] = ["FETCH ALL FROM k1", "SELECT lastval()", "SELECT currval('seq')"];
+/// What advances a sequence without saying so, and isn't seen by whoever has drawn others.
+const DRAWS: &str = "SELECT drawn FROM others";
 /// The session's numbers, which a session has none of that has drawn none.
 const NUMBERS: &str = "SELECT lastval()";
 
@@ -327,6 +329,14 @@ impl Player {
         {
             return Ok(Some(difference));
         }
+        let draws = |text: &str| ["INTO ser", "UPDATE ser", "audited", "numbers", "seq", "commits"].iter().any(|word| text.contains(word));
+        // Behind a change of who may log in, that was compared already.
+        let numbers = !self.blind.numbers && !altered && script.texts().any(draws);
+        // Whoever looks hides something from who looks next: at all else, or at the numbers.
+        let first = numbers && script.steps.len() % 2 == 1;
+        if first && let Some(difference) = self.look_at_numbers(&script.user)? {
+            return Ok(Some(difference));
+        }
         let gone = "after the first client has gone";
         let seen = if altered { self.log_in_anew(script, gone)? } else { self.look(&script.user, gone)? };
         if seen.is_some() {
@@ -340,9 +350,7 @@ impl Player {
                 return Ok(Some(Difference { kind: Kind::Effects, place, direct: vec![bystanders], routed: vec![left] }));
             }
         }
-        let draws = |text: &str| ["INTO ser", "seq", "commits"].iter().any(|word| text.contains(word));
-        // Behind a change of who may log in, that was compared already.
-        if !self.blind.numbers && !altered && script.texts().any(draws) { self.look_at_numbers(&script.user) } else { Ok(None) }
+        if numbers && !first { self.look_at_numbers(&script.user) } else { Ok(None) }
     }
 
     /// A superuser changes what a role or a database is.
@@ -519,7 +527,8 @@ impl Player {
     /// What a second client sees, against what a fresh direct session sees.
     fn look(&mut self, user: &str, place: &str) -> anyhow::Result<Option<Difference>> {
         let bytes = self.look_bytes();
-        let until = Until::Counted { readies: self.looks() * LOOK_QUERIES, completed: 0 };
+        let draws = usize::from(self.ports.side == Port::ReadWrite);
+        let until = Until::Counted { readies: self.looks() * LOOK_QUERIES + draws, completed: 0 };
         if !self.fresh.contains_key(user) {
             let (mut wire, _) = Wire::log_in(self.ports.direct, &[("user", user), ("database", &self.databases.direct)])?;
             wire.send(&bytes)?;
@@ -561,7 +570,11 @@ impl Player {
             }
             bytes
         };
-        hints.iter().flat_map(asked).collect()
+        let mut bytes: Vec<u8> = hints.iter().flat_map(asked).collect();
+        if self.ports.side == Port::ReadWrite {
+            bytes.extend(query(DRAWS));
+        }
+        bytes
     }
 
     fn state(&mut self, game: &mut Game) -> anyhow::Result<Option<Difference>> {

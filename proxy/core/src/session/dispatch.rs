@@ -153,9 +153,8 @@ impl Session {
     /// A batch that may advance a sequence, or see what it has come to, begins where no other session's `currval` and `lastval` are.
     fn own_sequences(&mut self, work: &mut Work, server: &mut ServerState) {
         let uses = |verdict: &Verdict| {
-            let inserts = matches!(verdict.kind, Kind::Insert | Kind::Merge | Kind::Copy) && verdict.class == Class::Write;
             let sees = |effect: &Effect| matches!(effect, Effect::Pin(PinReason::Sequence | PinReason::UserCode));
-            inserts || verdict.statements > 1 || verdict.unseen.leaves || verdict.effects.iter().any(sees)
+            may_advance_sequences(verdict) || verdict.statements > 1 || verdict.unseen.leaves || verdict.effects.iter().any(sees)
         };
         let unknown = |(item, _): &(Item, _)| matches!(item, Item::FunctionCall { large_object: false } | Item::Execute(None));
         // What a transaction will do isn't known when it begins.
@@ -294,12 +293,9 @@ impl Session {
             Item::Bind { statement, unnamed, number } => {
                 let Ok(bind) = view::bind(&message[frame::HEADER..]) else { return };
                 let portal: Box<[u8]> = bind.portal.into();
-                if let Some(statement) = statement {
-                    // Its plan is made there, by which functions may be called that are said to be immutable.
-                    self.may_leave(statement.verdict.unseen, server);
-                    if !portal.is_empty() {
-                        self.may_be_fetched(&statement.verdict, server);
-                    }
+                // Its plan is made there, by which functions may be called that are said to be immutable: see `ensure_prepared`.
+                if let Some(statement) = statement.as_ref().filter(|_| !portal.is_empty()) {
+                    self.may_be_fetched(&statement.verdict, server);
                 }
                 let Some(name) = self.ensure_prepared(statement.as_ref(), *unnamed, work, server) else {
                     work.to_server.extend_from_slice(message);
@@ -374,8 +370,7 @@ impl Session {
     }
 
     fn may_leave(&mut self, unseen: Unseen, server: &mut ServerState) {
-        server.unsure |= unseen.leaves;
-        server.sets_unknown |= unseen.sets_unknown;
+        server.may_keep(unseen);
         self.unproven |= unseen.leaves;
     }
 
@@ -418,6 +413,8 @@ impl Session {
     fn send_parse(&mut self, prepares: Prepares, message: &[u8], work: &mut Work, server: &mut ServerState) {
         let statement = prepares.statement.clone();
         let id = statement.id;
+        // Its constants are read there, by their types' input functions, which check a domain's constraints within arrays and the like.
+        self.may_leave(statement.verdict.unseen, server);
         let place = if prepares.name.is_empty() {
             work.to_server.extend_from_slice(message);
             Place::Unnamed(server.prepare_unnamed(id))
@@ -451,6 +448,10 @@ impl Session {
         work: &mut Work,
         server: &mut ServerState,
     ) -> Option<NameThere> {
+        if let Some(statement) = statement {
+            // As its Parse, if there is one.
+            self.may_leave(statement.verdict.unseen, server);
+        }
         let Some(statement) = statement else {
             if unnamed {
                 // What another session left there isn't this one's.
@@ -463,7 +464,7 @@ impl Session {
         if !unnamed && let Some(own) = &server.own_names {
             if own.missing.contains_key(&statement.name) {
                 // If nothing has changed since, its error is the answer.
-                prepare(statement.name.clone(), statement, work);
+                prepare(statement.name.clone(), statement, work, server);
             }
             return None;
         }
@@ -538,6 +539,7 @@ impl Session {
                 return true;
             }
             looked_at.push(id);
+            server.may_keep(statement.verdict.unseen);
             evict_for(id, work, server);
             let name = server_name(id);
             reply::parse(&mut work.to_server, &name, &statement.tail);
@@ -637,6 +639,12 @@ fn send_refused(item: &Item, refusal: Refusal, work: &mut Work, server: &mut Ser
 pub(super) fn text_hash(verdict: &Verdict, text: &[u8]) -> u64 {
     let local = |effect: &Effect| matches!(effect, Effect::Set { local: true, .. });
     if verdict.effects.iter().any(local) { xxhash_rust::xxh3::xxh3_64(text) } else { 0 }
+}
+
+/// Whether a sequence may give a value in it: by a default, a trigger or a view, too.
+pub(super) fn may_advance_sequences(verdict: &Verdict) -> bool {
+    let inside = verdict.acts_inside && matches!(verdict.kind, Kind::Update | Kind::Delete);
+    verdict.class == Class::Write && verdict.kind != Kind::Transaction && !inside
 }
 
 /// Whether the transaction there has failed, and nothing in the statement ends it or goes back in it: nothing of it runs.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::batch::ends_transaction;
 use super::decide::is_of_modes;
+use super::dispatch::may_advance_sequences;
 use super::settings::{NOT_READ_BY_ANALYSIS, Value, is_sure};
 use super::{ServerState, Session, Work, own};
 use crate::route::ServerRole;
@@ -43,7 +44,7 @@ impl Session {
             // A cursor, a savepoint, SET LOCAL: the transaction has state on its replica.
             self.movable = None;
         }
-        self.sequence_advanced |= matches!(verdict.kind, Kind::Insert | Kind::Merge | Kind::Copy) && verdict.class == Class::Write;
+        self.sequence_advanced |= may_advance_sequences(verdict);
         for effect in verdict.effects_of(statement) {
             let effect = &*self.as_named_there(effect);
             self.hold_names(effect, verdict, server);

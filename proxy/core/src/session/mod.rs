@@ -463,8 +463,10 @@ impl Work {
         };
         let by_item = |(item, _): &(Item, _)| match item {
             Item::FunctionCall { large_object: false } | Item::Execute(None) => true,
-            // Its plan is made there.
-            Item::Bind { statement: Some(statement), .. } => statement.verdict.unseen.leaves,
+            // Its constants are read there, or its plan is made.
+            Item::Parse { statement, .. }
+            | Item::Bind { statement: Some(statement), .. }
+            | Item::DescribeStatement { statement: Some(statement), .. } => statement.verdict.unseen.leaves,
             _ => false,
         };
         (self.batch.end != End::Ready && !self.batch.is_empty()) || self.batch.executed().any(own) || self.batch.items.iter().any(by_item)

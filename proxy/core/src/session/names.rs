@@ -124,7 +124,7 @@ impl Session {
         if work.segment != Segment::Closed {
             // A Sync of ours would commit what the client has begun there. One that can't be prepared any more fails its segment.
             for (name, statement) in statements {
-                prepare(name, &statement, work);
+                prepare(name, &statement, work, server);
             }
             return;
         }
@@ -139,7 +139,7 @@ impl Session {
         if idle && !statements.iter().any(|(_, statement)| parted(statement)) {
             // Each by itself: one that can't be prepared any more keeps no other away.
             for (name, statement) in statements {
-                prepare(name, &statement, work);
+                prepare(name, &statement, work, server);
                 sync(work);
             }
             return;
@@ -158,7 +158,7 @@ impl Session {
                 there.sync_messages_within(&analysed_under(&there, &statement.settings), role, &mut work.to_server);
                 work.owed.push_back(Owed::Prelude);
             }
-            prepare(name, &statement, work);
+            prepare(name, &statement, work, server);
             sync(work);
             if parted {
                 // What has set them is still there, if they were refused.
@@ -285,7 +285,8 @@ fn sync(work: &mut Work) {
     work.owed.push_back(Owed::Sync(Sync::Ours));
 }
 
-pub(super) fn prepare(name: Box<[u8]>, statement: &Statement, work: &mut Work) {
+pub(super) fn prepare(name: Box<[u8]>, statement: &Statement, work: &mut Work, server: &mut ServerState) {
+    server.may_keep(statement.verdict.unseen);
     reply::parse(&mut work.to_server, &name, &statement.tail);
     work.owed.push_back(Owed::Parse { swallow: true, prepares: None, place: Place::Named(name) });
 }

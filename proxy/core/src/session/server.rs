@@ -9,7 +9,7 @@ use siphasher::sip128::{Hasher128, SipHasher13};
 
 use super::settings::{Params, Settings};
 use crate::route::ServerRole;
-use crate::sql::{Effect, Verdict};
+use crate::sql::{Effect, Unseen, Verdict};
 use crate::topology::Epoch;
 use crate::wire::reply::TxStatus;
 
@@ -66,6 +66,67 @@ const SESSION_AUTHORIZATION: &str = "session_authorization";
 
 /// Names of parameters that are kept for one connection.
 const ACCEPTED_MAX: usize = 64;
+
+/// Prefixes of the parameters of PostgreSQL's own libraries, and of others that are in wide use.
+const LIBRARIES: &[&str] = &[
+    "age",
+    "anon",
+    "auth_delay",
+    "auto_explain",
+    "basic_archive",
+    "citus",
+    "cron",
+    "hll",
+    "hnsw",
+    "hypopg",
+    "isn",
+    "ivfflat",
+    "orafce",
+    "passwordcheck",
+    "pg_bigm",
+    "pg_hint_plan",
+    "pg_ivm",
+    "pg_partman_bgw",
+    "pg_prewarm",
+    "pg_qualstats",
+    "pg_repack",
+    "pg_squeeze",
+    "pg_stat_kcache",
+    "pg_stat_statements",
+    "pg_tle",
+    "pg_trgm",
+    "pg_wait_sampling",
+    "pgaudit",
+    "pglogical",
+    "pgroonga",
+    "pgsodium",
+    "pgtle",
+    "pljava",
+    "pllua",
+    "plperl",
+    "plpgsql",
+    "plprofiler",
+    "plpython",
+    "plr",
+    "plrust",
+    "pltcl",
+    "plv8",
+    "postgis",
+    "postgres_fdw",
+    "powa",
+    "rum",
+    "sepgsql",
+    "set_user",
+    "supautils",
+    "temporal_tables",
+    "timescaledb",
+    "vectors",
+    "zhparser",
+];
+
+fn is_of_a_library(name: &str) -> bool {
+    name.split_once('.').is_some_and(|(prefix, _)| LIBRARIES.contains(&prefix.to_ascii_lowercase().as_str()))
+}
 
 /// Unknown relations that are kept for one connection.
 const UNKNOWN_MAX: usize = 64;
@@ -136,9 +197,10 @@ impl ServerState {
         &self.accepted
     }
 
-    /// It has taken this parameter. Beyond the limit it is asked again each time.
+    /// It has taken this parameter, and takes whatever value of it. Beyond the limit it is asked again each time, and of a library's parameters: a
+    /// server that has loaded the library checks their values, and it may do so at any moment.
     pub(super) fn accepts(&mut self, name: &Arc<str>) {
-        if name.contains('.') && self.accepted.len() < ACCEPTED_MAX && !self.accepted.contains(name) {
+        if name.contains('.') && !is_of_a_library(name) && self.accepted.len() < ACCEPTED_MAX && !self.accepted.contains(name) {
             self.accepted.push(name.clone());
         }
     }
@@ -215,6 +277,12 @@ impl ServerState {
     }
 
     /// A custom setting is about to be set: from then on it is there, whatever becomes of the transaction.
+    /// Something has been sent that may leave this.
+    pub(super) fn may_keep(&mut self, unseen: Unseen) {
+        self.unsure |= unseen.leaves;
+        self.sets_unknown |= unseen.sets_unknown;
+    }
+
     pub(super) fn names_unknown(&mut self, verdict: &Verdict) {
         if !verdict.unknown.is_empty() || verdict.effects.contains(&Effect::Ddl) {
             self.judged_by.get_or_insert(verdict.generation);

@@ -577,9 +577,19 @@ fn create(judge: &mut Judge<'_>, words: Words<'_>) -> Described {
 /// The custom settings that the SET clauses of CREATE FUNCTION, ALTER ROLE and their kin name: to see whether they may be set, the server makes
 /// them known in its session (`validate_option_array_item`).
 fn names_settings(judge: &mut Judge<'_>, words: Words<'_>) {
-    let named = (2..words.len()).filter(|at| words.is(*at, "set") || words.is(*at, "reset"));
-    for (name, _) in named.filter_map(|at| setting_name(words, at + 1)).filter(|(name, _)| name.contains('.')).take(SETTINGS_MAX) {
-        judge.effect(Effect::Set { name, local: true, to: SetTo::Other });
+    let mut told = 0;
+    for at in (2..words.len()).filter(|at| words.is(*at, "set") || words.is(*at, "reset")) {
+        // Of all that the role or the database has, nobody tells the names.
+        let all = words.is(at, "reset") && words.is(at + 1, "all");
+        match setting_name(words, at + 1).filter(|_| !all) {
+            Some((name, _)) if !name.contains('.') => {}
+            Some((name, _)) if told < SETTINGS_MAX => {
+                told += 1;
+                judge.effect(Effect::Set { name, local: true, to: SetTo::Other });
+            }
+            None if !all && !matches!(words.kind(at + 1), Some(TokenKind::Word | TokenKind::QuotedName | TokenKind::UnicodeName)) => {}
+            _ => judge.effect(Effect::SetUnknown),
+        }
     }
 }
 

@@ -107,6 +107,13 @@ fn overridden(name: &str) -> Option<Call> {
         "loread" => write("large_object"),
         _ if name.starts_with("lo_") => write("large_object"),
 
+        // A backup, and a temporary slot, is its session's, and no look shows whose.
+        "pg_backup_start" | "pg_backup_stop" | "pg_start_backup" | "pg_stop_backup" => pins("server_function", None, PinReason::Other),
+        "pg_create_physical_replication_slot"
+        | "pg_create_logical_replication_slot"
+        | "pg_copy_physical_replication_slot"
+        | "pg_copy_logical_replication_slot" => pins("server_function", None, PinReason::Other),
+
         "query_to_xml"
         | "query_to_xmlschema"
         | "query_to_xml_and_xmlschema"

@@ -30,6 +30,10 @@ pub(super) fn is_inside(judge: &Judge<'_>, words: Words<'_>) -> bool {
             return false;
         }
     }
+    if judge.verdict.kind == Kind::Update && (0..words.len()).any(|at| words.is(at, "default")) {
+        // Of a sequence, perhaps.
+        return false;
+    }
     (0..words.len()).all(|at| match words.kind(at) {
         Some(TokenKind::Word | TokenKind::QuotedName) => words.name(at).is_some_and(|name| {
             let name = name.as_str();

@@ -49,7 +49,9 @@ pub(super) fn of_builtin(name: &str) -> Suspicion {
         | "anyrange_in"
         | "pg_input_is_valid"
         | "pg_input_error_info" => Suspicion::anything("type"),
-        "current_setting" | "pg_settings" | "pg_show_all_settings" => Suspicion { sees_settings: true, ..Suspicion::NONE },
+        "current_setting" | "pg_settings" | "pg_settings_get_flags" | "pg_show_all_settings" => {
+            Suspicion { sees_settings: true, ..Suspicion::NONE }
+        }
         "pg_prepared_statements" | "pg_prepared_statement" => Suspicion { sees_statements: true, ..Suspicion::NONE },
         _ => Suspicion::NONE,
     }
@@ -170,8 +172,13 @@ impl Scan<'_, '_> {
         match words.word(first).as_str() {
             "select" | "values" | "table" | "with" => Runs::Names,
             _ if first > 0 => Runs::Unparsed,
-            "insert" | "update" | "delete" | "merge" | "truncate" | "copy" | "explain" | "declare" => Runs::Names,
-            // Of the cursors' queries DECLARE tells, and of the prepared ones' EXECUTE.
+            // PREPARE reads the constants.
+            "insert" | "update" | "delete" | "merge" | "truncate" | "copy" | "explain" | "declare" | "prepare"
+                if !words.is(1, "transaction") =>
+            {
+                Runs::Names
+            }
+            // Of the cursors' queries DECLARE tells.
             "begin" | "start" | "commit" | "end" | "rollback" | "abort" | "savepoint" | "release" | "set" | "reset" | "discard"
             | "prepare" | "deallocate" | "listen" | "unlisten" | "notify" | "fetch" | "move" | "close" | "load" | "lock" | "checkpoint" => {
                 Runs::Nothing

@@ -80,9 +80,10 @@ fn a_statement_that_was_prepared_in_doubt_stays_so() {
          C< 1 / 2 / C SET
          S> P sy1 {HIDES} / P sy2 table t / S
          S< 1 / 1 / S standard_conforming_strings off / Z I
-         C< 1 / 1 / S standard_conforming_strings off / Z I
-         return"
+         C< 1 / 1 / S standard_conforming_strings off / Z I"
     ));
+    // Whatever it is, its constants have been read.
+    assert!(story.session.pins().has(crate::sql::PinReason::UserCode));
     story.rig.know(crate::sql::Facts::builder(2).complete().build());
     let mut effects = |name: &[u8]| story.session.statement_now(&story.rig.env(), name).expect("known").verdict.clone();
     assert_eq!(effects(b"w").effects, [crate::sql::Effect::SetUnknown]);

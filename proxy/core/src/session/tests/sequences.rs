@@ -56,7 +56,9 @@ fn what_a_transaction_will_do_is_not_known_when_it_begins() {
 
 #[test]
 fn what_cannot_see_them_asks_for_nothing() {
-    others_have_inserted().tell(
+    let mut story = others_have_inserted();
+    story.rig.know_tables(2, &["t"]);
+    story.tell(
         "C> Q update t set i = 2
          lease l leader
          S> Q update t set i = 2
@@ -64,6 +66,25 @@ fn what_cannot_see_them_asks_for_nothing() {
          C< C UPDATE 1 / Z I
          return",
     );
+}
+
+#[test]
+fn any_write_may_advance_some() {
+    for text in [
+        "with w as (insert into t values (1) returning i) select i from w",
+        "update t set i = default",
+        "update watched set i = 1",
+        "explain analyze insert into t values (1)",
+        "select * from numbers",
+    ] {
+        let mut story = others_have_inserted();
+        story.rig.know_tables(2, &["t"]);
+        story.tell(&format!(
+            "C> Q {text}
+             lease l leader
+             S> P - DISCARD SEQUENCES / B - - / E - / S / Q {text}"
+        ));
+    }
 }
 
 #[test]
