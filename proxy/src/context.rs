@@ -71,6 +71,9 @@ impl DatabaseVerdicts<'_> {
     /// What the statement may do to facts is noted before a server gets it, so that no verdict rests on what it has
     /// made void.
     fn note_ddl(&self, verdict: &Verdict) {
+        if !verdict.mentions.is_empty() {
+            self.database.mention(&verdict.mentions);
+        }
         match ddl(verdict) {
             Ddl::None => {}
             Ddl::Adds => self.database.ddl_passed(false),
@@ -117,7 +120,7 @@ impl Judge for DatabaseVerdicts<'_> {
     }
 
     fn custom_settings(&self) -> Arc<[Arc<str>]> {
-        self.database.facts().custom_settings()
+        self.database.custom_settings()
     }
 
     fn grounds(&self) -> Vec<String> {

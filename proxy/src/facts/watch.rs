@@ -16,6 +16,7 @@ use switchyard_config::Config;
 use switchyard_core::marks::{ClusterMark, Marks};
 use switchyard_core::session::StatementId;
 use switchyard_core::sql::Facts;
+use switchyard_core::sql::reach::CUSTOM_SETTINGS_MAX;
 use switchyard_core::topology::{Member, Topology};
 use tokio::sync::{Notify, OwnedRwLockReadGuard, RwLock, Semaphore, watch};
 use tokio::time::{timeout, timeout_at};
@@ -110,6 +111,7 @@ impl Databases {
             tried: watch::Sender::new(false),
             ddl: AtomicU64::new(0),
             shape: AtomicU64::new(0),
+            mentioned: ArcSwap::default(),
             outdated: ArcSwap::default(),
             wake: Notify::new(),
             left: AtomicBool::new(false),
@@ -168,6 +170,8 @@ pub(crate) struct Database {
     ddl: AtomicU64,
     /// How often DDL passed that may change what statements give.
     shape: AtomicU64,
+    /// The custom settings that DDL has mentioned which passed, the latest: the facts of now may not have them, nor those that follow, if more DDL comes.
+    mentioned: ArcSwap<Vec<Arc<str>>>,
     /// The statements of which servers have said so.
     outdated: ArcSwap<HashSet<StatementId>>,
     wake: Notify,
@@ -232,6 +236,25 @@ impl Database {
             self.doubt();
         }
         self.wake.notify_one();
+    }
+
+    /// DDL that is about to be sent mentions these.
+    pub(crate) fn mention(&self, names: &[Arc<str>]) {
+        let known = self.mentioned.load();
+        if names.iter().all(|name| known.contains(name)) {
+            return;
+        }
+        self.mentioned.rcu(|known| {
+            let mut all: Vec<Arc<str>> = known.iter().filter(|name| !names.contains(name)).chain(names).cloned().collect();
+            all.drain(..all.len().saturating_sub(CUSTOM_SETTINGS_MAX));
+            all
+        });
+    }
+
+    /// The custom settings that code of the database's own names, or names soon.
+    pub(crate) fn custom_settings(&self) -> Arc<[Arc<str>]> {
+        let (known, mentioned) = (self.facts().custom_settings(), self.mentioned.load());
+        if mentioned.is_empty() { known } else { known.iter().chain(mentioned.iter()).cloned().collect() }
     }
 
     /// How often DDL passed that may change what statements give.

@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
+use switchyard_tests::cluster::first_value;
 use switchyard_tests::{Batch, Raw, Result, Router, RouterOptions, eventually};
 
 use crate::yard::{SOON, Yard, metric, tell};
@@ -271,6 +272,91 @@ async fn large_objects_keep_no_connection() -> Result {
             Ok((metric(&router, "switchyard_pinned_sessions").await? == 1.0).then_some(()))
         })
         .await
+    })
+    .await
+}
+
+/// A view of the database calls a function that nothing is wrong with.
+const YOUNG: &str = "
+CREATE SCHEMA young AUTHORIZATION app; SET ROLE app;
+CREATE FUNCTION young.f() RETURNS text STABLE LANGUAGE sql AS $$ SELECT 'plain' $$;
+CREATE VIEW young.v AS SELECT pg_catalog.concat(young.f()) AS value;
+CREATE TABLE young.t (i int)";
+
+/// What DDL makes runs before the facts tell of it; some of it is gone by then.
+#[tokio::test]
+async fn what_ddl_has_just_made_leaves_its_sessions_own() -> Result {
+    tell(async |yard| {
+        yard.prepare(YOUNG).await?;
+        let router = yard.other_router(RouterOptions::new().set("pool.max_size", 1)).await?;
+        eventually(SOON, "facts", || async {
+            let told = Raw::connect(&router.rw_dsn("app")).await?.query("EXPLAIN (ROUTE) TABLE young.v").await?;
+            Ok(told.iter().any(|line| line.contains("Leaves: nothing (proven)")).then_some(()))
+        })
+        .await?;
+        let sets = |name: &str| format!("$$ SELECT set_config('young.{name}', 'secret', false) $$");
+        let trigger = "RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN SET young.by_trigger = 'secret'; RETURN NEW; END $$";
+        let (function, default) = (sets("by_function"), sets("by_default"));
+        let plain = "CREATE OR REPLACE FUNCTION young.f() RETURNS text STABLE LANGUAGE sql AS $$ SELECT 'plain' $$";
+        for (setting, sql) in [
+            (
+                "young.by_function",
+                format!("CREATE OR REPLACE FUNCTION young.f() RETURNS text STABLE LANGUAGE sql AS {function}; TABLE young.v; {plain}"),
+            ),
+            (
+                "young.by_trigger",
+                format!(
+                    "CREATE FUNCTION young.g() {trigger}; CREATE TRIGGER g BEFORE INSERT ON young.t FOR EACH ROW EXECUTE FUNCTION young.g(); \
+                     INSERT INTO young.t VALUES (1); DROP TRIGGER g ON young.t; DROP FUNCTION young.g()"
+                ),
+            ),
+            (
+                "young.by_default",
+                format!(
+                    "CREATE FUNCTION young.h() RETURNS text LANGUAGE sql AS {default}; ALTER TABLE young.t ADD COLUMN h text DEFAULT young.h(); \
+                     INSERT INTO young.t VALUES (1); ALTER TABLE young.t DROP COLUMN h; DROP FUNCTION young.h()"
+                ),
+            ),
+        ] {
+            is_its_own(yard, &router, setting, &Batch::new().query(&sql)).await.with_context(|| setting.to_owned())?;
+        }
+        yard.prepare("DROP SCHEMA young CASCADE").await
+    })
+    .await
+}
+
+/// A parameter that one server takes as anybody's, and another one refuses that has loaded the library in between: nothing runs with less than its
+/// session has set, and what has failed hasn't run.
+#[tokio::test]
+async fn a_parameter_of_a_library_is_refused_before_anything_runs() -> Result {
+    tell(async |yard| {
+        yard.prepare(
+            "CREATE TABLE loads (i int); CREATE TABLE plainly (i int);
+             CREATE FUNCTION loads() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NEW; END $$;
+             CREATE TRIGGER t BEFORE INSERT ON loads FOR EACH ROW EXECUTE FUNCTION loads();
+             GRANT ALL ON loads, plainly TO app",
+        )
+        .await?;
+        for act in [Batch::new().query("INSERT INTO plainly VALUES (1)"), Batch::new().run("INSERT INTO plainly VALUES (1)", &[])] {
+            let router = yard.other_router(RouterOptions::new().set("pool.max_size", 1)).await?;
+            eventually(SOON, "facts", || async {
+                let told = Raw::connect(&router.rw_dsn("app")).await?.query("EXPLAIN (ROUTE) INSERT INTO loads VALUES (1)").await?;
+                Ok(told.iter().any(|line| line.contains("Leaves: nothing (proven)")).then_some(()))
+            })
+            .await?;
+            let (mut first, mut second) = (Raw::connect(&router.rw_dsn("app")).await?, Raw::connect(&router.rw_dsn("app")).await?);
+            first.query("SET plpgsql.variable_conflict = 'bogus'").await?;
+            second.query("INSERT INTO loads VALUES (1)").await?;
+            let told = first.ask(&act).await?;
+            let count = yard.leader.connect().await?.simple_query("SELECT count(*) FROM plainly").await?;
+            let done = first_value(&count) == Some("1");
+            let refused = told.iter().any(|line| line.starts_with("E "));
+            ensure!(refused != done, "{told:?}, and it was done: {done}");
+            ensure!(told.last().is_some_and(|line| line == "Z I"), "{told:?}");
+            ensure!(second.query("SELECT 1").await?.iter().any(|line| line == "D 1"));
+            yard.prepare("TRUNCATE plainly").await?;
+        }
+        yard.prepare("DROP TABLE loads, plainly; DROP FUNCTION loads()").await
     })
     .await
 }

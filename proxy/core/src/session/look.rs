@@ -128,13 +128,15 @@ const RESTORE: &str = "COMMIT";
 macro_rules! set_by_session {
     ($which:literal) => {
         concat!(
-            "SELECT CASE WHEN s.setting OPERATOR(pg_catalog.=) s.reset_val THEN 'e' ",
+            "SELECT CASE WHEN s.source OPERATOR(pg_catalog.<>) 'session' THEN 'k' ",
+            "WHEN s.setting OPERATOR(pg_catalog.=) s.reset_val THEN 'e' ",
             "WHEN s.context OPERATOR(pg_catalog.=) 'superuser' AND pg_catalog.current_setting('is_superuser') OPERATOR(pg_catalog.=) 'off' ",
             "THEN 'x' ELSE 's' END, ",
             in_hex!("s.name"),
             ", ",
             in_hex!("pg_catalog.current_setting(s.name, true)"),
-            " FROM pg_catalog.pg_show_all_settings() s WHERE s.source OPERATOR(pg_catalog.=) 'session'",
+            " FROM pg_catalog.pg_show_all_settings() s WHERE (s.source OPERATOR(pg_catalog.=) 'session'",
+            " OR pg_catalog.strpos(s.name, '.') OPERATOR(pg_catalog.>) 0)",
             $which
         )
     };
@@ -184,7 +186,8 @@ macro_rules! all {
     };
 }
 
-/// Settings whose source is the session, with those apart that are what they would be anyway, and those that it may not set itself; values of custom ones, of which no view tells; channels,
+/// Settings whose source is the session, with those apart that are what they would be anyway, and those that it may not set itself; the parameters of
+/// loaded libraries that nobody has set; values of custom ones, of which no view tells; channels,
 /// session-level advisory locks, cursors that are held, and prepared statements: functions only. Then, of the catalogs, the role; what roles and databases have set of custom settings; objects in the
 /// temporary schema (2615 is `pg_namespace`). All of it qualified: the session's `search_path` may hold operators and functions of anybody's.
 ///
@@ -331,6 +334,10 @@ impl Session {
                 (b'v', Some(_), Some(value)) if is_default(seen, &parameter, value) && server.settings.value(&parameter).is_none() => {
                     self.plain.add(&Arc::from(parameter));
                 }
+                // A library has been loaded that has it: it is that one's own value.
+                (b'v', Some(_), Some(_)) if is_a_librarys(seen, &parameter) && server.settings.value(&parameter).is_none() => {
+                    self.plain.add(&Arc::from(parameter));
+                }
                 (b'v', Some(_), Some(value)) => self.take_value(&parameter, value, look, server),
                 // It was never set.
                 (b'v', Some(_), None) => self.forget_setting(&parameter, server),
@@ -359,7 +366,7 @@ impl Session {
                     self.pins.add(PinReason::WithHoldCursor);
                 }
                 (b'p', Some(statement), _) => prepared.push(statement),
-                (b'd', ..) => {}
+                (b'd' | b'k', ..) => {}
                 // A name that isn't UTF-8: it can't be carried.
                 _ => self.pins.add(PinReason::SettingOutOfSight),
             }
@@ -465,7 +472,7 @@ impl Session {
         differences.push(format!("settings known: [{}]; there: [{}]", names(before), names(&self.settings)));
         let reasons = |pins: super::Pins| pins.iter().map(PinReason::as_str).collect::<Vec<_>>().join(", ");
         differences.push(format!("pins known: [{}]; seen: [{}]", reasons(pins), reasons(self.pins)));
-        let rows = seen.rows.iter().filter(|(kind, ..)| !matches!(kind, b'v' | b'd'));
+        let rows = seen.rows.iter().filter(|(kind, ..)| !matches!(kind, b'v' | b'd' | b'k'));
         differences.extend(rows.map(|(kind, name, _)| format!("{}:{}", char::from(*kind), String::from_utf8_lossy(name))));
         differences.join("; ")
     }
@@ -476,6 +483,11 @@ fn is_default(seen: &Seen, name: &str, value: &[u8]) -> bool {
     let said =
         |(kind, known, default): &Row| *kind == b'd' && known.eq_ignore_ascii_case(name.as_bytes()) && default.as_deref() == Some(value);
     seen.rows.iter().any(said)
+}
+
+/// Whether a loaded library has defined the parameter, and nobody has set it.
+fn is_a_librarys(seen: &Seen, name: &str) -> bool {
+    seen.rows.iter().any(|(kind, known, _)| *kind == b'k' && known.eq_ignore_ascii_case(name.as_bytes()))
 }
 
 fn same_value(known: &Value, value: &[u8]) -> bool {

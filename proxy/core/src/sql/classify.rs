@@ -9,6 +9,7 @@ use std::sync::Arc;
 use super::catalog::Facts;
 use super::fingerprint::{Fingerprint, leading_hint};
 use super::lexer::{Lexer, Name, Token, TokenKind, is_wide_dollar_quote};
+use super::reach::{CUSTOM_SETTINGS_MAX, mentioned_settings};
 use super::touch::Causes;
 use super::verdict::{Class, Effect, Kind, PinReason, REASONS_LIMIT, Reason, Unseen, Verdict};
 use super::{control, inside, query, touch, tree, unseen};
@@ -99,6 +100,7 @@ impl<'a> Judge<'a> {
             unseen: Unseen::default(),
             unproven: None,
             unknown: Vec::new(),
+            mentions: Vec::new(),
             statements: 0,
             kind: Kind::Empty,
             command: "",
@@ -155,6 +157,11 @@ impl<'a> Judge<'a> {
         };
         if self.verdict.statements == 1 {
             (self.verdict.kind, self.verdict.command) = described;
+        }
+        if self.verdict.effects[first_effect..].contains(&Effect::Ddl) {
+            let text = &self.sql[tokens[0].start..last.end];
+            self.verdict.mentions.extend(mentioned_settings(&String::from_utf8_lossy(text)));
+            self.verdict.mentions.truncate(CUSTOM_SETTINGS_MAX);
         }
         touch::note(self, words, self.causes, described);
         unseen::note(self, words, self.causes.class, first_effect);

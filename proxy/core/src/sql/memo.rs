@@ -11,7 +11,7 @@ use arc_swap::{ArcSwapOption, Guard};
 use super::catalog::Facts;
 use super::classify::{Dialect, classify};
 use super::fingerprint::{Fingerprint, summarize};
-use super::verdict::{Class, Reason, Verdict};
+use super::verdict::{Class, Effect, Reason, Verdict};
 use crate::marks::Touched;
 
 /// Slots in which a fingerprint may stand.
@@ -76,7 +76,9 @@ impl Memo {
         let mut verdict = classify(sql, facts, dialect);
         verdict.fingerprint = fingerprint;
         let verdict = Arc::new(verdict);
-        if summary.cacheable && verdict.effects.len().max(verdict.effect_ends.len()) <= EFFECTS_LIMIT {
+        // What DDL mentions stands in its literals.
+        let cacheable = summary.cacheable && !verdict.effects.contains(&Effect::Ddl);
+        if cacheable && verdict.effects.len().max(verdict.effect_ends.len()) <= EFFECTS_LIMIT {
             self.keep(Entry { fingerprint, generation: facts.generation(), dialect, verdict: Arc::clone(&verdict) });
         }
         (verdict, fingerprint, false)

@@ -83,7 +83,7 @@ const TRACELESS_EXTENSIONS: [&str; 14] = [
 ];
 
 /// Custom settings of which the names are kept, and their bytes. Code that sets more of them sets unknown ones.
-const CUSTOM_SETTINGS_MAX: usize = 64;
+pub const CUSTOM_SETTINGS_MAX: usize = 64;
 const CUSTOM_SETTING_BYTES_MAX: usize = 128;
 
 /// An object of the database, by the catalog that holds it and its OID there.
@@ -905,6 +905,15 @@ impl SettingNames {
         let others = self.mentioned.difference(&self.set);
         self.set.iter().chain(others).take(CUSTOM_SETTINGS_MAX).cloned().collect()
     }
+}
+
+/// What a text that makes code may have that code set: all that looks like the name of a custom setting, if anything is set there.
+pub(super) fn mentioned_settings(text: &str) -> Vec<Arc<str>> {
+    let mut names = SettingNames::default();
+    if text.as_bytes().windows(3).any(|letters| letters.eq_ignore_ascii_case(b"set")) {
+        names.mention(text);
+    }
+    names.all()
 }
 
 /// Whether a constant of type text has a dot in it.

@@ -237,6 +237,8 @@ pub struct Verdict {
     /// The relations that it names and that the facts don't have, where code of the database's own may set custom settings of unknown names:
     /// temporary ones, younger ones, or none.
     pub unknown: Vec<Arc<str>>,
+    /// Of DDL: whatever in its text looks like the name of a custom setting (`prefix.name`). What it makes may set it, before the facts tell.
+    pub mentions: Vec<Arc<str>>,
     /// How many statements (0: empty query).
     pub statements: usize,
     /// The first statement's kind.

@@ -170,3 +170,17 @@ fn without_facts_or_in_doubt_only_what_is_built_in_is_proven() {
         }
     }
 }
+
+#[test]
+fn ddl_says_which_custom_settings_it_mentions() {
+    for (sql, mentioned) in [
+        ("CREATE FUNCTION f() RETURNS text LANGUAGE sql AS $$ SELECT set_config('App.x', 'y', false) $$", "app.x"),
+        ("CREATE FUNCTION f() RETURNS void LANGUAGE plpgsql AS 'BEGIN SET a.b = 1; RESET c.d.e; END'", "a.b c.d.e"),
+        ("BEGIN; CREATE DOMAIN d AS text CHECK (set_config('a.b', VALUE, false) <> ''); SELECT 'c.d'", "a.b"),
+        ("ALTER TABLE plain ALTER COLUMN a SET DEFAULT now()", ""),
+        ("CREATE TABLE t (a int)", ""),
+        ("SELECT set_config('a.b', 'x', false)", ""),
+    ] {
+        assert_eq!(judged(sql).mentions.join(" "), mentioned, "{sql}");
+    }
+}
