@@ -278,6 +278,10 @@ impl Session {
                 if !fails_at_once(verdict, work, server) {
                     self.is_about_to_run(verdict, server);
                 }
+                // It may run and yet fail, as what came before it in its segment can't be committed.
+                let names_custom =
+                    |effect: &Effect| matches!(effect, Effect::Set { name, .. } | Effect::Reset { name } if name.contains('.'));
+                server.unsure |= !lone && verdict.effects.iter().any(names_custom);
                 if self.stand_in(verdict, work, server) && lone {
                     reply::sync(&mut work.to_server);
                     work.owed.push_back(Owed::Sync(Sync::Ours));

@@ -2715,6 +2715,19 @@ mod out_of_sight {
         // It hasn't been reached, or was alone.
         fails("delete from t; set local app.x = '1'; delete from t", "", "return");
         fails("set local app.x = '1'", "", "return");
+        // It wasn't alone: what came before it in its segment may be what can't be committed.
+        Story::run(
+            "C> P - delete from t / B - - / E - / H
+             lease l leader
+             S> P - delete from t / B - - / E - / H
+             S< 1 / 2 / C DELETE 1
+             C< 1 / 2 / C DELETE 1
+             C> Q set app.x = '1'
+             S> Q set app.x = '1'
+             S< E 23505 twice / Z I
+             C< E 23505 / Z I
+             S> look at all app.x",
+        );
     }
 
     /// '' is what it finds from then on anyway, unless what would set it is skipped.
