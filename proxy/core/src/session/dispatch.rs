@@ -452,10 +452,6 @@ impl Session {
         work: &mut Work,
         server: &mut ServerState,
     ) -> Option<NameThere> {
-        if let Some(statement) = statement {
-            // As its Parse, if there is one.
-            self.may_leave(statement.verdict.unseen, server);
-        }
         let Some(statement) = statement else {
             if unnamed {
                 // What another session left there isn't this one's.
@@ -465,6 +461,8 @@ impl Session {
             }
             return None;
         };
+        // As its Parse, if there is one.
+        self.may_leave(statement.verdict.unseen, server);
         if !unnamed && let Some(own) = &server.own_names {
             if own.missing.contains_key(&statement.name) {
                 // If nothing has changed since, its error is the answer.

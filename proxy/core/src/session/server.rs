@@ -276,13 +276,13 @@ impl ServerState {
         self.prepared.uses.keys().copied().collect()
     }
 
-    /// A custom setting is about to be set: from then on it is there, whatever becomes of the transaction.
     /// Something has been sent that may leave this.
     pub(super) fn may_keep(&mut self, unseen: Unseen) {
         self.unsure |= unseen.leaves;
         self.sets_unknown |= unseen.sets_unknown;
     }
 
+    /// What its session names that the facts don't have, and by which facts that, and what it makes, was judged.
     pub(super) fn names_unknown(&mut self, verdict: &Verdict) {
         if !verdict.unknown.is_empty() || verdict.effects.contains(&Effect::Ddl) {
             self.judged_by.get_or_insert(verdict.generation);
@@ -299,6 +299,7 @@ impl ServerState {
         }
     }
 
+    /// A custom setting is about to be set: from then on it is there, whatever becomes of the transaction.
     pub(super) fn sets(&mut self, name: &Arc<str>) {
         if name.contains('.') && !self.custom.add(name) {
             // What isn't known can't be told to the next session.
