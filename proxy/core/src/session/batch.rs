@@ -229,7 +229,7 @@ impl Batch {
     /// Whether what it has executed last, so far, ends a transaction.
     pub(super) fn ends_transaction_last(&self) -> bool {
         let last = self.items.last().and_then(|(item, _)| item.runs());
-        self.end == End::Open && last.is_some_and(|verdict| verdict.effects.iter().any(ends_transaction))
+        last.is_some_and(|verdict| verdict.effects.iter().any(ends_transaction))
     }
 
     pub(super) fn executes(&self) -> bool {

@@ -35,19 +35,34 @@ impl Session {
 
     /// Sends what brings the server to the session's settings.
     pub(super) fn bring(&mut self, work: &mut Work, server: &mut ServerState) {
-        for name in self.settings.dotted() {
-            server.sets(name);
-        }
+        self.brings(server);
         if server.tx == TxStatus::Idle {
             server.settings.sync_messages(&self.settings, server.role, &mut work.to_server);
             server.forget_unnamed();
         } else {
-            // It goes back with the transaction.
-            self.changing(Some(server));
             server.settings.sync_messages_within(&self.settings, server.role, &mut work.to_server);
         }
         server.ready = false;
         work.owed.push_back(Owed::Bring);
+    }
+
+    /// As [`Session::bring`], of what a string has gone back to the server's own value of and something out of sight may have set again behind that:
+    /// then it stays, for a look to find.
+    pub(super) fn bring_where_reset(&mut self, work: &mut Work, server: &mut ServerState) {
+        self.brings(server);
+        server.settings.sync_messages_where_reset(&self.settings, server.role, &mut work.to_server);
+        server.ready = false;
+        work.owed.push_back(Owed::Bring);
+    }
+
+    fn brings(&mut self, server: &mut ServerState) {
+        for name in self.settings.dotted() {
+            server.sets(name);
+        }
+        if server.tx != TxStatus::Idle {
+            // It goes back with the transaction.
+            self.changing(Some(server));
+        }
     }
 
     /// Sends the batch to the server that is held.
@@ -96,6 +111,8 @@ impl Session {
         }
         work.shows |= class != Class::Local;
         work.alone |= work.batch.executed().any(|verdict| must_be_answered_first(verdict));
+        // What goes on behind the end of a transaction waits for that.
+        work.alone |= work.segment == Segment::Open && work.batch.end == End::Overflow && work.batch.ends_transaction_last();
         // Behind that, its settings must be brought once more.
         work.alone |= work.batch.executed().any(|verdict| verdict.effects.iter().any(ends_or_goes_back)) && self.journal.parts(server.role);
         // Or at last, as it couldn't be done where they went: in a segment, or in a transaction that has failed.
@@ -132,14 +149,13 @@ impl Session {
         work.flushed = batch.end == End::Flush || (batch.end == End::Overflow && work.alone);
         work.segment = if batch.end == End::Ready || syncs_flush { Segment::Closed } else { Segment::Open };
         if work.segment == Segment::Closed && !work.stand_ins.is_empty() {
-            // Our Sync may end a skipping that is the client's to end.
-            work.alone = true;
-            for name in work.stand_ins.drain(..) {
-                reply::close_statement(&mut work.to_server, &name);
-                work.owed.push_back(Owed::OUR_CLOSE);
+            // To a server that takes COPY data, a Close is the end: they are closed when all is answered.
+            let unknown = |(item, _): &(Item, _)| matches!(item, Item::Execute(None));
+            if copies(&batch) || batch.items.iter().any(unknown) {
+                work.alone = true;
+            } else {
+                Session::close_stand_ins(work, server);
             }
-            reply::sync(&mut work.to_server);
-            work.owed.push_back(Owed::Sync(Sync::Ours));
         }
         work.batch = batch;
         if lone_write {

@@ -343,6 +343,8 @@ pub struct Work {
     recovered: bool,
     /// A statement went back to settings of the server's where the session has its own: the client's ReadyForQuery waits for them.
     ready_after_bring: Option<TxStatus>,
+    /// The string that was just answered may have set again, out of sight, what it has gone back to the server's own value of.
+    may_have_set_again: bool,
     /// Stand-ins for the client's statements on the server, to be closed behind the segment.
     stand_ins: Vec<Box<[u8]>>,
     /// The current segment, or one before it that is still owed, may write.
@@ -530,6 +532,8 @@ pub struct Session {
     /// Something has run on the server that is held of which it isn't proven that it leaves settings alone.
     unproven: bool,
     told: Params,
+    /// What it was told at its login.
+    began: Params,
     /// What the server reported whose parameters the client was told last.
     heard: Params,
     /// Of the transaction's SET LOCAL: statements that are prepared under it aren't those of other transactions.
@@ -609,6 +613,7 @@ impl Session {
             plain: CustomNames::default(),
             unproven: false,
             told: Params::default(),
+            began: Params::default(),
             heard: Params::default(),
             local_hash: 0,
             standard_conforming_strings: true,
@@ -880,7 +885,7 @@ impl Session {
             }
             let message = &rest[..header.total];
             // What a segment that has been sent in part goes on with behind the end of a failed transaction is judged when that is known.
-            let ends_within = work.segment == Segment::Open && work.batch.ends_transaction_last();
+            let ends_within = work.segment == Segment::Open && work.batch.end == End::Open && work.batch.ends_transaction_last();
             if !matches!(header.tag, b'S' | b'H' | b'X') && !self.skipping && (work.batch.needs_answer() || ends_within) {
                 // What it means depends on what is about to change: names, settings, where strings end.
                 if self.names_wait(work, server.as_deref()) {

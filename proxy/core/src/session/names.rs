@@ -13,8 +13,9 @@ use super::batch::{Batch, End, Item, Statement};
 use super::dispatch::fail_transaction;
 use super::replies::{Owed, Place, Sync};
 use super::server::{OwnNames, server_name};
-use super::settings::{self, NOT_READ_BY_ANALYSIS, READ_OF_STRINGS, Settings, is_sure};
+use super::settings::{self, NOT_READ_BY_ANALYSIS, READ_OF_STRINGS, Settings, Value, is_sure};
 use super::{Env, Segment, ServerState, Session, Work};
+use crate::route::ServerRole;
 use crate::sql::{Effect, PinReason, Verdict};
 use crate::wire::reply::{self, TxStatus};
 use crate::wire::{frame, view};
@@ -121,19 +122,26 @@ impl Session {
             work.owed.push_back(Owed::OUR_CLOSE);
         }
         let statements = self.named_before(&work.batch);
+        let brought = work.owed.iter().any(|owed| matches!(owed, Owed::Bring));
+        let there = if brought { self.settings.clone() } else { server.settings.clone() };
+        let role = server.role;
         if work.segment != Segment::Closed {
             // A Sync of ours would commit what the client has begun there. One that can't be prepared any more fails its segment.
             for (name, statement) in statements {
+                let mut analysed = analysed_under(&there, &statement.settings);
+                // What only the server knows couldn't be set again.
+                for (name, unread) in there.iter().filter(|(_, value)| matches!(value, Value::Unread(_))) {
+                    analysed.set(name, unread.clone());
+                }
+                set_in_segment(&there, &analysed, role, work);
                 prepare(name, &statement, work, server);
+                set_in_segment(&analysed, &there, role, work);
             }
             return;
         }
         if statements.is_empty() {
             return sync(work);
         }
-        let brought = work.owed.iter().any(|owed| matches!(owed, Owed::Bring));
-        let there = if brought { self.settings.clone() } else { server.settings.clone() };
-        let role = server.role;
         let parted = |statement: &Statement| there.differs(&analysed_under(&there, &statement.settings), role);
         let idle = server.tx == TxStatus::Idle;
         if idle && !statements.iter().any(|(_, statement)| parted(statement)) {
@@ -233,6 +241,22 @@ impl Session {
         Some(executed)
     }
 
+    /// Closes the stand-ins behind a segment. True if that is still to be answered.
+    pub(super) fn close_stand_ins(work: &mut Work, server: &mut ServerState) -> bool {
+        if work.stand_ins.is_empty() {
+            return false;
+        }
+        for name in work.stand_ins.drain(..) {
+            reply::close_statement(&mut work.to_server, &name);
+            work.owed.push_back(Owed::OUR_CLOSE);
+        }
+        sync(work);
+        server.ready = false;
+        // Our Sync may end a skipping that is the client's to end.
+        work.alone = true;
+        true
+    }
+
     /// DEALLOCATE of a statement that the server knows by another name: an empty one takes its place for DEALLOCATE to find.
     pub(super) fn stand_in(&self, verdict: &Verdict, work: &mut Work, server: &ServerState) -> bool {
         let mut any = false;
@@ -261,6 +285,16 @@ fn analysed_under(there: &Settings, statements: &Settings) -> Settings {
         wanted.set(name, value.clone());
     }
     wanted
+}
+
+/// Brings the server from some settings to others in the client's segment, up to the end of its transaction.
+fn set_in_segment(there: &Settings, wanted: &Settings, role: ServerRole, work: &mut Work) {
+    let executed = there.local_changes(wanted, role, &mut work.to_server);
+    if executed > 0 {
+        work.owed.extend(std::iter::repeat_with(|| Owed::Own).take(executed));
+        // Of the portal and the statement.
+        work.owed.extend([Owed::OUR_CLOSE, Owed::OUR_CLOSE]);
+    }
 }
 
 /// Whether the first thing that it runs is the end of a transaction, and it has more than that: behind the end, or by a name.

@@ -26,6 +26,9 @@ pub(super) enum Owed {
     Bring,
     /// Of a held BEGIN (or a SET TRANSACTION behind it), sent as Parse, Bind and Execute: swallowed up to CommandComplete.
     Begin,
+    /// Of a statement of ours in the client's segment, sent as Parse, Bind and Execute, with Closes of what was there: swallowed up to
+    /// CommandComplete.
+    Own,
     /// Of our DISCARD SEQUENCES: swallowed up to ReadyForQuery.
     Discard,
     /// Of another query of ours.
@@ -129,6 +132,7 @@ impl Owed {
             self,
             Owed::Bring
                 | Owed::Begin
+                | Owed::Own
                 | Owed::Discard
                 | Owed::Prelude
                 | Owed::Look(_)
@@ -287,6 +291,7 @@ impl Session {
                 matches!(tag, b'1' | b'2' | b'3' | b't' | b'n' | b'T' | b'D' | b'C' | b'I' | b's' | b'Z')
             }
             (tag, Some(Owed::Begin)) => matches!(tag, b'1' | b'2' | b'C'),
+            (tag, Some(Owed::Own)) => matches!(tag, b'1' | b'2' | b'3' | b'D' | b'C'),
             (b'Z', Some(Owed::Query(..))) => work.completed > 0 || work.segment_failed || work.runs_again(),
             (tag, Some(Owed::Query(..))) => matches!(tag, b'T' | b'D' | b'C' | b'I' | b'G' | b'H' | b'W' | b'd' | b'c'),
             (tag, Some(Owed::FunctionCall)) => matches!(tag, b'V' | b'Z'),
@@ -478,7 +483,7 @@ impl Session {
     }
 
     fn complete(&mut self, env: &Env<'_>, work: &mut Work, server: &mut ServerState, tag: u8, body: &[u8]) -> Fate {
-        if let Some(Owed::Begin) = work.owed.front() {
+        if let Some(Owed::Begin | Owed::Own) = work.owed.front() {
             work.owed.pop_front();
             return Fate::Swallow;
         }
@@ -733,6 +738,7 @@ impl Session {
                 Owed::Bind(_, (portal, number)) if !runs_again => self.unbind(&portal, number),
                 Owed::Bring
                 | Owed::Begin
+                | Owed::Own
                 | Owed::Discard
                 | Owed::Prelude
                 | Owed::Look(_)
@@ -797,6 +803,7 @@ impl Session {
                 }
             }
             Some(Owed::Query(verdict, _)) => {
+                work.may_have_set_again = may_set_again(&verdict);
                 if work.segment_failed {
                     server.unsure |= server.own_names.is_some();
                     if ran {
@@ -845,6 +852,7 @@ impl Session {
             Some(Owed::Prelude | Owed::Discard | Owed::LookBegins) => work.segment_failed = false,
             Some(
                 Owed::Begin
+                | Owed::Own
                 | Owed::Refused { .. }
                 | Owed::Parse { .. }
                 | Owed::Bind(..)
@@ -942,6 +950,7 @@ impl Session {
         self.settings_proven = true;
         server.settings = self.settings.clone();
         self.tell_parameters(env, work, server);
+        self.began = self.told.clone();
         reply::message(&mut work.to_client, b'K', &[&key.pid.to_be_bytes(), &key.secret]);
         reply::ready_for_query(&mut work.to_client, TxStatus::Idle);
         work.forget_attempts();
@@ -962,7 +971,8 @@ impl Session {
         };
         let read_only = if server.role == ServerRole::Replica { self.told_read_only(env, settings, server) } else { None };
         let is_told = read_only.is_none_or(|value| self.told.value(READ_ONLY) == Some(value));
-        if self.heard == server.params && is_told {
+        let parted = !Arc::ptr_eq(settings, there);
+        if self.heard == server.params && is_told && !parted {
             // The next comparison is one of pointers.
             server.params.share(&self.heard);
             return;
@@ -983,8 +993,16 @@ impl Session {
                 _ => value,
             };
             let text = std::str::from_utf8(name).unwrap_or_default();
-            if !Arc::ptr_eq(settings, there) && is_lacking(settings, there, text) {
+            if parted && is_lacking(settings, there, text) {
                 // The session has it still, and its server gets it back behind what is under way.
+                if is_at_startup(settings, &self.startup, text)
+                    && let Some(began) = self.began.value(text)
+                    && self.told.value(text) != Some(began)
+                {
+                    reply::parameter_status(&mut work.to_client, name, began);
+                    self.told.set(name, began);
+                    changed = true;
+                }
                 continue;
             }
             if self.told.value(text) != Some(told) {
@@ -1026,6 +1044,7 @@ impl Session {
 
     /// ReadyForQuery behind a segment. `told`: it is the client's, and not that of a Sync in the place of its Flush.
     fn segment_done(&mut self, env: &Env<'_>, work: &mut Work, server: &mut ServerState, status: TxStatus, told: bool) -> Fate {
+        let may_have_set_again = std::mem::take(&mut work.may_have_set_again);
         if work.runs_again() {
             if work.owed.is_empty() {
                 self.run_again(env, work, server);
@@ -1066,7 +1085,11 @@ impl Session {
                 self.local_defaults.clear();
                 work.owed.push_back(Owed::Prelude);
             }
-            self.bring(work, server);
+            if may_have_set_again {
+                self.bring_where_reset(work, server);
+            } else {
+                self.bring(work, server);
+            }
             work.ready_after_bring = told.then_some(status);
             return Fate::Swallow;
         }
@@ -1099,7 +1122,7 @@ impl Session {
 
     /// Gives the server connection back where nothing is owed and nothing keeps it.
     pub(super) fn return_if_done(&mut self, env: &Env<'_>, work: &mut Work, server: &mut ServerState) {
-        if !work.owed.is_empty() || work.segment != Segment::Closed {
+        if !work.owed.is_empty() || work.segment != Segment::Closed || Session::close_stand_ins(work, server) {
             return;
         }
         env.marks.ends(&mut self.sending);
@@ -1213,6 +1236,18 @@ fn hand_on(work: &mut Work, behind: usize, statement: &Arc<Statement>) -> bool {
 fn is_lacking(settings: &Settings, there: &Settings, reported: &str) -> bool {
     let name = reported.to_ascii_lowercase();
     settings.value(&name).is_some_and(|value| there.value(&name) != Some(value))
+}
+
+/// Whether a string goes back to a server's own settings, and has something besides that may set them out of sight.
+fn may_set_again(verdict: &Verdict) -> bool {
+    let goes_back = |effect: &Effect| matches!(effect, Effect::Reset { .. } | Effect::ResetAll | Effect::DiscardAll);
+    verdict.statements > 1 && verdict.unseen.leaves && verdict.effects.iter().any(goes_back)
+}
+
+/// Whether a reported parameter has the value that the startup packet gave.
+fn is_at_startup(settings: &Settings, startup: &Settings, reported: &str) -> bool {
+    let name = reported.to_ascii_lowercase();
+    startup.value(&name).is_some_and(|value| settings.value(&name) == Some(value))
 }
 
 /// Whether what is owed next is a look of the router's own at statements.

@@ -244,6 +244,20 @@ impl Settings {
         self.messages(wanted, role, true, out);
     }
 
+    /// As [`Settings::sync_messages_within`], of those parameters only that have the server's own values by now.
+    pub(super) fn sync_messages_where_reset(&self, wanted: &Settings, role: ServerRole, out: &mut Vec<u8>) {
+        let mut ours = Ours::named();
+        for (name, value) in self.plan(wanted, role) {
+            match value {
+                None => ours.set_config(out, Until::SessionEnd, name, None),
+                Some(Value::Known(value)) => ours.set_config(out, Until::SessionEndWhereReset, name, Some(value)),
+                Some(Value::Unread(_)) => {}
+            }
+        }
+        ours.close(out);
+        reply::sync(out);
+    }
+
     /// The messages that give these parameters the values that they have here, up to the end of the transaction that is open, with a Sync of
     /// their own.
     pub(super) fn local_messages(&self, names: &[Arc<str>], out: &mut Vec<u8>) {
@@ -255,6 +269,22 @@ impl Settings {
         }
         ours.close(out);
         reply::sync(out);
+    }
+
+    /// The messages that bring a server from `self` to `wanted` up to the end of the transaction that is open, without a Sync, and how many of them are
+    /// Executes. Where there are any, two Closes follow.
+    pub(super) fn local_changes(&self, wanted: &Settings, role: ServerRole, out: &mut Vec<u8>) -> usize {
+        let mut ours = Ours::named();
+        for (name, value) in self.plan(wanted, role) {
+            match value {
+                None => ours.set_config(out, Until::TransactionEnd, name, None),
+                Some(Value::Known(value)) => ours.set_config(out, Until::TransactionEnd, name, Some(value)),
+                Some(Value::Unread(_)) => {}
+            }
+        }
+        let executed = ours.executed;
+        ours.close(out);
+        executed
     }
 
     fn messages(&self, wanted: &Settings, role: ServerRole, within: bool, out: &mut Vec<u8>) {
@@ -310,9 +340,21 @@ fn needs_no_quotes(name: &str, value: Option<&[u8]>) -> bool {
 /// isn't sent back: the client's encoding may not have its characters.
 macro_rules! set_config {
     ($local:literal) => {
-        concat!("SELECT pg_catalog.set_config($1, $2, ", $local, ") IS NULL\0\0\x02\0\0\0\x19\0\0\0\x19")
+        set_config!($local, "")
+    };
+    ($local:literal, $where:literal) => {
+        concat!("SELECT pg_catalog.set_config($1, $2, ", $local, ") IS NULL", $where, "\0\0\x02\0\0\0\x19\0\0\0\x19")
     };
 }
+
+/// See [`Until::SessionEndWhereReset`].
+const SET_WHERE_RESET: &str = set_config!(
+    "false",
+    " WHERE CASE WHEN pg_catalog.strpos($1, '.') OPERATOR(pg_catalog.>) 0 \
+     THEN coalesce(pg_catalog.current_setting($1, true), '') OPERATOR(pg_catalog.=) '' \
+     ELSE NOT EXISTS (SELECT FROM pg_catalog.pg_settings AS s \
+     WHERE pg_catalog.lower(s.name) OPERATOR(pg_catalog.=) $1 AND s.source OPERATOR(pg_catalog.=) 'session') END"
+);
 
 /// As [`set_config!`], for names and values with other characters than ASCII's: as the hexadecimal digits of their bytes in the server's encoding,
 /// they mean the same whatever encoding the client has set.
@@ -332,6 +374,9 @@ macro_rules! set_config_encoded {
 #[derive(Clone, Copy)]
 enum Until {
     SessionEnd,
+    /// As `SessionEnd`, where the session hasn't set it, if name and value are in ASCII. (No view shows custom ones: `''` is what RESET leaves of
+    /// them.)
+    SessionEndWhereReset,
     TransactionEnd,
 }
 
@@ -349,17 +394,17 @@ struct Ours {
     name: &'static [u8],
     /// What stands there by now: `set_config` for values in ASCII, or for others.
     parsed: Option<bool>,
-    bound: bool,
+    executed: usize,
 }
 
 impl Ours {
     fn unnamed() -> Ours {
-        Ours { name: b"", parsed: None, bound: false }
+        Ours { name: b"", parsed: None, executed: 0 }
     }
 
     /// A client may have an unnamed portal open.
     fn named() -> Ours {
-        Ours { name: WITHIN, parsed: None, bound: false }
+        Ours { name: WITHIN, parsed: None, executed: 0 }
     }
 
     /// Sets one parameter.
@@ -368,7 +413,8 @@ impl Ours {
         if self.parsed != Some(ascii) {
             let text = match (until, ascii) {
                 (Until::SessionEnd, true) => set_config!("false"),
-                (Until::SessionEnd, false) => set_config_encoded!("false"),
+                (Until::SessionEndWhereReset, true) => SET_WHERE_RESET,
+                (Until::SessionEnd | Until::SessionEndWhereReset, false) => set_config_encoded!("false"),
                 (Until::TransactionEnd, true) => set_config!("true"),
                 (Until::TransactionEnd, false) => set_config_encoded!("true"),
             };
@@ -406,11 +452,11 @@ impl Ours {
         self.close_portal(out);
         reply::message(out, b'B', &[self.name, b"\0", self.name, b"\0", values]);
         reply::message(out, b'E', &[self.name, &[0; 5]]);
-        self.bound = true;
+        self.executed += 1;
     }
 
     fn close_portal(&self, out: &mut Vec<u8>) {
-        if self.bound && !self.name.is_empty() {
+        if self.executed > 0 && !self.name.is_empty() {
             reply::message(out, b'C', &[b"P", self.name, b"\0"]);
         }
     }
@@ -418,7 +464,7 @@ impl Ours {
     /// Leaves nothing by that name.
     fn close(self, out: &mut Vec<u8>) {
         self.close_portal(out);
-        if self.bound && !self.name.is_empty() {
+        if self.executed > 0 && !self.name.is_empty() {
             reply::close_statement(out, self.name);
         }
     }

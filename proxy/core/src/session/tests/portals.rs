@@ -189,3 +189,25 @@ fn what_fails_in_a_failed_transaction_leaves_nothing() {
         assert!(story.session.pins().is_empty());
     }
 }
+
+/// What stands behind the end of the transaction isn't taken before that is answered: so the server is asked to.
+#[test]
+fn the_end_of_a_transaction_behind_a_flush_is_answered() {
+    Story::run(
+        "C> Q begin read only
+         C< C BEGIN / Z T
+         C> Q select 1
+         lease r replica
+         S> P - begin read only / B - - / E - / Q select 1
+         S< 1 / 2 / C BEGIN / T / D 1 / C SELECT 1 / Z T
+         C< T / D 1 / C SELECT 1 / Z T
+         C> H / P - commit / B q - / E q / f / S
+         S> H / P - commit / B q - / E q / H
+         S< 1 / 2 / C COMMIT
+         C< 1 / 2 / C COMMIT
+         S> S
+         S< Z I
+         C< Z I
+         return",
+    );
+}

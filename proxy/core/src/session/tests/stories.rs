@@ -847,6 +847,31 @@ mod prepared {
         );
     }
 
+    /// A Close ends the connection of a server that takes COPY data.
+    #[test]
+    fn a_stand_in_is_closed_behind_a_copy() {
+        Story::run(
+            "C> P a insert into t values (1) / S
+             lease l leader
+             S> P sy1 insert into t values (1) / S
+             S< 1 / Z I
+             C< 1 / Z I
+             return
+             C> Q copy t from stdin; deallocate a; select 1
+             lease l leader
+             S> P a - / S / Q copy t from stdin; deallocate a; select 1
+             S< 1 / Z I / G
+             C< G
+             C> f x
+             S> f x
+             S< E 57014 failed / Z I
+             C< E 57014 / Z I
+             S> C S a / S
+             S< 3 / Z I
+             return",
+        );
+    }
+
     #[test]
     fn deallocate_finds_a_stand_in() {
         Story::run(
@@ -1432,6 +1457,35 @@ mod own_names {
         );
     }
 
+    /// A Sync of ours would commit what the segment has begun: the settings that a statement was read under hold up to its end.
+    #[test]
+    fn in_a_segment_that_was_begun_they_are_read_as_at_their_parse() {
+        Story::run(
+            r"C> P w select U&'d!0061t' uescape '!' / S
+              lease r replica
+              S> P sy1 select U&'d!0061t' uescape '!' / S
+              S< 1 / Z I
+              C< 1 / Z I
+              return
+              C> Q set standard_conforming_strings = off
+              lease l leader
+              S> Q set standard_conforming_strings = off
+              S< C SET / S standard_conforming_strings off / Z I
+              C< C SET / S standard_conforming_strings off / Z I
+              return
+              C> P - prepare a as select 1 / B - - / E - / H
+              lease l leader
+              S> P - prepare a as select 1 / B - - / E - / H
+              S< 1 / 2 / C PREPARE
+              C< 1 / 2 / C PREPARE
+              C> P - insert into t values (1) / B - - / E - / S
+              S> set local standard_conforming_strings = null / P w select U&'d!0061t' uescape '!' / set local standard_conforming_strings = off / P - insert into t values (1) / B - - / E - / S
+              S< 3 / 1 / 2 / D t / C SELECT 1 / 3 / 3 / 1 / 3 / 1 / 2 / D t / C SELECT 1 / 3 / 3
+              S< 1 / 2 / C INSERT 0 1 / Z I
+              C< 1 / 2 / C INSERT 0 1 / Z I",
+        );
+    }
+
     #[test]
     fn behind_the_end_of_a_failed_transaction_in_a_segment_that_was_sent_in_part() {
         Story::run(
@@ -1446,8 +1500,7 @@ mod own_names {
                  S< 1
                  C< 1
                  C> P - rollback / B - - / E - / P - prepare a as select 1 / B - - / E - / S
-                 S> P - rollback / B - - / E -
-                 S> H
+                 S> P - rollback / B - - / E - / H
                  S< 1 / 2 / C ROLLBACK
                  C< 1 / 2 / C ROLLBACK
                  S> C S sy1 / P a commit / P - prepare a as select 1 / B - - / E - / S

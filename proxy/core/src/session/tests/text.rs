@@ -157,7 +157,11 @@ pub(super) fn bound(body: &[u8]) -> Vec<Option<String>> {
 fn own_bind(text: &str, body: &[u8]) -> Option<String> {
     let values = bound(body);
     let shown = |value: &Option<String>| value.clone().unwrap_or_else(|| "null".to_owned());
-    text.starts_with("SELECT pg_catalog.set_config($1, $2, false)").then(|| format!("set {} = {}", shown(&values[0]), shown(&values[1])))
+    let set = match text.strip_prefix("SELECT pg_catalog.set_config($1, $2, ")? {
+        rest if rest.starts_with("false") => "set",
+        _ => "set local",
+    };
+    Some(format!("{set} {} = {}", shown(&values[0]), shown(&values[1])))
 }
 
 /// The names at which a look of the router's looks; `None` where the text is none.
@@ -186,7 +190,8 @@ pub(in crate::session) fn to_server(bytes: &[u8]) -> Vec<String> {
         match tag {
             b'P' if named && !text.starts_with("SELECT") => out.push(format!("own {text}")),
             b'B' if named && own.is_empty() => {}
-            b'C' | b'E' if named => {}
+            b'C' if named => {}
+            b'E' if named => bound_own = false,
             b'P' if text.starts_with("SELECT pg_catalog.set_config(") => own = text,
             b'B' if !own.is_empty() && (named || body.starts_with(b"\0\0")) => {
                 out.extend(own_bind(&own, body));
