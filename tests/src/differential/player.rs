@@ -131,6 +131,8 @@ pub(super) struct Player {
     read_only: bool,
     /// It sets `search_path` more than once.
     paths: bool,
+    /// Its session has an encoding in which the router reads ASCII only.
+    unreadable: bool,
     /// It has gone back to settings of its startup packet in a step whose answers differed: see [`goes_back`].
     went_back: bool,
     /// From there on its sides can't be compared: see [`is_only_without_numbers`].
@@ -171,6 +173,7 @@ impl Player {
             one_snapshot: false,
             read_only: false,
             paths: false,
+            unreadable: false,
             went_back: false,
             excused: Cell::new(false),
             blind,
@@ -194,8 +197,8 @@ impl Player {
         (self.shared, self.excused) = (parted, Cell::new(false));
         self.flushes = script.flushes();
         let has = |words: &str| script.texts().any(|text| text.to_ascii_uppercase().contains(words));
-        let is_unreadable = script.options.iter().any(|(_, value)| value.contains("SJIS"));
-        let stays = is_unreadable || has("ROLE") || has("SESSION AUTHORIZATION") || has("PREPARE");
+        self.unreadable = script.options.iter().any(|(_, value)| value.contains("SJIS"));
+        let stays = self.unreadable || has("ROLE") || has("SESSION AUTHORIZATION") || has("PREPARE");
         self.read_only = self.ports.side == Port::ReadWrite && has("READ ONLY");
         self.one_snapshot = self.read_only && stays && has("REPEATABLE READ");
         self.paths = script.texts().filter(|text| text.to_ascii_lowercase().contains("search_path")).count() > 1;
@@ -249,6 +252,11 @@ impl Player {
     fn beyond(&mut self, script: &Script, messages: &[Message], difference: Option<Difference>) -> Option<Difference> {
         let known = |difference: &Difference| difference.kind == Kind::Answer && goes_back(script, messages);
         self.went_back |= difference.as_ref().is_some_and(known);
+        // Nothing is brought behind a text that the router can't read.
+        let unread = self.unreadable && !encode::all(messages).is_ascii();
+        if unread && difference.as_ref().is_some_and(known) {
+            self.excused.set(true);
+        }
         difference.filter(|difference| !known(difference))
     }
 

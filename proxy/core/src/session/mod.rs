@@ -476,7 +476,9 @@ impl Work {
 
     /// The custom settings that what waits sets before anything else of it can fail.
     fn sets_custom_settings(&self) -> impl Iterator<Item = &Arc<str>> {
-        let effects = self.batch.first_to_run().map_or(&[][..], |verdict| verdict.effects_of(0));
+        // A cursor's query runs with its first FETCH.
+        let first = self.batch.first_to_run().filter(|verdict| verdict.command != "DECLARE CURSOR");
+        let effects = first.map_or(&[][..], |verdict| verdict.effects_of(0));
         effects.iter().filter_map(|effect| match effect {
             Effect::Set { name, to, .. } if name.contains('.') && *to != SetTo::Current => Some(name),
             _ => None,

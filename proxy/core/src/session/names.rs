@@ -299,7 +299,9 @@ fn set_in_segment(there: &Settings, wanted: &Settings, role: ServerRole, work: &
 
 /// Whether the first thing that it runs is the end of a transaction, and it has more than that: behind the end, or by a name.
 fn goes_on_behind_end(batch: &Batch) -> bool {
-    let ends = |verdict: &Arc<Verdict>| matches!(verdict.effects_of(0), [Effect::Commit { .. } | Effect::Rollback { .. }]);
+    let ends = |verdict: &Arc<Verdict>| {
+        matches!(verdict.effects_of(0), [Effect::Commit { .. } | Effect::Rollback { .. } | Effect::PrepareTransaction])
+    };
     let alone = match batch.items.as_slice() {
         [(Item::Query(verdict), _)] => verdict.statements <= 1,
         // A portal may be bound to it, and is gone when anything else ends the transaction.

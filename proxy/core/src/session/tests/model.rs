@@ -89,6 +89,14 @@ impl Server {
 
     /// Takes what has come; the answers.
     pub(super) fn receive(&mut self, bytes: &[u8]) -> Vec<u8> {
+        let mut unflushed = Vec::new();
+        let mut out = self.receive_in(bytes, &mut unflushed);
+        out.append(&mut unflushed);
+        out
+    }
+
+    /// As [`Server::receive`]; answers that nothing has flushed stay in `unflushed`, as a server keeps them.
+    pub(super) fn receive_in(&mut self, bytes: &[u8], unflushed: &mut Vec<u8>) -> Vec<u8> {
         self.input.extend_from_slice(bytes);
         let mut out = Vec::new();
         while let Some(header) = frame::header(&self.input).expect("the router sends whole messages") {
@@ -96,7 +104,14 @@ impl Server {
                 break;
             }
             let message: Vec<u8> = self.input.drain(..header.total).collect();
-            self.message(header.tag, &message[frame::HEADER..], &mut out);
+            let (skipped, copied) = (self.skipping, self.copy.is_some());
+            self.message(header.tag, &message[frame::HEADER..], unflushed);
+            let fails = self.skipping && !skipped;
+            let copies = self.copy.is_some() && !copied;
+            let ready = unflushed.iter().rev().nth(5) == Some(&b'Z');
+            if ready || fails || copies || header.tag == b'H' {
+                out.append(unflushed);
+            }
         }
         out
     }

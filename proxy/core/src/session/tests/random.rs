@@ -22,6 +22,8 @@ struct Server {
     model: model::Server,
     /// Answers that the router hasn't read yet.
     answers: Vec<u8>,
+    /// Answers that it keeps to itself until a Flush or Sync.
+    unflushed: Vec<u8>,
 }
 
 struct Client {
@@ -91,7 +93,7 @@ impl World {
         let mut params = Params::default();
         params.set(b"DateStyle", b"none");
         let state = ServerState::new(node.into(), role, self.rig.topology.epoch, params, self.max_prepared);
-        Server { state, model: model::Server::new(role == ServerRole::Replica, &[]), answers: Vec::new() }
+        Server { state, model: model::Server::new(role == ServerRole::Replica, &[]), answers: Vec::new(), unflushed: Vec::new() }
     }
 
     fn give_back(&mut self, mut server: Server) {
@@ -170,7 +172,7 @@ impl World {
         }
         if let Some(server) = &mut client.held {
             if !client.work.to_server.is_empty() {
-                let answers = server.model.receive(&std::mem::take(&mut client.work.to_server));
+                let answers = server.model.receive_in(&std::mem::take(&mut client.work.to_server), &mut server.unflushed);
                 server.answers.extend(answers);
                 return true;
             }
@@ -557,7 +559,7 @@ proptest! {
                         params.set(b"DateStyle", b"none");
                         let mut state = ServerState::new(need.node, need.role, world.rig.topology.epoch, params, 2);
                         client.session.granted(&world.rig.env(), &mut client.work, &mut state, member);
-                        client.held = Some(Server { state, model: model::Server::new(false, &[]), answers: Vec::new() });
+                        client.held = Some(Server { state, model: model::Server::new(false, &[]), answers: Vec::new(), unflushed: Vec::new() });
                     }
                     Want::Sample | Want::Hold => client.session.denied(&mut client.work, &crate::refusal::Refusal::NoReplica),
                     Want::Departure(_) => client.session.departure(&world.rig.env(), &mut client.work, true),

@@ -2799,7 +2799,8 @@ mod out_of_sight {
         for messages in ["Q begin / Q set app.x = '1'", "Q begin / P a set app.x = '1' / B - a / D S a / E - / S"] {
             assert!(knows(messages), "{messages}");
         }
-        for messages in ["Q begin / Q select 1; set app.x = '1'", "Q begin / B - - / E - / P - set app.x = '1' / B - - / E - / S"] {
+        let cursor = "Q begin / Q declare q cursor for select set_config('app.x', '1', false)";
+        for messages in ["Q begin / Q select 1; set app.x = '1'", "Q begin / B - - / E - / P - set app.x = '1' / B - - / E - / S", cursor] {
             assert!(!knows(messages), "{messages}");
         }
     }
