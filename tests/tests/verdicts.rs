@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use switchyard_core::sql::{Class, Dialect, Facts, classify};
+use switchyard_core::sql::{Class, Dialect, Effect, Facts, PinReason, classify};
 use switchyard_tests::{Cluster, Options, Result, Router, RouterOptions, Stories, eventually};
 
 const SCHEMA: &str = include_str!("../../proxy/core/corpus/schema.sql");
@@ -280,6 +280,9 @@ CREATE FUNCTION defaulted(a text DEFAULT set_config('app.a', 'x', false)) RETURN
 CREATE FUNCTION lower(text) RETURNS text LANGUAGE sql STABLE AS $$ SELECT upper($1) $$;
 CREATE FUNCTION upper(text) RETURNS text LANGUAGE sql STABLE AS $$ SELECT leaky($1) $$;
 CREATE VIEW settings_v AS SELECT name FROM pg_settings;
+CREATE VIEW counted_v AS SELECT relname, n_tup_ins FROM pg_stat_xact_user_tables;
+CREATE VIEW counted_by AS SELECT count(*) FROM counted_v;
+CREATE FUNCTION counts() RETURNS bigint STABLE LANGUAGE sql AS 'SELECT pg_stat_get_xact_tuples_inserted(1)';
 CREATE FUNCTION prepared() RETURNS bigint LANGUAGE sql STABLE AS 'SELECT count(*) FROM pg_prepared_statements';
 CREATE TABLE by_set_t (v text);
 CREATE FUNCTION by_set() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN SET LOCAL App.By_Set = 'x'; RETURN NEW; END $$;
@@ -483,6 +486,17 @@ async fn leaves(cluster: &Cluster) -> Result {
         let judged = of(&known, sql).unseen;
         if (judged.sees_settings, judged.sees_statements) != (settings, statements) {
             wrong.push(format!("{sql}: {judged:?}"));
+        }
+    }
+    for (counters, sql) in [
+        (true, "TABLE counted_by"),
+        (true, "SELECT counts()"),
+        (true, "TABLE pg_stat_user_tables"),
+        (false, "TABLE plain"),
+        (false, "TABLE settings_v"),
+    ] {
+        if of(&known, sql).effects.contains(&Effect::Pin(PinReason::Statistics)) != counters {
+            wrong.push(format!("{sql}: whether it sees counters"));
         }
     }
     let names: Vec<String> = known.custom_settings().iter().map(|name| name.to_string()).collect();

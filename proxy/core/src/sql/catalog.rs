@@ -49,12 +49,15 @@ pub struct Suspicion {
     pub sees_settings: bool,
     /// It may see which statements are prepared on the connection.
     pub sees_statements: bool,
+    /// It may see the counters that the session's own statements raise.
+    pub sees_counters: bool,
     /// It may set custom settings of which nobody knows the names. Only with `leaves`.
     pub sets_unknown: bool,
 }
 
 impl Suspicion {
-    pub const NONE: Suspicion = Suspicion { leaves: None, sees_settings: false, sees_statements: false, sets_unknown: false };
+    pub const NONE: Suspicion =
+        Suspicion { leaves: None, sees_settings: false, sees_statements: false, sees_counters: false, sets_unknown: false };
 
     /// Leaves state, and looks at nothing.
     pub const fn leaves(rule: &'static str) -> Suspicion {
@@ -68,7 +71,7 @@ impl Suspicion {
 
     /// As [`Suspicion::anything`], of what sets no custom setting whose name isn't known.
     pub const fn anything_but_settings(rule: &'static str) -> Suspicion {
-        Suspicion { leaves: Some(rule), sees_settings: true, sees_statements: true, sets_unknown: false }
+        Suspicion { leaves: Some(rule), sees_settings: true, sees_statements: true, ..Suspicion::NONE }
     }
 
     /// Sets custom settings, and nobody knows which.
@@ -86,6 +89,7 @@ impl Suspicion {
         self.leaves = self.leaves.or(other.leaves);
         self.sees_settings |= other.sees_settings;
         self.sees_statements |= other.sees_statements;
+        self.sees_counters |= other.sees_counters;
         self.sets_unknown |= other.sets_unknown;
         *self != before
     }

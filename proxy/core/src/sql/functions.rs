@@ -201,7 +201,7 @@ fn overridden(name: &str) -> Option<Call> {
 
 /// The functions behind the counters of tables, indexes and functions. A server process keeps its own back for a second, and longer when it is
 /// idle (pgstat.c), so that only a session that stays on one sees them as it would without a router.
-fn counts_own_statements(name: &str) -> bool {
+pub(super) fn counts_own_statements(name: &str) -> bool {
     const COUNTERS: [&str; 8] =
         ["numscans", "tuples_", "live_tuples", "dead_tuples", "ins_since_vacuum", "mod_since_analyze", "blocks_", "function_"];
     let Some(counter) = name.strip_prefix("pg_stat_get_") else { return false };

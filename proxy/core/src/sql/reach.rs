@@ -981,7 +981,8 @@ impl Function<'_> {
 
 /// What a relation of the system shows, by its name; a function's name that isn't called means nothing.
 fn of_builtin_relation(name: &str) -> Suspicion {
-    if matches!(name, "pg_settings" | "pg_prepared_statements") { unseen::of_builtin(name) } else { Suspicion::NONE }
+    let shows = matches!(name, "pg_settings" | "pg_prepared_statements") || functions::pinning_relation(None, name).is_some();
+    if shows { unseen::of_builtin(name) } else { Suspicion::NONE }
 }
 
 /// A function of the language `internal` is a built-in one by another name. `source` is the name of PostgreSQL's C function, which is mostly that

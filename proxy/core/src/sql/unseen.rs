@@ -12,7 +12,7 @@ use super::functions;
 use super::keywords::{Category, category};
 use super::lexer::TokenKind;
 use super::query::qualified_name;
-use super::verdict::{Class, Effect, Reason, SetTo};
+use super::verdict::{Class, Effect, PinReason, Reason, SetTo};
 
 /// What can't be ruled out about the functions and relations of `pg_catalog` that have a name. All others leave nothing: they keep no state, it
 /// ends with the transaction, or it is a sequence's, of which the effects tell.
@@ -53,6 +53,9 @@ pub(super) fn of_builtin(name: &str) -> Suspicion {
             Suspicion { sees_settings: true, ..Suspicion::NONE }
         }
         "pg_prepared_statements" | "pg_prepared_statement" => Suspicion { sees_statements: true, ..Suspicion::NONE },
+        _ if functions::counts_own_statements(name) || functions::pinning_relation(None, name).is_some() => {
+            Suspicion { sees_counters: true, ..Suspicion::NONE }
+        }
         _ => Suspicion::NONE,
     }
 }
@@ -103,6 +106,9 @@ pub(super) fn note(judge: &mut Judge<'_>, words: Words<'_>, class: Class, first_
     }
     for name in std::mem::take(&mut doubts.unknown) {
         judge.unknown_relation(&name);
+    }
+    if doubts.suspicion.sees_counters {
+        judge.effect(Effect::Pin(PinReason::Statistics));
     }
     let unseen = &mut judge.verdict.unseen;
     unseen.leaves |= doubts.because.is_some();
