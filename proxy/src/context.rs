@@ -166,13 +166,14 @@ fn ddl(verdict: &Verdict) -> Ddl {
     if !verdict.effects.contains(&Effect::Ddl) {
         return Ddl::None;
     }
-    if verdict.statements > 1 {
-        return Ddl::Changes;
-    }
     // Seen by their own session only, which stays on its server.
     let temporary = |effect: &Effect| matches!(effect, Effect::Pin(PinReason::TempTable) | Effect::TempTable { .. });
-    if verdict.effects.iter().any(temporary) {
+    let seen = |effects: &[Effect]| effects.contains(&Effect::Ddl) && !effects.iter().any(temporary);
+    if !(0..verdict.statements).any(|statement| seen(verdict.effects_of(statement))) {
         return Ddl::None;
+    }
+    if verdict.statements > 1 {
+        return Ddl::Changes;
     }
     match verdict.command {
         "COMMENT"
@@ -244,6 +245,25 @@ impl Loads for NodeLoads {
         match self.known.load().get(&member.name) {
             Some(stats) => crowded(stats),
             None => crowded(&self.learn(&member.name)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use switchyard_core::sql::classify;
+
+    use super::*;
+
+    #[test]
+    fn what_is_temporary_leaves_the_facts_alone() {
+        let of = |sql: &str| ddl(&classify(sql.as_bytes(), &Facts::empty(), Dialect::default()));
+        for sql in ["CREATE TEMP TABLE a (i int)", "CREATE TEMP TABLE a (i int); LISTEN b; SELECT 1", "SELECT 1; SELECT 2"] {
+            assert_eq!(of(sql), Ddl::None, "{sql}");
+        }
+        assert_eq!(of("CREATE TABLE a (i int)"), Ddl::Adds);
+        for sql in ["CREATE TEMP TABLE a (i int); CREATE VIEW b AS SELECT 1", "DROP TABLE a", "SELECT 1; DROP TABLE a"] {
+            assert_eq!(of(sql), Ddl::Changes, "{sql}");
         }
     }
 }

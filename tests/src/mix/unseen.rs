@@ -171,7 +171,9 @@ pub(super) async fn told(client: &mut Client, session: &mut Session) -> anyhow::
     ensure!(row.get::<_, &str>(0).contains(&value), "the answer is another one's: {row:?}");
     client.kept.set("app.told", &value);
     client.kept.check(&session.client).await?;
-    leave(client, session).await
+    // Whatever the text has set: its session is pinned to its end.
+    gone(session).await;
+    Ok(())
 }
 
 pub(super) async fn maker(client: &mut Client, session: &mut Session) -> anyhow::Result<()> {
@@ -197,7 +199,9 @@ pub(super) async fn listener(client: &mut Client, session: &mut Session) -> anyh
     let found = session.client.simple_query("SELECT string_agg(c, ' ') FROM pg_listening_channels() c").await?;
     ensure!(first_value(&found) == Some(&channel), "it listens to {:?}", first_value(&found));
     session.notified(&channel, &client.number.to_string()).await?;
-    leave(client, session).await
+    // Its trigger runs text.
+    gone(session).await;
+    Ok(())
 }
 
 /// The first column of the row is the client's number.

@@ -133,7 +133,8 @@ impl Session {
             match refusal {
                 Some(refusal) => send_refused(item, refusal, work, server),
                 None => {
-                    if let Some(verdict) = item.runs().filter(|_| server.role == ServerRole::Leader) {
+                    let runs = item.runs().filter(|verdict| server.role == ServerRole::Leader && !self.drops_own_temporary(verdict));
+                    if let Some(verdict) = runs {
                         env.judge.about_to_run(verdict);
                     }
                     self.send_item(item, &batch.bytes[range.clone()], syncs_flush, lone, work, server);

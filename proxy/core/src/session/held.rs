@@ -127,6 +127,20 @@ impl Session {
         }
     }
 
+    /// Whether it is DDL that nobody else sees: it drops temporary tables of the session's own. (What makes them says so itself.)
+    pub(super) fn drops_own_temporary(&self, verdict: &Verdict) -> bool {
+        let own = |effect: &Effect| match effect {
+            Effect::DropTable { name } => self.held.temp_tables.contains(name.as_bytes()),
+            _ => true,
+        };
+        // Where the search path names `pg_temp`, another table of that name may come first.
+        verdict.command == "DROP TABLE"
+            && verdict.statements == 1
+            && self.settings.value("search_path").is_none()
+            && verdict.effects.iter().any(|effect| matches!(effect, Effect::DropTable { .. }))
+            && verdict.effects.iter().all(own)
+    }
+
     /// SET or RESET of who the session is: it is pinned while that isn't who it was at its start.
     fn note_role(&mut self, name: &str, to: &SetTo, server: &mut ServerState) {
         let another = !matches!(to, SetTo::Default | SetTo::NoRole);

@@ -95,7 +95,7 @@ pub trait Judge {
     /// `standard_conforming_strings`, and whether the client's encoding never has an ASCII byte within a character.
     fn verdict(&self, sql: &[u8], standard_conforming_strings: bool, ascii_safe: bool) -> Arc<Verdict>;
 
-    /// A leader is about to be sent what this verdict is about, to run it. What isn't run (Parse, Describe, EXPLAIN
+    /// A leader is about to be sent what this verdict is about, to run it: not DDL that only its own session sees. What isn't run (Parse, Describe, EXPLAIN
     /// (ROUTE)) never comes here; what runs twice comes twice.
     fn about_to_run(&self, _: &Verdict) {}
 
@@ -1048,7 +1048,7 @@ impl Session {
             },
             b'E' => {
                 let statement = self.portals.get(view::execute(body)?).map(|(statement, _)| self.running_portals(work, statement));
-                if let Some(statement) = &statement {
+                if let Some(statement) = statement.as_ref().filter(|statement| !self.drops_own_temporary(&statement.verdict)) {
                     env.judge.asked_to_run(&statement.verdict);
                 }
                 Item::Execute(statement)

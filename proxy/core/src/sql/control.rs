@@ -614,7 +614,7 @@ fn temp_table(words: Words<'_>) -> Option<(Arc<str>, bool)> {
 /// Names of one DROP TABLE that are told, so that verdicts stay small.
 const DROPPED_NAMES_MAX: usize = 16;
 
-/// The tables of a DROP TABLE that may be temporary ones: those without a schema, or of `pg_temp`.
+/// The tables of a DROP TABLE: by their names those that may be temporary ones, without a schema or of `pg_temp`; the others by `""`.
 fn dropped_tables(judge: &mut Judge<'_>, words: Words<'_>) {
     if !words.is(1, "table") {
         return;
@@ -622,15 +622,14 @@ fn dropped_tables(judge: &mut Judge<'_>, words: Words<'_>) {
     let mut at = if words.is(2, "if") && words.is(3, "exists") { 4 } else { 2 };
     for _ in 0..DROPPED_NAMES_MAX {
         let (schema, name, end) = query::qualified_name(words, at);
-        let Some(name) = name else { return };
-        if schema.is_none_or(|schema| schema.as_str() == "pg_temp") {
-            judge.effect(Effect::DropTable { name: Arc::from(name.as_str()) });
-        }
+        let temporary = name.filter(|_| schema.is_none_or(|schema| schema.as_str() == "pg_temp"));
+        judge.effect(Effect::DropTable { name: Arc::from(temporary.as_ref().map_or("", |name| name.as_str())) });
         if words.kind(end) != Some(TokenKind::Comma) {
             return;
         }
         at = end + 1;
     }
+    judge.effect(Effect::DropTable { name: Arc::from("") });
 }
 
 /// The database that the statement wants for itself.

@@ -141,7 +141,7 @@ pub enum Effect {
     AloneIn {
         database: Arc<str>,
     },
-    /// DROP TABLE of a name that may be a temporary table's.
+    /// DROP TABLE of a name that may be a temporary table's; `""` for other tables.
     DropTable {
         name: Arc<str>,
     },

@@ -2734,6 +2734,28 @@ mod out_of_sight {
         led_by_nobody.tell(&ask("r replica", "select * from t"));
     }
 
+    /// Nobody else sees that: facts go on as they are.
+    #[test]
+    fn what_drops_a_sessions_own_temporary_tables_is_no_ddl_for_others() {
+        let told = |drop: &str| {
+            let mut story = Story::on(Access::ReadWrite);
+            story.tell(&format!(
+                "C> Q create temp table a (i int)
+                 lease l leader
+                 S> Q create temp table a (i int)
+                 S< C CREATE TABLE / Z I
+                 C< C CREATE TABLE / Z I
+                 C> Q {drop}
+                 S> Q {drop}"
+            ));
+            story.rig.judge.ran.borrow().contains(&"DROP TABLE")
+        };
+        assert!(!told("drop table a") && !told("drop table if exists pg_temp.a cascade"));
+        for drop in ["drop table b", "drop table a, b", "drop table public.a", "drop table a, public.b", "drop table a; drop table c"] {
+            assert!(told(drop), "{drop}");
+        }
+    }
+
     /// On a connection where others have set custom settings a session that keeps it would find '' from then on, where there was nothing.
     #[test]
     fn what_may_keep_its_connection_asks_for_one_without_others_custom_settings() {

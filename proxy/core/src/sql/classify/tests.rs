@@ -164,7 +164,7 @@ fn effects_are_told() {
         ("CREATE TEMP TABLE a ON COMMIT DROP AS SELECT 1 AS c", vec![temp("a", true), Ddl]),
         ("CREATE TEMP TABLE a AS SELECT 1 AS on, 2 AS commit, 3 AS drop", vec![Pin(PinReason::TempTable), temp("a", false), Ddl]),
         ("CREATE TEMP VIEW a AS SELECT 1", vec![Pin(PinReason::TempTable), Ddl]),
-        ("DROP TABLE IF EXISTS a, b.c, pg_temp.d CASCADE", vec![dropped("a"), dropped("d"), Ddl]),
+        ("DROP TABLE IF EXISTS a, b.c, pg_temp.d CASCADE", vec![dropped("a"), dropped(""), dropped("d"), Ddl]),
         ("DROP VIEW a", vec![Ddl]),
         ("DROP DATABASE IF EXISTS a", vec![alone("a"), Ddl]),
         ("ALTER DATABASE a RENAME TO b; ALTER DATABASE \"B\" SET TABLESPACE c", vec![alone("a"), Ddl, alone("B"), Ddl]),
