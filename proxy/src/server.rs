@@ -287,7 +287,7 @@ impl Server {
             reply::query(&mut message, b"ROLLBACK");
             self.stream.write_all(&message).await.ok()?;
             self.stream.flush().await.ok()?;
-            self.drain_to_ready().await
+            self.drain_to_ready(|_| ()).await
         };
         let status = tokio::time::timeout(CLEAN_TIMEOUT, work).await.ok().flatten();
         self.state.cleaned(status.unwrap_or(TxStatus::Failed));
@@ -299,13 +299,29 @@ impl Server {
         let work = async {
             self.stream.write_all(&[b'S', 0, 0, 0, 4]).await.ok()?;
             self.stream.flush().await.ok()?;
-            self.drain_to_ready().await
+            self.drain_to_ready(|_| ()).await
         };
         tokio::time::timeout(CLEAN_TIMEOUT, work).await.ok().flatten() == Some(TxStatus::Idle)
     }
 
-    /// Reads up to ReadyForQuery, and notes what is reported on the way.
-    async fn drain_to_ready(&mut self) -> Option<TxStatus> {
+    /// Who has logged in on this connection, and where: the OIDs of role and database, whatever these are called by now. `None` where the server
+    /// doesn't say.
+    pub(crate) async fn identity(&mut self) -> Option<(u32, u32)> {
+        const WHO: &[u8] = b"SELECT pg_catalog.to_regrole(pg_catalog.quote_ident(SESSION_USER::pg_catalog.text))::pg_catalog.oid, \
+            (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database())";
+        let work = async {
+            let (mut message, mut told) = (Vec::new(), None);
+            reply::query(&mut message, WHO);
+            self.stream.write_all(&message).await.ok()?;
+            self.stream.flush().await.ok()?;
+            self.drain_to_ready(|row| told = two_oids(row)).await?;
+            told
+        };
+        tokio::time::timeout(CLEAN_TIMEOUT, work).await.ok().flatten()
+    }
+
+    /// Reads up to ReadyForQuery, with all rows, and notes what is reported on the way.
+    async fn drain_to_ready(&mut self, mut row: impl FnMut(&[u8])) -> Option<TxStatus> {
         let mut buffer = Vec::with_capacity(512);
         loop {
             while let Some(header) = frame::header(&buffer).ok()? {
@@ -321,9 +337,12 @@ impl Server {
                     let (name, value) = view::parameter(buffer.get(frame::HEADER..header.total)?).ok()?;
                     self.state.params.set(name, value);
                 }
+                if header.tag == b'D' {
+                    row(buffer.get(frame::HEADER..header.total)?);
+                }
                 buffer.drain(..header.total);
             }
-            // Answers to a ROLLBACK or a Sync are short.
+            // All that is asked so has short answers.
             if buffer.len() > 64 * 1024 || self.stream.read_buf(&mut buffer).await.ok()? == 0 {
                 return None;
             }
@@ -335,4 +354,16 @@ impl Server {
         let mut cx = Context::from_waker(std::task::Waker::noop());
         let _ = tokio::io::AsyncWrite::poll_write(std::pin::Pin::new(&mut self.stream), &mut cx, &[b'X', 0, 0, 0, 4]);
     }
+}
+
+/// The columns of a DataRow that has two OIDs, as text.
+fn two_oids(row: &[u8]) -> Option<(u32, u32)> {
+    let mut rest = row.strip_prefix(&[0, 2])?;
+    let mut next = || {
+        let (length, behind) = rest.split_first_chunk::<4>()?;
+        let (value, behind) = behind.split_at_checked(usize::try_from(i32::from_be_bytes(*length)).ok()?)?;
+        rest = behind;
+        std::str::from_utf8(value).ok()?.parse().ok()
+    };
+    Some((next()?, next()?))
 }

@@ -499,6 +499,12 @@ impl Pool {
             tracing::debug!(node = %self.key.node, %error, "no server connection");
         })?;
         let mut server = Server::new(connected, target, self.key.node.clone(), self.key.role, epoch, config.pool.max_prepared);
+        // Others may have the names by now, and nobody has logged in as them yet.
+        let who = if self.key.standing.role == 0 { None } else { server.identity().await };
+        if who.is_some_and(|(role, database)| self.key.standing.is_of_others(Standing { role, database, ..Standing::default() })) {
+            server.close();
+            return Err(LeaseError::OfOthers);
+        }
         server.once = !proven || begins.is_some();
         if let Some((settings, _)) = begins {
             server.state.begins_with(settings);

@@ -117,6 +117,45 @@ async fn who_is_somebody_else_by_now_gets_no_new_connection() -> Result {
     .await
 }
 
+/// Nobody has logged in as the new one, so that only the server can tell.
+#[tokio::test]
+async fn an_old_session_opens_no_connection_as_whoever_has_its_names_now() -> Result {
+    tell(async |yard| {
+        for (port, user) in [(yard.router.rw_port(), "standing_heir"), (yard.router.ro_port(), "standing_heiress")] {
+            make_role(yard, user, "").await?;
+            yard.prepare("CREATE DATABASE standing_house").await?;
+            // With the same password in the same form, so that the old session's is good for it.
+            let renamed = [
+                format!("ALTER ROLE {user} RENAME TO {user}_elder"),
+                format!(
+                    "DO $$ BEGIN EXECUTE format('CREATE ROLE {user} LOGIN PASSWORD %L', \
+                     (SELECT rolpassword FROM pg_authid WHERE rolname = '{user}_elder')); END $$"
+                ),
+            ];
+            let made_again = ["DROP DATABASE standing_house WITH (FORCE)".to_owned(), "CREATE DATABASE standing_house".to_owned()];
+            for (database, change) in [("standing_house", made_again), ("postgres", renamed)] {
+                yard.cluster.settled().await?;
+                let mut old = Raw::connect(&url(port, user, database)).await?;
+                ensure!(old.query(WHO).await?.len() == 4);
+                let sessions = format!("SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE usename = '{user}'");
+                for member in yard.cluster.members() {
+                    member.connect().await?.batch_execute(&sessions).await?;
+                }
+                for sql in &change {
+                    yard.prepare(sql).await?;
+                }
+                yard.cluster.settled().await?;
+                let answer = old.query(WHO).await;
+                ensure!(answer.as_ref().is_err() || answer.as_ref().is_ok_and(|told| told[0].starts_with("E FATAL 57P01 ")), "{answer:?}");
+                ensure!(old.is_closed().await);
+            }
+            yard.prepare("DROP DATABASE standing_house").await?;
+        }
+        Ok(())
+    })
+    .await
+}
+
 #[tokio::test]
 async fn a_role_that_was_dropped_and_made_again_is_there() -> Result {
     tell(async |yard| {
