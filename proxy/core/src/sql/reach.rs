@@ -736,7 +736,8 @@ impl Catalog {
         for (node, change, name, mut fact) in self.relations {
             fact.reads = reads(node).clone();
             // A view or policy that reaches bad code is met by a data change, too; what is bad by its kind alone isn't code.
-            let runs_code = bad(change).is_some() || matches!(bad(node), Some("view" | "relation_kind"));
+            // What a foreign table stands for may be a table here.
+            let runs_code = bad(change).is_some() || matches!(bad(node), Some("view" | "relation_kind" | "foreign"));
             fact.writes = if runs_code { Touched::Everything } else { fact.reads.clone() };
             if let Some(rule) = bad(node) {
                 // A table that reaches something does so by its policies, its children or its columns' types.

@@ -42,6 +42,8 @@ fn facts() -> Facts {
         (30010, "cascades", b'r'),
         (30011, "defaults", b'r'),
         (30012, "uuids", b'r'),
+        (30013, "abroad", b'f'),
+        (30014, "over_abroad", b'v'),
     ] {
         catalog.relation(Relation { oid, schema: "public", name, kind, persistence: b'p' });
     }
@@ -51,6 +53,7 @@ fn facts() -> Facts {
     catalog.tree(Object::Relation(30006), "{RTE :relid 30005}");
     catalog.tree(Object::Relation(30007), "{RTE :relid 30002}");
     catalog.tree(Object::Relation(30009), "{RTE :relid 30008}");
+    catalog.tree(Object::Relation(30014), "{RTE :relid 30013}");
     catalog.bad(Object::Change(30008), "trigger");
     catalog.bad(Object::Change(30010), "cascade");
     catalog.change_calls(30011, 20001);
@@ -122,6 +125,9 @@ fn a_write_touches_its_target_or_everything() {
         ("UPDATE triggers SET n = 1", "everything"),
         ("UPDATE over_triggers SET n = 1", "everything"),
         ("DELETE FROM cascades", "everything"),
+        // It may stand for any table, also of this database.
+        ("UPDATE abroad SET n = 1", "everything"),
+        ("UPDATE over_abroad SET n = 1", "everything"),
         ("INSERT INTO defaults DEFAULT VALUES", "everything"),
         ("INSERT INTO uuids DEFAULT VALUES", "uuids"),
         ("INSERT INTO a VALUES (writes())", "everything"),
