@@ -164,6 +164,16 @@ impl Batch {
         self.items.iter().filter_map(|(item, _)| item.runs())
     }
 
+    /// Whether SQL executes by its name what the batch closes: it may be there still where it is executed.
+    pub(super) fn executes_closed(&self, verdict: &Verdict) -> bool {
+        let closes = |executed: &str| {
+            let is_it =
+                |(item, _): &(Item, _)| matches!(item, Item::CloseStatement { name, closed: Some(_) } if **name == *executed.as_bytes());
+            self.items.iter().any(is_it)
+        };
+        verdict.effects.iter().any(|effect| matches!(effect, Effect::Execute { name } if closes(name)))
+    }
+
     /// The verdict on the statement that runs first, if nothing comes before it but what it is prepared and bound with.
     pub(super) fn first_to_run(&self) -> Option<&Arc<Verdict>> {
         let mut first = None;

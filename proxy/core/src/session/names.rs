@@ -67,7 +67,7 @@ impl Session {
         // SQL's names and the protocol's are the same ones.
         (self.pins.has(PinReason::SqlPrepare) && !self.statements.is_empty())
             || batch.executed().any(|verdict| self.runs_by_own_names(verdict))
-            || batch.verdicts().any(|verdict| self.executes_own(verdict))
+            || batch.verdicts().any(|verdict| self.executes_own(verdict) || batch.executes_closed(verdict))
             || batch.items.iter().any(|(item, _)| self.reads_otherwise(item, server))
     }
 

@@ -1444,6 +1444,15 @@ mod own_names {
     }
 
     #[test]
+    fn what_is_executed_by_a_name_that_is_closed_behind_it() {
+        Story::run(
+            "C> P a select 1 / P - execute a / B q - / D P q / C S a / S
+             lease l leader
+             S> S / P a select 1 / P - execute a / B q - / D P q / C S a / S",
+        );
+    }
+
+    #[test]
     fn they_wait_for_what_is_to_be_answered_before_them() {
         Story::run(
             "C> D S a / S / P a prepare a as select 5 / B - a / E - / Q select 1
