@@ -35,27 +35,24 @@ impl Session {
 
     /// Sends what brings the server to the session's settings.
     pub(super) fn bring(&mut self, work: &mut Work, server: &mut ServerState) {
-        self.brings(server);
+        self.brings(work, server);
         if server.tx == TxStatus::Idle {
             server.settings.sync_messages(&self.settings, server.role, &mut work.to_server);
             server.forget_unnamed();
         } else {
             server.settings.sync_messages_within(&self.settings, server.role, &mut work.to_server);
         }
-        server.ready = false;
-        work.owed.push_back(Owed::Bring);
     }
 
     /// As [`Session::bring`], of what a string has gone back to the server's own value of and something out of sight may have set again behind that:
     /// then it stays, for a look to find.
     pub(super) fn bring_where_reset(&mut self, work: &mut Work, server: &mut ServerState) {
-        self.brings(server);
+        self.brings(work, server);
         server.settings.sync_messages_where_reset(&self.settings, server.role, &mut work.to_server);
-        server.ready = false;
-        work.owed.push_back(Owed::Bring);
     }
 
-    fn brings(&mut self, server: &mut ServerState) {
+    /// The server is about to be sent the session's settings.
+    fn brings(&mut self, work: &mut Work, server: &mut ServerState) {
         for name in self.settings.dotted() {
             server.sets(name);
         }
@@ -63,6 +60,8 @@ impl Session {
             // It goes back with the transaction.
             self.changing(Some(server));
         }
+        server.ready = false;
+        work.owed.push_back(Owed::Bring);
     }
 
     /// Sends the batch to the server that is held.

@@ -95,8 +95,8 @@ pub trait Judge {
     /// `standard_conforming_strings`, and whether the client's encoding never has an ASCII byte within a character.
     fn verdict(&self, sql: &[u8], standard_conforming_strings: bool, ascii_safe: bool) -> Arc<Verdict>;
 
-    /// A leader is about to be sent what this verdict is about, to run it: not DDL that only its own session sees. What isn't run (Parse, Describe, EXPLAIN
-    /// (ROUTE)) never comes here; what runs twice comes twice.
+    /// A leader is about to be sent what this verdict is about, to run it: not DDL that only its own session sees. What
+    /// isn't run (Parse, Describe, EXPLAIN (ROUTE)) never comes here; what runs twice comes twice.
     fn about_to_run(&self, _: &Verdict) {}
 
     /// A client's Execute asks for it. What stands behind that in the batch is judged before any of it is sent.

@@ -210,14 +210,8 @@ impl Session {
         if there.is_empty() {
             return false;
         }
-        for (name, _) in there {
-            reply::close_statement(&mut work.to_server, &name);
-            work.owed.push_back(Owed::OUR_CLOSE);
-        }
-        sync(work);
-        server.ready = false;
         // What comes next may be prepared by the same names.
-        work.alone = true;
+        close(there.into_iter().map(|(name, _)| name), work, server);
         true
     }
 
@@ -246,14 +240,8 @@ impl Session {
         if work.stand_ins.is_empty() {
             return false;
         }
-        for name in work.stand_ins.drain(..) {
-            reply::close_statement(&mut work.to_server, &name);
-            work.owed.push_back(Owed::OUR_CLOSE);
-        }
-        sync(work);
-        server.ready = false;
         // Our Sync may end a skipping that is the client's to end.
-        work.alone = true;
+        close(std::mem::take(&mut work.stand_ins), work, server);
         true
     }
 
@@ -314,6 +302,17 @@ fn goes_on_behind_end(batch: &Batch) -> bool {
 /// Whether all is answered that the client has asked for.
 pub(super) fn is_answered(work: &Work) -> bool {
     !work.owed.iter().any(Owed::is_clients)
+}
+
+/// Closes statements by these names, with a Sync of ours: nothing more is taken before that is answered.
+fn close(names: impl IntoIterator<Item = Box<[u8]>>, work: &mut Work, server: &mut ServerState) {
+    for name in names {
+        reply::close_statement(&mut work.to_server, &name);
+        work.owed.push_back(Owed::OUR_CLOSE);
+    }
+    sync(work);
+    server.ready = false;
+    work.alone = true;
 }
 
 fn sync(work: &mut Work) {

@@ -246,15 +246,7 @@ impl Settings {
 
     /// As [`Settings::sync_messages_within`], of those parameters only that have the server's own values by now.
     pub(super) fn sync_messages_where_reset(&self, wanted: &Settings, role: ServerRole, out: &mut Vec<u8>) {
-        let mut ours = Ours::named();
-        for (name, value) in self.plan(wanted, role) {
-            match value {
-                None => ours.set_config(out, Until::SessionEnd, name, None),
-                Some(Value::Known(value)) => ours.set_config(out, Until::SessionEndWhereReset, name, Some(value)),
-                Some(Value::Unread(_)) => {}
-            }
-        }
-        ours.close(out);
+        self.calls(wanted, role, [Until::SessionEnd, Until::SessionEndWhereReset], out);
         reply::sync(out);
     }
 
@@ -274,11 +266,18 @@ impl Settings {
     /// The messages that bring a server from `self` to `wanted` up to the end of the transaction that is open, without a Sync, and how many of them are
     /// Executes. Where there are any, two Closes follow.
     pub(super) fn local_changes(&self, wanted: &Settings, role: ServerRole, out: &mut Vec<u8>) -> usize {
+        self.calls(wanted, role, [Until::TransactionEnd; 2], out)
+    }
+
+    /// The calls of `set_config` that bring a server from `self` to `wanted`: how those hold that go back to the server's own value, and the others.
+    /// How many there are.
+    fn calls(&self, wanted: &Settings, role: ServerRole, [back, set]: [Until; 2], out: &mut Vec<u8>) -> usize {
         let mut ours = Ours::named();
         for (name, value) in self.plan(wanted, role) {
             match value {
-                None => ours.set_config(out, Until::TransactionEnd, name, None),
-                Some(Value::Known(value)) => ours.set_config(out, Until::TransactionEnd, name, Some(value)),
+                None => ours.set_config(out, back, name, None),
+                Some(Value::Known(value)) => ours.set_config(out, set, name, Some(value)),
+                // It never leaves the server that knows it.
                 Some(Value::Unread(_)) => {}
             }
         }
