@@ -67,10 +67,11 @@ impl Session {
     /// Sends the batch to the server that is held.
     pub(super) fn dispatch(&mut self, env: &Env<'_>, work: &mut Work, server: &mut ServerState) {
         let between_segments = work.owed.is_empty() && work.segment == Segment::Closed && server.tx == TxStatus::Idle;
-        if between_segments && self.differs_from(server) {
+        let discarded = std::mem::take(&mut work.discarded) && work.owed.is_empty();
+        if (between_segments || discarded) && self.differs_from(server) {
             let may_be_refused = !self.settings_proven || server.settings.may_be_refused(&self.settings, server.accepted(), server.role);
             self.bring(work, server);
-            if may_be_refused {
+            if may_be_refused && !discarded {
                 // A value that no server has accepted yet may fail: then the batch must not have been sent.
                 work.after_bring = true;
                 return;

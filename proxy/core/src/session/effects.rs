@@ -9,7 +9,7 @@ use super::batch::ends_transaction;
 use super::decide::is_of_modes;
 use super::dispatch::may_advance_sequences;
 use super::settings::{NOT_READ_BY_ANALYSIS, Value, is_sure};
-use super::{ServerState, Session, Work, own};
+use super::{Segment, ServerState, Session, Work, own};
 use crate::route::ServerRole;
 use crate::sql::{Class, Effect, Kind, PinReason, SetTo, TransactionModes, Verdict};
 use crate::wire::reply::TxStatus;
@@ -90,6 +90,7 @@ impl Session {
                 Effect::DiscardAll => {
                     work.stand_ins.clear();
                     self.discard_all(server);
+                    work.discarded = work.segment == Segment::Open;
                 }
                 Effect::DiscardSequences => self.sequence_advanced = false,
                 Effect::Prepare { name } => {
@@ -220,6 +221,8 @@ impl Session {
 
     fn discard_all(&mut self, server: &mut ServerState) {
         server.discarded();
+        // It runs outside of transactions only, and is final at once.
+        server.tx = TxStatus::Idle;
         // What is behind it in its string or segment may advance some.
         server.sequences = Some(self.id);
         self.settings = self.startup.clone();
@@ -232,7 +235,6 @@ impl Session {
         self.pins.discard();
         self.sequence_advanced = false;
         self.own.reset_all();
-        // It runs outside of transactions only, and is final at once.
         self.commit_changes();
     }
 

@@ -345,6 +345,9 @@ pub struct Work {
     ready_after_bring: Option<TxStatus>,
     /// The string that was just answered may have set again, out of sight, what it has gone back to the server's own value of.
     may_have_set_again: bool,
+    /// DISCARD ALL was executed last in the segment that is open: nothing is there that a Sync of ours could end, and the session's startup settings are
+    /// brought before anything else runs.
+    discarded: bool,
     /// Stand-ins for the client's statements on the server, to be closed behind the segment.
     stand_ins: Vec<Box<[u8]>>,
     /// The current segment, or one before it that is still owed, may write.
@@ -428,6 +431,7 @@ impl Work {
             && !self.copy_in
             && !self.begin_failed
             && self.seen.is_none()
+            && !self.discarded
             && self.stand_ins.is_empty()
             && self.excluded.is_empty()
             && self.losses == 0
@@ -465,10 +469,12 @@ impl Work {
         };
         let by_item = |(item, _): &(Item, _)| match item {
             Item::FunctionCall { large_object: false } | Item::Execute(None) => true,
-            // Its constants are read there, or its plan is made.
+            // Its constants are read there, or its plan is made. (And SHOW looks for its parameter.)
             Item::Parse { statement, .. }
             | Item::Bind { statement: Some(statement), .. }
-            | Item::DescribeStatement { statement: Some(statement), .. } => statement.verdict.unseen.leaves,
+            | Item::DescribeStatement { statement: Some(statement), .. } => {
+                statement.verdict.unseen.leaves || statement.verdict.unseen.sees_settings
+            }
             _ => false,
         };
         (self.batch.end != End::Ready && !self.batch.is_empty()) || self.batch.executed().any(own) || self.batch.items.iter().any(by_item)

@@ -103,7 +103,7 @@ impl Session {
     pub(super) fn use_own_names(&self, work: &mut Work, server: &mut ServerState) {
         let failed = server.tx == TxStatus::Failed && !work.recovered;
         if server.own_names.is_some()
-            || (failed && !(work.segment == Segment::Closed && goes_on_behind_end(&work.batch)))
+            || (failed && !(work.segment == Segment::Closed && self.goes_on_behind_end(&work.batch)))
             || work.segment == Segment::Skipped
             || self.lost.is_some()
             || !is_answered(work)
@@ -181,6 +181,17 @@ impl Session {
         if failed {
             fail_transaction(work, server);
         }
+    }
+
+    /// Whether the first thing that it runs is the end of a transaction, and it has more than that: behind the end, or by a name. Portals are gone when
+    /// anything else ends their transaction: for those that are there, that isn't done without need.
+    fn goes_on_behind_end(&self, batch: &Batch) -> bool {
+        let ends = |verdict: &Arc<Verdict>| {
+            matches!(verdict.effects_of(0), [Effect::Commit { .. } | Effect::Rollback { .. } | Effect::PrepareTransaction])
+        };
+        let alone = matches!(batch.items.as_slice(), [(Item::Query(verdict), _)] if verdict.statements <= 1);
+        let needed = !self.portals_in_doubt || batch.executed().any(|verdict| self.runs_by_own_names(verdict));
+        !alone && needed && !batch.goes_on_with_portal() && batch.executed().next().is_some_and(ends)
     }
 
     /// What the client has prepared by name before a batch that is still to be sent; what executes others by name comes behind those.
@@ -283,20 +294,6 @@ fn set_in_segment(there: &Settings, wanted: &Settings, role: ServerRole, work: &
         // Of the portal and the statement.
         work.owed.extend([Owed::OUR_CLOSE, Owed::OUR_CLOSE]);
     }
-}
-
-/// Whether the first thing that it runs is the end of a transaction, and it has more than that: behind the end, or by a name.
-fn goes_on_behind_end(batch: &Batch) -> bool {
-    let ends = |verdict: &Arc<Verdict>| {
-        matches!(verdict.effects_of(0), [Effect::Commit { .. } | Effect::Rollback { .. } | Effect::PrepareTransaction])
-    };
-    let alone = match batch.items.as_slice() {
-        [(Item::Query(verdict), _)] => verdict.statements <= 1,
-        // A portal may be bound to it, and is gone when anything else ends the transaction.
-        [(Item::Execute(_), _)] | [(Item::Execute(_), _), (Item::Sync | Item::Flush, _)] => true,
-        _ => false,
-    };
-    !alone && batch.executed().next().is_some_and(ends)
 }
 
 /// Whether all is answered that the client has asked for.

@@ -1547,6 +1547,30 @@ mod own_names {
              Q rollback and chain; prepare w as select 5"
         ));
     }
+
+    /// A portal would be gone with that: nothing in the string needs the names.
+    #[test]
+    fn a_portal_of_a_failed_transaction_ends_with_it() {
+        Story::run(
+            "C> Q begin
+             C< C BEGIN / Z T
+             C> Q prepare a as select 1
+             lease l leader
+             S> P - begin / B - - / E - / Q prepare a as select 1
+             S< 1 / 2 / C BEGIN / C PREPARE / Z T
+             C< C PREPARE / Z T
+             C> Q select 1/0
+             S> Q select 1/0
+             S< E 22012 x / Z E
+             C< E 22012 / Z E
+             C> P w rollback to s2 / B p w / S
+             S> P sy1 rollback to s2 / B p sy1 / S
+             S< 1 / 2 / Z E
+             C< 1 / 2 / Z E
+             C> Q commit; rollback
+             S> Q commit; rollback",
+        );
+    }
 }
 
 mod outdated {
@@ -2333,9 +2357,9 @@ mod settings {
         );
     }
 
-    /// The segment goes on behind it with a transaction that fails: no query of ours can come before its end.
+    /// The segment goes on behind it with a transaction that fails: no query of ours could come before its end.
     #[test]
-    fn what_a_discarded_session_lacks_is_brought_as_soon_as_it_can_be() {
+    fn what_a_discarded_session_lacks_is_brought_before_its_segment_goes_on() {
         let mut story = begun_with_dmy();
         story.tell(
             "C> Q listen x
@@ -2347,22 +2371,36 @@ mod settings {
              S> P - discard all / B - - / E - / H
              S< 1 / 2 / S DateStyle ISO / C DISCARD ALL
              C< 1 / 2 / C DISCARD ALL
-             S> P - begin / B - - / E - / P - bad / S
-             S< 1 / 2 / C BEGIN / E 42601 no / Z E
-             C< 1 / 2 / C BEGIN / E 42601 / Z E
-             S> S
-             S< Z E
-             C< Z E
-             C> Q rollback / Q select 1
+             S> set datestyle = dmy / S / P - begin / B - - / E - / P - bad / S / S
+             S< S DateStyle ISO,DMY / C SELECT 1 / Z I / 1 / 2 / C BEGIN / E 42601 no / Z E / Z E
+             C< 1 / 2 / C BEGIN / E 42601 / Z E / Z E
+             C> Q rollback
              S> Q rollback
              S< C ROLLBACK / Z I
-             C< C ROLLBACK
-             S> set datestyle = dmy / S
-             S< S DateStyle ISO,DMY / C SELECT 1 / Z I
-             C< Z I
-             return
+             C< C ROLLBACK / Z I
+             return",
+        );
+    }
+
+    /// Nor is the connection within a transaction any more that a client was told of before the segment.
+    #[test]
+    fn what_is_discarded_behind_a_commit_is_brought_outside_of_its_transaction() {
+        let mut story = begun_with_dmy();
+        story.tell(
+            "C> Q begin / Q listen x
+             C< C BEGIN / Z T
              lease l leader
-             S> Q select 1",
+             S> P - begin / B - - / E - / Q listen x
+             S< 1 / 2 / C BEGIN / C LISTEN / Z T
+             C< C LISTEN / Z T
+             C> P - commit / B - - / E - / P - discard all / B - - / E - / P - select 1 / B - - / E - / S
+             S> P - commit / B - - / E - / P - discard all / B - - / E - / H
+             S< 1 / 2 / C COMMIT / 1 / 2 / S DateStyle ISO / C DISCARD ALL
+             C< 1 / 2 / C COMMIT / 1 / 2 / C DISCARD ALL
+             S> set datestyle = dmy / S / P - select 1 / B - - / E - / S
+             S< S DateStyle ISO,DMY / C SELECT 1 / Z I / 1 / 2 / D 1 / C SELECT 1 / Z I
+             C< 1 / 2 / D 1 / C SELECT 1 / Z I
+             return",
         );
     }
 
@@ -2781,6 +2819,22 @@ mod out_of_sight {
         for sql in ["set work_mem = '1MB'", "reset work_mem", "reset all"] {
             assert!(!asks(sql), "{sql}");
         }
+    }
+
+    /// SHOW looks for its parameter when it is analysed, for what it gives.
+    #[test]
+    fn what_is_analysed_by_a_custom_setting_asks_for_a_connection_without_others() {
+        let asks = |messages: &str| {
+            let mut story = Story::on(Access::ReadOnly);
+            story.rig.judge.looks = true;
+            for message in messages.split(" / ") {
+                story.work.client_in.extend(text::client(message));
+            }
+            story.go_on();
+            story.session.known_custom_settings(&story.work).is_some()
+        };
+        assert!(asks("P - show app.x / S"));
+        assert!(!asks("P - select 1 / S"));
     }
 
     /// PostgreSQL commits a string before it answers the last statement: that has run, and its custom setting's name stays known there.
