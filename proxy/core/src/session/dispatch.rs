@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::batch::{Batch, End, Item, Statement, ends_or_goes_back, must_be_answered_first, runs_when_failed};
+use super::batch::{Batch, End, Item, Statement, must_be_answered_first, runs_when_failed};
 use super::effects::bounds_transaction;
 use super::names::{is_answered, prepare, stand_in_for};
 use super::replies::{Owed, Place, Prepares, Sync};
@@ -113,8 +113,8 @@ impl Session {
         work.alone |= work.batch.executed().any(|verdict| must_be_answered_first(verdict));
         // What goes on behind the end of a transaction waits for that.
         work.alone |= work.segment == Segment::Open && work.batch.end == End::Overflow && work.batch.ends_transaction_last();
-        // Behind that, its settings must be brought once more.
-        work.alone |= work.batch.executed().any(|verdict| verdict.effects.iter().any(ends_or_goes_back)) && self.journal.parts(server.role);
+        // Behind what goes back, if by failing, its settings must be brought once more.
+        work.alone |= self.journal.parts(server.role);
         // Or at last, as it couldn't be done where they went: in a segment, or in a transaction that has failed.
         work.alone |=
             work.batch.end == End::Ready && self.differs_from(server) && !work.owed.iter().any(|owed| matches!(owed, Owed::Bring));
@@ -405,9 +405,6 @@ impl Session {
             match effect {
                 Effect::Pin(reason) => self.pins.add(*reason),
                 Effect::Set { name, .. } if &**name == "seed" => self.pins.add(PinReason::Setseed),
-                Effect::Set { name, .. } if name.contains('.') => {
-                    self.touched.add(name);
-                }
                 _ => {}
             }
         }

@@ -37,25 +37,37 @@ struct Changed {
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Journal(Option<Box<Changed>>);
+pub(super) struct Journal {
+    changed: Option<Box<Changed>>,
+    /// The transaction may have savepoints, before its first change, too.
+    savepoints: bool,
+}
 
 impl Journal {
     /// Whether there is something that a rollback would undo.
     pub(super) fn is_open(&self) -> bool {
-        self.0.is_some()
+        self.changed.is_some()
     }
 
     /// In a transaction that has failed: what the session has set, and what its server has of that. Both have gone back already, and nothing can be
     /// brought to the server before the transaction's end.
     pub(super) fn gone_back(&self) -> Option<(&Arc<Settings>, &Arc<Settings>)> {
-        let changed = self.0.as_ref()?;
+        let changed = self.changed.as_ref()?;
         let state = changed.savepoints.last().map_or(&changed.before, |(_, state)| state);
         Some((&state.settings, state.there.as_ref()?))
     }
 
+    /// Whether the server of a transaction that has failed has gone back to what it lexes texts by otherwise than by the session's settings, and the
+    /// transaction can be begun anew, as it has no savepoint.
+    pub(super) fn lexes_otherwise(&self, role: ServerRole) -> bool {
+        let otherwise =
+            |(settings, there): (&Arc<Settings>, &Arc<Settings>)| !there.lexes_as(settings) && !there.may_be_refused(settings, &[], role);
+        !self.savepoints && self.gone_back().is_some_and(otherwise)
+    }
+
     /// Whether the session's settings and its server's can come apart by going back: they were brought to it within the transaction.
     pub(super) fn parts(&self, role: ServerRole) -> bool {
-        let Some(changed) = &self.0 else { return false };
+        let Some(changed) = &self.changed else { return false };
         let parted = |state: &State| state.there.as_ref().is_some_and(|there| there.differs(&state.settings, role));
         parted(&changed.before) || changed.savepoints.iter().any(|(_, state)| parted(state))
     }
@@ -75,13 +87,13 @@ impl Session {
 
     /// The transaction is about to change something.
     pub(super) fn changing(&mut self, server: Option<&ServerState>) {
-        match &mut self.journal.0 {
+        match &mut self.journal.changed {
             Some(changed) => {
                 if changed.before.there.is_none() {
                     changed.before.there = server.map(|server| server.settings.clone());
                 }
             }
-            None => self.journal.0 = Some(Box::new(Changed { before: self.state(server), savepoints: Vec::new() })),
+            None => self.journal.changed = Some(Box::new(Changed { before: self.state(server), savepoints: Vec::new() })),
         }
     }
 
@@ -98,7 +110,7 @@ impl Session {
 
     /// The transaction is committed: from here on nothing undoes what it has changed.
     pub(super) fn commit_changes(&mut self) {
-        self.journal.0 = None;
+        self.journal = Journal::default();
         self.local_defaults.clear();
         self.local_hash = 0;
         self.own.end_locals();
@@ -106,7 +118,7 @@ impl Session {
 
     /// The transaction is rolled back. `server`: `None` where it is gone.
     pub(super) fn roll_back_changes(&mut self, server: Option<&mut ServerState>) {
-        if let Some(changed) = self.journal.0.take() {
+        if let Some(changed) = std::mem::take(&mut self.journal).changed {
             self.restore(changed.before, server);
         }
         self.local_defaults.clear();
@@ -116,11 +128,12 @@ impl Session {
 
     /// A savepoint from before the first change is no other than the transaction's beginning.
     pub(super) fn mark_savepoint(&mut self, name: &Arc<str>, server: &mut ServerState) {
-        if self.journal.0.is_none() {
+        self.journal.savepoints = true;
+        if self.journal.changed.is_none() {
             return;
         }
         let state = self.state(Some(server));
-        let Some(changed) = &mut self.journal.0 else { return };
+        let Some(changed) = &mut self.journal.changed else { return };
         if changed.savepoints.len() < SAVEPOINTS_MAX && !name.is_empty() {
             changed.savepoints.push((name.clone(), state));
         } else {
@@ -129,8 +142,8 @@ impl Session {
     }
 
     pub(super) fn release_savepoint(&mut self, name: &str, server: &mut ServerState) {
-        server.unsure |= name.is_empty() && self.journal.0.is_some();
-        let Some(changed) = &mut self.journal.0 else { return };
+        server.unsure |= name.is_empty() && self.journal.changed.is_some();
+        let Some(changed) = &mut self.journal.changed else { return };
         // With one from before the first change, all that came behind that are gone.
         let at = changed.savepoints.iter().rposition(|(known, _)| **known == *name).unwrap_or(0);
         changed.savepoints.truncate(at);
@@ -138,7 +151,7 @@ impl Session {
 
     pub(super) fn roll_back_to_savepoint(&mut self, name: &str, server: &mut ServerState) {
         self.local_defaults.clear();
-        let Some(changed) = &mut self.journal.0 else { return };
+        let Some(changed) = &mut self.journal.changed else { return };
         server.unsure |= name.is_empty();
         let state = match changed.savepoints.iter().rposition(|(known, _)| **known == *name) {
             Some(at) => {

@@ -469,10 +469,10 @@ impl Work {
         };
         let by_item = |(item, _): &(Item, _)| match item {
             Item::FunctionCall { large_object: false } | Item::Execute(None) => true,
-            // Its constants are read there, or its plan is made. (And SHOW looks for its parameter.)
-            Item::Parse { statement, .. }
-            | Item::Bind { statement: Some(statement), .. }
-            | Item::DescribeStatement { statement: Some(statement), .. } => {
+            // Code may run it by its portal's name.
+            Item::Bind { statement: Some(statement), .. } => own(&statement.verdict),
+            // Its constants are read there. (And SHOW looks for its parameter.)
+            Item::Parse { statement, .. } | Item::DescribeStatement { statement: Some(statement), .. } => {
                 statement.verdict.unseen.leaves || statement.verdict.unseen.sees_settings
             }
             _ => false,

@@ -13,7 +13,7 @@ use super::batch::{Batch, End, Item, Statement};
 use super::dispatch::fail_transaction;
 use super::replies::{Owed, Place, Sync};
 use super::server::{OwnNames, server_name};
-use super::settings::{self, NOT_READ_BY_ANALYSIS, READ_OF_STRINGS, Settings, Value, is_sure};
+use super::settings::{self, NOT_READ_BY_ANALYSIS, READ_OF_STRINGS, Settings, is_sure};
 use super::{Env, Segment, ServerState, Session, Work};
 use crate::route::ServerRole;
 use crate::sql::{Effect, PinReason, Verdict};
@@ -129,9 +129,12 @@ impl Session {
             // A Sync of ours would commit what the client has begun there. One that can't be prepared any more fails its segment.
             for (name, statement) in statements {
                 let mut analysed = analysed_under(&there, &statement.settings);
-                // What only the server knows couldn't be set again.
-                for (name, unread) in there.iter().filter(|(_, value)| matches!(value, Value::Unread(_))) {
-                    analysed.set(name, unread.clone());
+                // What only another server knows can't be set there.
+                for setting in analysed.unread().cloned().collect::<Vec<_>>() {
+                    match there.value(&setting) {
+                        Some(value) => analysed.set(&setting, value.clone()),
+                        None => analysed.remove(&setting),
+                    }
                 }
                 set_in_segment(&there, &analysed, role, work);
                 prepare(name, &statement, work, server);
@@ -192,6 +195,23 @@ impl Session {
         let alone = matches!(batch.items.as_slice(), [(Item::Query(verdict), _)] if verdict.statements <= 1);
         let needed = !self.portals_in_doubt || batch.executed().any(|verdict| self.runs_by_own_names(verdict));
         !alone && needed && !batch.goes_on_with_portal() && batch.executed().next().is_some_and(ends)
+    }
+
+    /// A transaction has failed, and its server has gone back to settings by which it lexes texts otherwise than by the session's. Where nothing is left of
+    /// the transaction but that it has failed, it is begun anew under those, and fails again.
+    pub(super) fn fail_anew(&mut self, work: &mut Work, server: &mut ServerState) {
+        let portals = self.portals_in_doubt || !self.portals.is_empty();
+        if !work.owed.is_empty() || work.segment != Segment::Closed || portals || !self.journal.lexes_otherwise(server.role) {
+            return;
+        }
+        self.roll_back_changes(Some(server));
+        run(b"ROLLBACK AND CHAIN", work);
+        server.settings.sync_messages_within(&self.settings, server.role, &mut work.to_server);
+        work.owed.push_back(Owed::Prelude);
+        server.settings = self.settings.clone();
+        run(b"COMMIT AND CHAIN", work);
+        fail_transaction(work, server);
+        server.ready = false;
     }
 
     /// What the client has prepared by name before a batch that is still to be sent; what executes others by name comes behind those.

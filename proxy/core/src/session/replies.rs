@@ -1094,6 +1094,9 @@ impl Session {
             return Fate::Swallow;
         }
         self.tell_parameters(env, work, server);
+        if status == TxStatus::Failed && self.lost.is_none() {
+            self.fail_anew(work, server);
+        }
         self.return_if_done(env, work, server);
         if self.status == status {
             return Fate::Forward;

@@ -63,6 +63,9 @@ pub(super) const READ_OF_STRINGS: [&str; 8] = [
     "xmloption",
 ];
 
+/// Parameters by which a text is cut into tokens, or warned of, also in a transaction that has failed.
+const READ_BY_LEXER: [&str; 4] = ["backslash_quote", "client_encoding", "escape_string_warning", "standard_conforming_strings"];
+
 /// Parameters of which a server takes any value that another one of the cluster has taken: what is valid is in their code (`guc_tables.c`), not in
 /// catalogs, files or libraries. The values of all others are waited for before a statement is sent that may depend on them.
 const SURE: &[&str] = &[
@@ -184,6 +187,11 @@ impl Settings {
         self.hash == others.hash || READ_OF_STRINGS.iter().all(|name| self.value(name) == others.value(name))
     }
 
+    /// As [`Settings::reads_as`], of tokens only.
+    pub(super) fn lexes_as(&self, others: &Settings) -> bool {
+        READ_BY_LEXER.iter().all(|name| self.value(name) == others.value(name))
+    }
+
     fn rehash(&mut self) {
         let mut hasher = Xxh3::new();
         let mut read: Vec<&Setting> = self.entries.iter().filter(|entry| !NOT_READ_BY_ANALYSIS.contains(&&*entry.name)).collect();
@@ -264,7 +272,7 @@ impl Settings {
     }
 
     /// The messages that bring a server from `self` to `wanted` up to the end of the transaction that is open, without a Sync, and how many of them are
-    /// Executes. Where there are any, two Closes follow.
+    /// Executes. Where there are any, two Closes follow. What only the server knows is kept there, for the way back: `wanted` has no other such value.
     pub(super) fn local_changes(&self, wanted: &Settings, role: ServerRole, out: &mut Vec<u8>) -> usize {
         self.calls(wanted, role, [Until::TransactionEnd; 2], out)
     }
@@ -273,10 +281,15 @@ impl Settings {
     /// How many there are.
     fn calls(&self, wanted: &Settings, role: ServerRole, [back, set]: [Until; 2], out: &mut Vec<u8>) -> usize {
         let mut ours = Ours::named();
+        let within = matches!(set, Until::TransactionEnd);
         for (name, value) in self.plan(wanted, role) {
+            if within && matches!(self.value(name), Some(Value::Unread(_))) {
+                ours.set_config(out, Until::Saved, name, None);
+            }
             match value {
                 None => ours.set_config(out, back, name, None),
                 Some(Value::Known(value)) => ours.set_config(out, set, name, Some(value)),
+                Some(Value::Unread(_)) if within => ours.set_config(out, Until::Restored, name, None),
                 // It never leaves the server that knows it.
                 Some(Value::Unread(_)) => {}
             }
@@ -369,7 +382,18 @@ macro_rules! set_config_encoded {
     };
 }
 
-/// How long a value holds.
+/// Keeps a value that only the server knows in a parameter of ours, up to the end of the transaction.
+const SAVE: &str = concat!(
+    "SELECT pg_catalog.set_config(pg_catalog.concat('switchyard.saved.', $1), pg_catalog.current_setting($1), true) IS NULL",
+    "\0\0\x02\0\0\0\x19\0\0\0\x19"
+);
+/// The way back.
+const RESTORE: &str = concat!(
+    "SELECT pg_catalog.set_config($1, pg_catalog.current_setting(pg_catalog.concat('switchyard.saved.', $1)), true) IS NULL",
+    "\0\0\x02\0\0\0\x19\0\0\0\x19"
+);
+
+/// How long a value holds, and which it is.
 #[derive(Clone, Copy)]
 enum Until {
     SessionEnd,
@@ -377,6 +401,10 @@ enum Until {
     /// them.)
     SessionEndWhereReset,
     TransactionEnd,
+    /// What it has is kept ([`SAVE`]).
+    Saved,
+    /// As `TransactionEnd`, of the value that was saved.
+    Restored,
 }
 
 /// The statement by which parameters are set within a transaction, and its portal.
@@ -391,8 +419,8 @@ pub(super) fn close_ours(out: &mut Vec<u8>) {
 struct Ours {
     /// Empty: the unnamed ones.
     name: &'static [u8],
-    /// What stands there by now: `set_config` for values in ASCII, or for others.
-    parsed: Option<bool>,
+    /// What stands there by now.
+    parsed: Option<&'static str>,
     executed: usize,
 }
 
@@ -409,16 +437,18 @@ impl Ours {
     /// Sets one parameter.
     fn set_config(&mut self, out: &mut Vec<u8>, until: Until, name: &str, value: Option<&[u8]>) {
         let ascii = name.is_ascii() && value.is_none_or(<[u8]>::is_ascii);
-        if self.parsed != Some(ascii) {
-            let text = match (until, ascii) {
-                (Until::SessionEnd, true) => set_config!("false"),
-                (Until::SessionEndWhereReset, true) => SET_WHERE_RESET,
-                (Until::SessionEnd | Until::SessionEndWhereReset, false) => set_config_encoded!("false"),
-                (Until::TransactionEnd, true) => set_config!("true"),
-                (Until::TransactionEnd, false) => set_config_encoded!("true"),
-            };
+        let text = match (until, ascii) {
+            (Until::SessionEnd, true) => set_config!("false"),
+            (Until::SessionEndWhereReset, true) => SET_WHERE_RESET,
+            (Until::SessionEnd | Until::SessionEndWhereReset, false) => set_config_encoded!("false"),
+            (Until::TransactionEnd, true) => set_config!("true"),
+            (Until::TransactionEnd, false) => set_config_encoded!("true"),
+            (Until::Saved, _) => SAVE,
+            (Until::Restored, _) => RESTORE,
+        };
+        if self.parsed != Some(text) {
             self.parse(out, text.as_bytes());
-            self.parsed = Some(ascii);
+            self.parsed = Some(text);
         }
         if ascii {
             self.run(out, &two_values(name.as_bytes(), value));

@@ -1495,6 +1495,31 @@ mod own_names {
         );
     }
 
+    /// What only the server knows is kept there meanwhile.
+    #[test]
+    fn in_a_segment_that_was_begun_what_only_the_server_knows_is_set_again() {
+        Story::run(
+            "C> P a select 1 from t / S
+             lease r replica
+             S> P sy1 select 1 from t / S
+             S< 1 / Z I
+             C< 1 / Z I
+             return
+             C> P - set search_path = u / B - - / E - / H
+             lease l leader
+             S> P - set search_path = u / B - - / E - / H
+             S< 1 / 2 / C SET
+             C< 1 / 2 / C SET
+             C> P - select name from pg_prepared_statements / B - - / E - / S
+             S> save search_path / set local search_path = null / P a select 1 from t / restore search_path / \
+             P - select name from pg_prepared_statements / B - - / E - / S
+             S< 3 / 1 / 2 / D t / C SELECT 1 / 3 / 3 / 1 / 2 / D t / C SELECT 1 / 3 / 3 / 1 / 3 / 1 / 2 / D t / C SELECT 1 / 3 / 3
+             S< 1 / 2 / D a / C SELECT 1 / Z I
+             C< 1 / 2 / D a / C SELECT 1 / Z I
+             S> C S a / S",
+        );
+    }
+
     #[test]
     fn behind_the_end_of_a_failed_transaction_in_a_segment_that_was_sent_in_part() {
         Story::run(
@@ -2132,6 +2157,55 @@ mod settings {
              S< E 3B001 no / S DateStyle ISO / Z E
              C< E 3B001 / Z E",
         );
+    }
+
+    /// What lexes its texts goes back with a transaction that fails, and the session's own can't be brought before that has ended: where nothing is left
+    /// of it, it is begun anew.
+    #[test]
+    fn a_failed_transaction_is_lexed_by_the_sessions_settings() {
+        let [chain, commit] = ["ROLLBACK AND CHAIN", "COMMIT AND CHAIN"].map(run_by_our_names);
+        let begun = |first: &str, answers: &str, then: &str| {
+            let mut story = Story::fresh(Access::ReadWrite, &[("standard_conforming_strings", "off")]);
+            story.tell(&format!(
+                "start
+                 lease l leader
+                 S> set standard_conforming_strings = off / S
+                 S< T / D x / S standard_conforming_strings off / C SELECT 1 / Z I
+                 C< S in_hot_standby off / S DateStyle ISO / S standard_conforming_strings off / K / Z I
+                 return
+                 C> Q listen x
+                 lease l leader
+                 S> Q listen x
+                 S< C LISTEN / Z I
+                 C< C LISTEN / Z I
+                 C> Q reset all; commit; begin{first}
+                 S> Q reset all; commit; begin{first}
+                 S< C RESET / C COMMIT / C BEGIN{answers} / S standard_conforming_strings on / Z T
+                 C< C RESET / C COMMIT / C BEGIN{answers}
+                 S> own SET standard_conforming_strings = 'off' / S
+                 S< 3 / 1 / 2 / S standard_conforming_strings off / C SET / 3 / 3 / Z T
+                 C< Z T
+                 C> Q bad
+                 S> Q bad
+                 S< E 42601 no / S standard_conforming_strings on / Z E
+                 C< E 42601 / Z E
+                 {then}"
+            ));
+        };
+        let anew = format!(
+            "S> {chain} / own SET standard_conforming_strings = 'off' / S / {commit} / Q SELECT pg_catalog.int4div(1, 0)
+             S< 1 / 2 / C ROLLBACK / 3 / 3 / Z T
+             S< 3 / 1 / 2 / S standard_conforming_strings off / C SET / 3 / 3 / Z T
+             S< 1 / 2 / C COMMIT / 3 / 3 / Z T
+             S< E 22012 no / Z E
+             C> Q rollback
+             S> Q rollback
+             S< C ROLLBACK / Z I
+             C< C ROLLBACK / Z I"
+        );
+        begun("", "", &anew);
+        // It may still be gone back to.
+        begun("; savepoint a", " / C SAVEPOINT", "C> Q rollback to a\n S> Q rollback to a");
     }
 
     #[test]
@@ -2834,7 +2908,9 @@ mod out_of_sight {
             story.session.known_custom_settings(&story.work).is_some()
         };
         assert!(asks("P - show app.x / S"));
-        assert!(!asks("P - select 1 / S"));
+        // Code may run its portal, and the session keeps its connection from then on.
+        assert!(asks("P - select lastval() / B p - / S"));
+        assert!(!asks("P - select 1 / S") && !asks("P - select lastval() / S"));
     }
 
     /// PostgreSQL commits a string before it answers the last statement: that has run, and its custom setting's name stays known there.

@@ -157,6 +157,10 @@ pub(super) fn bound(body: &[u8]) -> Vec<Option<String>> {
 fn own_bind(text: &str, body: &[u8]) -> Option<String> {
     let values = bound(body);
     let shown = |value: &Option<String>| value.clone().unwrap_or_else(|| "null".to_owned());
+    if text.contains("current_setting(") {
+        let word = if text.contains("set_config($1") { "restore" } else { "save" };
+        return Some(format!("{word} {}", shown(&values[0])));
+    }
     let set = match text.strip_prefix("SELECT pg_catalog.set_config($1, $2, ")? {
         rest if rest.starts_with("false") => "set",
         _ => "set local",
