@@ -111,12 +111,30 @@ impl Session {
                     self.sql_prepared.clear();
                     self.pins.remove(PinReason::SqlPrepare);
                 }
+                // What the protocol has prepared isn't only queries, as SQL's PREPARE takes. Other state is looked for.
+                Effect::Execute { name } => {
+                    let known = |effect: &Effect| {
+                        matches!(
+                            effect,
+                            Effect::Set { .. }
+                                | Effect::Reset { .. }
+                                | Effect::ResetAll
+                                | Effect::Savepoint { .. }
+                                | Effect::Release { .. }
+                                | Effect::RollbackTo { .. }
+                        )
+                    };
+                    if let Some(executed) = self.statements.get(name.as_bytes()).map(|statement| statement.verdict.clone())
+                        && executed.effects.iter().all(known)
+                    {
+                        self.completed(Completion { verdict: &executed, statement: 0, ..completion }, work, server);
+                    }
+                }
                 Effect::Pin(reason) => self.pins.add(*reason),
                 Effect::AdvisoryUnlockAll => self.pins.remove(PinReason::AdvisoryLock),
                 Effect::Begin(_)
                 | Effect::SetTransaction { session: false, .. }
                 | Effect::SetSnapshot
-                | Effect::Execute { .. }
                 | Effect::Fetch { .. }
                 | Effect::DiscardPlans
                 | Effect::Listen { .. }

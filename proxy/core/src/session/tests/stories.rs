@@ -2403,6 +2403,39 @@ mod settings {
         assert!(!story.keeps("l", ServerRole::Leader));
     }
 
+    /// EXECUTE runs what the protocol has prepared by that name.
+    #[test]
+    fn what_is_reset_by_a_name_goes_back_to_the_sessions_own_start() {
+        let [mark, back, release] =
+            ["SAVEPOINT switchyard_names", "ROLLBACK TO switchyard_names", "RELEASE switchyard_names"].map(run_by_our_names);
+        let mut story = begun_with_dmy();
+        story.tell(&format!(
+            "C> P w reset all / S
+             lease l leader
+             S> P sy1 reset all / S
+             S< 1 / Z I
+             C< 1 / Z I
+             return
+             C> Q listen x
+             lease l leader
+             S> Q listen x
+             S< C LISTEN / Z I
+             C< C LISTEN / Z I
+             C> Q begin
+             S> Q begin
+             S< C BEGIN / Z T
+             C< C BEGIN / Z T
+             C> Q execute w
+             S> C S sy1 / {mark} / P w reset all / S / {back} / {release} / Q execute w
+             S< 3 / 1 / 2 / C SAVEPOINT / 3 / 3 / Z T / 1 / Z T / 1 / 2 / C ROLLBACK / 3 / 3 / Z T / 1 / 2 / C RELEASE / 3 / 3 / Z T
+             S< S DateStyle ISO / C RESET / Z T
+             C< C RESET
+             S> own SET datestyle = 'dmy' / S
+             S< 3 / 1 / 2 / S DateStyle ISO,DMY / C SET / 3 / 3 / Z T
+             C< Z T"
+        ));
+    }
+
     /// What was brought within the transaction goes with it.
     #[test]
     fn what_takes_brought_settings_back_is_answered_before_more_is_sent() {
