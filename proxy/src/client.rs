@@ -331,7 +331,7 @@ impl Client {
             }
         }
         let fresh = need.role == ServerRole::Leader && self.work.as_deref().is_some_and(Work::needs_fresh);
-        let known = self.work.as_deref().and_then(|work| self.session.known_custom_settings(work));
+        let known = self.work.as_deref().and_then(|work| self.session.known_custom_settings(&self.policy, work));
         let begins = self.work.as_deref().and_then(|work| self.session.beginning(work)).cloned();
         let pool = self.pool(&need.node, need.role);
         match pool.acquire(&self.slot.weak(), need.epoch, fresh, known, begins) {

@@ -5,7 +5,8 @@
 //!
 //! Left out, because the two sides differ there by nature: process ids and what tells them, LSNs, clocks, OIDs of
 //! what is made on the way, `pg_my_temp_schema()`, plans (and what depends on them), and random numbers. And a FETCH or EXECUTE
-//! that is prepared by name: what it gives is what its cursor or statement gave at its Parse, which can't be repeated on another server.
+//! that is prepared by name: what it gives is what its cursor or statement gave at its Parse, which can't be repeated on another server. Nor is what
+//! an IMMUTABLE function does when a plan is made, which a server that has the plan does no more.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
@@ -311,7 +312,7 @@ impl Grammar {
         match self.dice.below(12) {
             0..5 => {
                 let (text, values) = self.parsed();
-                if describes_another(&text) {
+                if is_of_its_server(&text) {
                     statement.clear();
                 }
                 messages.push(Message::Parse { name: statement.clone(), text });
@@ -328,7 +329,7 @@ impl Grammar {
             }
             5 => {
                 let (text, _) = self.parsed();
-                if describes_another(&text) {
+                if is_of_its_server(&text) {
                     statement.clear();
                 }
                 messages.push(Message::Parse { name: statement, text });
@@ -462,9 +463,9 @@ impl Grammar {
     }
 }
 
-/// Whether what it gives is what its cursor, or its statement, gave at its Parse.
-fn describes_another(text: &str) -> bool {
-    text.starts_with("FETCH") || text.starts_with("EXECUTE")
+/// Whether what it gives is what its cursor, or its statement, gave at its Parse, or what it does is done when its plan is made.
+fn is_of_its_server(text: &str) -> bool {
+    text.starts_with("FETCH") || text.starts_with("EXECUTE") || text.contains("sets_immutably")
 }
 
 fn named(portal: String) -> String {

@@ -650,8 +650,9 @@ impl Session {
     /// The custom settings (`prefix.name`) that may have been set on a connection on which what waits in `work` can run as it would on one of the
     /// session's own: those that it has set itself, as it finds '' for them from then on, where there was none before, and those that it is about to set.
     /// `None` where any connection will do.
-    pub fn known_custom_settings(&self, work: &Work) -> Option<CustomNames> {
-        if self.begin.is_none() && self.status == TxStatus::Idle && !work.sees_custom_settings() {
+    pub fn known_custom_settings(&self, policy: &Policy, work: &Work) -> Option<CustomNames> {
+        // In session mode the connection is kept for what isn't known yet.
+        if self.begin.is_none() && self.status == TxStatus::Idle && !policy.session_mode && !work.sees_custom_settings() {
             return None;
         }
         let mut known = self.touched.clone();
@@ -703,7 +704,7 @@ impl Session {
         shares
             && between
             && !self.pinned(env)
-            && (self.known_custom_settings(work).is_some_and(|known| !server.custom.are_among(&known))
+            && (self.known_custom_settings(env.policy, work).is_some_and(|known| !server.custom.are_among(&known))
                 || self.beginning(work).is_some_and(|begins| !Arc::ptr_eq(&server.began, begins)))
     }
 

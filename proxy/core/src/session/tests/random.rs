@@ -128,7 +128,7 @@ impl World {
             match want {
                 Want::Lease(need) => {
                     assert!(client.held.is_none(), "leases one at a time");
-                    let known = client.session.known_custom_settings(&client.work);
+                    let known = client.session.known_custom_settings(&self.rig.policy, &client.work);
                     let mut server = self.take(&need.node, need.role, known.as_ref());
                     let member = self.rig.topology.member(&need.node).expect("a member").clone();
                     client.session.granted(&self.rig.env(), &mut client.work, &mut server.state, member);

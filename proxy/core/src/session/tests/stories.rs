@@ -2918,7 +2918,7 @@ mod out_of_sight {
             story.rig.judge.looks = true;
             story.work.client_in.extend(text::client(&format!("Q {sql}")));
             story.go_on();
-            story.session.known_custom_settings(&story.work).is_some()
+            story.session.known_custom_settings(&story.rig.policy, &story.work).is_some()
         };
         for sql in ["set role grp", "set session authorization grp", "select pg_advisory_lock(1)", "prepare s as select 1"] {
             assert!(asks(sql), "{sql}");
@@ -2938,12 +2938,24 @@ mod out_of_sight {
                 story.work.client_in.extend(text::client(message));
             }
             story.go_on();
-            story.session.known_custom_settings(&story.work).is_some()
+            story.session.known_custom_settings(&story.rig.policy, &story.work).is_some()
         };
         assert!(asks("P - show app.x / S"));
         // Code may run its portal, and the session keeps its connection from then on.
         assert!(asks("P - select lastval() / B p - / S"));
         assert!(!asks("P - select 1 / S") && !asks("P - select lastval() / S"));
+    }
+
+    /// What else the session will do on its connection isn't known.
+    #[test]
+    fn a_session_that_keeps_its_connection_asks_for_one_without_others_custom_settings() {
+        for session_mode in [true, false] {
+            let mut story = Story::on(Access::ReadWrite);
+            (story.rig.judge.looks, story.rig.policy.session_mode) = (true, session_mode);
+            story.work.client_in.extend(text::client("Q select 1"));
+            story.go_on();
+            assert_eq!(story.session.known_custom_settings(&story.rig.policy, &story.work).is_some(), session_mode);
+        }
     }
 
     /// PostgreSQL commits a string before it answers the last statement: that has run, and its custom setting's name stays known there.
@@ -2988,7 +3000,7 @@ mod out_of_sight {
             story.go_on();
             let mut names = CustomNames::default();
             names.add(&"app.x".into());
-            story.session.known_custom_settings(&story.work).is_some_and(|known| names.are_among(&known))
+            story.session.known_custom_settings(&story.rig.policy, &story.work).is_some_and(|known| names.are_among(&known))
         };
         for messages in ["Q begin / Q set app.x = '1'", "Q begin / P a set app.x = '1' / B - a / D S a / E - / S"] {
             assert!(knows(messages), "{messages}");
