@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::batch::{Batch, End, Item, Statement, must_be_answered_first, runs_when_failed};
 use super::effects::bounds_transaction;
-use super::names::{is_answered, prepare, stand_in_for};
+use super::names::{is_answered, own_executes, prepare, stand_in_for};
 use super::replies::{Owed, Place, Prepares, Sync};
 use super::server::{StatementId, is_server_name, server_name};
 use super::settings::Value;
@@ -76,8 +76,23 @@ impl Session {
                 work.after_bring = true;
                 return;
             }
+        } else if work.owed.is_empty() && work.segment == Segment::Open && (server.tx != TxStatus::Failed || work.recovered) {
+            self.bring_in_segment(work, server);
         }
         self.send_batch(env, work, server);
+    }
+
+    /// Where something in the client's segment has gone back to the server's own settings, sends what brings it to the session's, without a Sync.
+    fn bring_in_segment(&mut self, work: &mut Work, server: &mut ServerState) {
+        if !self.differs_from(server) || server.settings.may_be_refused(&self.settings, server.accepted(), server.role) {
+            return;
+        }
+        for name in self.settings.dotted() {
+            server.sets(name);
+        }
+        self.changing(Some(server));
+        own_executes(server.settings.messages_in_segment(&self.settings, server.role, &mut work.to_server), work);
+        server.settings = self.settings.clone();
     }
 
     /// The settings are accepted, or needn't be waited for.

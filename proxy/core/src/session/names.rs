@@ -308,7 +308,11 @@ fn analysed_under(there: &Settings, statements: &Settings) -> Settings {
 
 /// Brings the server from some settings to others in the client's segment, up to the end of its transaction.
 fn set_in_segment(there: &Settings, wanted: &Settings, role: ServerRole, work: &mut Work) {
-    let executed = there.local_changes(wanted, role, &mut work.to_server);
+    own_executes(there.local_changes(wanted, role, &mut work.to_server), work);
+}
+
+/// Settings of ours were sent in the client's segment, by so many Executes.
+pub(super) fn own_executes(executed: usize, work: &mut Work) {
     if executed > 0 {
         work.owed.extend(std::iter::repeat_with(|| Owed::Own).take(executed));
         // Of the portal and the statement.

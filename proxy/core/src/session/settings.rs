@@ -244,12 +244,19 @@ impl Settings {
     /// The messages that bring a server from `self` to `wanted`, with a Sync of their own: all of it happens, or nothing.
     pub fn sync_messages(&self, wanted: &Settings, role: ServerRole, out: &mut Vec<u8>) {
         self.messages(wanted, role, false, out);
+        reply::sync(out);
     }
 
     /// As [`Settings::sync_messages`], within a transaction, which may be about to be told its isolation level: no query may come before that. The
     /// client's unnamed statement and portal aren't touched.
     pub(super) fn sync_messages_within(&self, wanted: &Settings, role: ServerRole, out: &mut Vec<u8>) {
         self.messages(wanted, role, true, out);
+        reply::sync(out);
+    }
+
+    /// As [`Settings::sync_messages_within`], in a segment, without a Sync. How many of the messages are Executes; where there are any, two Closes follow.
+    pub(super) fn messages_in_segment(&self, wanted: &Settings, role: ServerRole, out: &mut Vec<u8>) -> usize {
+        self.messages(wanted, role, true, out)
     }
 
     /// As [`Settings::sync_messages_within`], of those parameters only that have the server's own values by now.
@@ -299,7 +306,7 @@ impl Settings {
         executed
     }
 
-    fn messages(&self, wanted: &Settings, role: ServerRole, within: bool, out: &mut Vec<u8>) {
+    fn messages(&self, wanted: &Settings, role: ServerRole, within: bool, out: &mut Vec<u8>) -> usize {
         let mut ours = if within { Ours::named() } else { Ours::unnamed() };
         for (name, value) in self.plan(wanted, role) {
             let value = match value {
@@ -322,8 +329,9 @@ impl Settings {
             }
             set(value);
         }
+        let executed = ours.executed;
         ours.close(out);
-        reply::sync(out);
+        executed
     }
 }
 

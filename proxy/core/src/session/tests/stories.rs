@@ -2489,6 +2489,34 @@ mod settings {
         );
     }
 
+    /// What comes behind it in its segment is read under the session's settings.
+    #[test]
+    fn what_goes_back_in_a_segment_is_brought_before_that_goes_on() {
+        let pinned = "C> Q listen x
+             lease l leader
+             S> Q listen x
+             S< C LISTEN / Z I
+             C< C LISTEN / Z I
+             C> P - reset datestyle / B - - / E - / P - select 1 / B - - / E - / S
+             S> P - reset datestyle / B - - / E - / H
+             S< 1 / 2 / C RESET
+             C< 1 / 2 / C RESET
+             S> own SET datestyle = 'dmy' / P - select 1 / B - - / E - / S";
+        begun_with_dmy().tell(&format!(
+            "{pinned}
+             S< 3 / 1 / 2 / C SET / 3 / 3 / 1 / 2 / D 1 / C SELECT 1 / Z I
+             C< 1 / 2 / D 1 / C SELECT 1 / Z I"
+        ));
+        // Both are undone.
+        begun_with_dmy().tell(&format!(
+            "{pinned}
+             S< 3 / 1 / 2 / C SET / 3 / 3 / E 22012 no / Z I
+             C< E 22012 / Z I
+             C> Q select 2
+             S> Q select 2"
+        ));
+    }
+
     /// Nor is the connection within a transaction any more that a client was told of before the segment.
     #[test]
     fn what_is_discarded_behind_a_commit_is_brought_outside_of_its_transaction() {
