@@ -256,7 +256,10 @@ impl Player {
         self.went_back |= difference.as_ref().is_some_and(known);
         // Nothing is brought behind a text that the router can't read.
         let unread = self.unreadable && !encode::all(messages).is_ascii();
-        if unread && difference.as_ref().is_some_and(known) {
+        // What fails on one side only has left other things behind.
+        let fails = |lines: &[String]| lines.iter().any(|line| line.starts_with("E "));
+        let parted = difference.as_ref().is_some_and(|difference| fails(&difference.direct) != fails(&difference.routed));
+        if (unread || parted) && difference.as_ref().is_some_and(known) {
             self.excused.set(true);
         }
         difference.filter(|difference| !known(difference))

@@ -49,6 +49,10 @@ impl Journal {
         self.changed.is_some()
     }
 
+    pub(super) fn may_have_savepoints(&self) -> bool {
+        self.savepoints
+    }
+
     /// In a transaction that has failed: what the session has set, and what its server has of that. Both have gone back already, and nothing can be
     /// brought to the server before the transaction's end.
     pub(super) fn gone_back(&self) -> Option<(&Arc<Settings>, &Arc<Settings>)> {

@@ -59,6 +59,7 @@ impl Session {
         work.server_in.clear();
         work.to_server.clear();
         work.copy_in = false;
+        work.copied = false;
         // The rest of a COPY message is nobody's.
         work.client_passing_on = false;
         work.alone = false;

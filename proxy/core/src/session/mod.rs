@@ -308,6 +308,8 @@ pub struct Work {
     server_swallowing: bool,
     /// The server waits for COPY data.
     copy_in: bool,
+    /// The client has sent the end of the COPY that is owed next: the server keeps its answer to itself up to a Sync or Flush.
+    copied: bool,
     /// The batch waits for the settings to be accepted, or for a look at the statements that it uses.
     after_bring: bool,
     /// The batch waits for another server connection than the one that is held, which goes back with what is owed on it.
@@ -429,6 +431,7 @@ impl Work {
             && self.client_passing == 0
             && self.segment == Segment::Closed
             && !self.copy_in
+            && !self.copied
             && !self.begin_failed
             && self.seen.is_none()
             && !self.discarded
@@ -542,6 +545,8 @@ pub struct Session {
     told: Params,
     /// What it was told at its login.
     began: Params,
+    /// A leader's last report of `default_transaction_read_only`, where the session hasn't set it.
+    reads_only: bool,
     /// What the server reported whose parameters the client was told last.
     heard: Params,
     /// Of the transaction's SET LOCAL: statements that are prepared under it aren't those of other transactions.
@@ -622,6 +627,7 @@ impl Session {
             unproven: false,
             told: Params::default(),
             began: Params::default(),
+            reads_only: false,
             heard: Params::default(),
             local_hash: 0,
             standard_conforming_strings: true,
@@ -963,7 +969,7 @@ impl Session {
             self.submit(env, work, server);
             return true;
         }
-        work.owed.iter().any(|owed| match owed {
+        work.owed.iter().skip(usize::from(work.copied)).any(|owed| match owed {
             Owed::Query(verdict, _) => verdict.effects.contains(&Effect::CopyIn),
             Owed::Execute(Some(statement)) => statement.verdict.effects.contains(&Effect::CopyIn),
             _ => false,
@@ -993,6 +999,7 @@ impl Session {
             }
             if !matches!(tag, b'H' | b'S') {
                 work.copy_in = false;
+                work.copied = matches!(work.owed.front(), Some(Owed::Execute(_)));
                 // The Flush that had it begin came before that.
                 work.flushed = false;
                 // Anything but CopyDone and CopyFail is an error there, and takes no answer of its own.

@@ -187,14 +187,15 @@ impl Session {
     }
 
     /// Whether the first thing that it runs is the end of a transaction, and it has more than that: behind the end, or by a name. Portals are gone when
-    /// anything else ends their transaction: for those that are there, that isn't done without need.
+    /// anything else ends their transaction: for those that are there, that isn't done without need. Nor is it for savepoints, to which a client may
+    /// go back if its string has a syntax error.
     fn goes_on_behind_end(&self, batch: &Batch) -> bool {
         let ends = |verdict: &Arc<Verdict>| {
             matches!(verdict.effects_of(0), [Effect::Commit { .. } | Effect::Rollback { .. } | Effect::PrepareTransaction])
         };
         let alone = matches!(batch.items.as_slice(), [(Item::Query(verdict), _)] if verdict.statements <= 1);
         let needed = !self.portals_in_doubt || batch.executed().any(|verdict| self.runs_by_own_names(verdict));
-        !alone && needed && !batch.goes_on_with_portal() && batch.executed().next().is_some_and(ends)
+        !alone && needed && !self.journal.may_have_savepoints() && !batch.goes_on_with_portal() && batch.executed().next().is_some_and(ends)
     }
 
     /// A transaction has failed, and its server has gone back to settings by which it lexes texts otherwise than by the session's. Where nothing is left of

@@ -432,6 +432,7 @@ impl Session {
     /// The server waits for COPY data. A Sync that was sent behind the Execute is ignored there: the client sends another.
     fn copies_in(&mut self, work: &mut Work) {
         work.copy_in = true;
+        work.copied = false;
         // A string of several statements may hold another COPY.
         work.alone = matches!(work.owed.front(), Some(Owed::Query(verdict, _)) if verdict.statements > 1);
         if matches!(work.owed.front(), Some(Owed::Execute(_))) {
@@ -521,6 +522,7 @@ impl Session {
             }
         }
         work.copy_in = false;
+        work.copied = false;
         match work.owed.front() {
             Some(Owed::Query(verdict, text_hash)) => {
                 let (verdict, text_hash) = (verdict.clone(), *text_hash);
@@ -565,6 +567,7 @@ impl Session {
             return Fate::Swallow;
         }
         work.copy_in = false;
+        work.copied = false;
         work.segment_failed = true;
         // Nobody knows what it was.
         server.unsure |= matches!(work.owed.front(), Some(Owed::Execute(None)));
@@ -969,6 +972,9 @@ impl Session {
             Some(gone_back) => gone_back,
             None => (&self.settings, &server.settings),
         };
+        if server.role == ServerRole::Leader && server.tx == TxStatus::Idle && settings.value(READ_ONLY).is_none() {
+            self.reads_only = server.params.value(READ_ONLY) == Some(b"on");
+        }
         let read_only = if server.role == ServerRole::Replica { self.told_read_only(env, settings, server) } else { None };
         let is_told = read_only.is_none_or(|value| self.told.value(READ_ONLY) == Some(value));
         let parted = !Arc::ptr_eq(settings, there);
@@ -1036,9 +1042,8 @@ impl Session {
             // It has set it there.
             (Some(Value::Unread(_)), _) => server.params.value(READ_ONLY).and_then(shown),
             (None, Access::ReadOnly) => Some(b"off"),
-            (None, Access::ReadWrite) if self.told.value(READ_ONLY).is_none() => Some(b"off"),
-            // A leader has told it.
-            (None, Access::ReadWrite) => None,
+            // What leaders have told.
+            (None, Access::ReadWrite) => Some(if self.reads_only { b"on" } else { b"off" }),
         }
     }
 
@@ -1056,6 +1061,7 @@ impl Session {
         self.end_segment(work, server);
         work.segment_failed = false;
         work.copy_in = false;
+        work.copied = false;
         // What was sent behind it is still to be answered, if that is what is waited for.
         work.alone &= !work.owed.is_empty();
         work.prepares &= !work.owed.is_empty();

@@ -1573,6 +1573,36 @@ mod own_names {
         ));
     }
 
+    /// Savepoints would be gone with that, and its client may go back to one, if the string has an error that fails all of it.
+    #[test]
+    fn savepoints_of_a_failed_transaction_are_left_alone() {
+        Story::run(
+            "C> P w select 1 / S
+             lease r replica
+             S> P sy1 select 1 / S
+             S< 1 / Z I
+             C< 1 / Z I
+             return
+             C> Q begin
+             C< C BEGIN / Z T
+             C> Q insert into t values (1)
+             lease l leader
+             S> P - begin / B - - / E - / Q insert into t values (1)
+             S< 1 / 2 / C BEGIN / C INSERT 0 1 / Z T
+             C< C INSERT 0 1 / Z T
+             C> Q savepoint s1
+             S> Q savepoint s1
+             S< C SAVEPOINT / Z T
+             C< C SAVEPOINT / Z T
+             C> Q select 1/0
+             S> Q select 1/0
+             S< E 22012 x / Z E
+             C< E 22012 / Z E
+             C> Q rollback; prepare w as select 5
+             S> Q rollback; prepare w as select 5",
+        );
+    }
+
     /// A portal would be gone with that: nothing in the string needs the names.
     #[test]
     fn a_portal_of_a_failed_transaction_ends_with_it() {
@@ -2125,6 +2155,30 @@ mod settings {
         set(&mut story, "set session characteristics as transaction read only", "SET", " / S default_transaction_read_only on");
         set(&mut story, "select 1", "SELECT 1", "");
         set(&mut story, "reset all", "RESET", " / S default_transaction_read_only off");
+    }
+
+    /// On port 15000, where a leader has told it.
+    #[test]
+    fn a_session_on_a_replica_is_told_when_its_transactions_may_write_again() {
+        Story::on(Access::ReadWrite).tell(
+            "C> Q set session characteristics as transaction isolation level repeatable read read only
+             lease l leader
+             S> Q set session characteristics as transaction isolation level repeatable read read only
+             S< C SET / S default_transaction_read_only on / Z I
+             C< C SET / S default_transaction_read_only on / Z I
+             return
+             C> Q begin
+             C< C BEGIN / Z T
+             C> Q select 1
+             lease r replica
+             S> set default_transaction_isolation = repeatable read / S / P - begin / B - - / E - / Q select 1
+             S< C SELECT 1 / Z I / 1 / 2 / C BEGIN / T / D 1 / C SELECT 1 / S default_transaction_read_only on / Z T
+             C< T / D 1 / C SELECT 1 / Z T
+             C> Q reset all
+             S> Q reset all
+             S< C RESET / Z T
+             C< C RESET / S default_transaction_read_only off / Z T",
+        );
     }
 
     #[test]
