@@ -135,8 +135,6 @@ pub(super) struct Player {
     paths: bool,
     /// Its session has an encoding in which the router reads ASCII only.
     unreadable: bool,
-    /// It has gone back to settings of its startup packet in a step whose answers differed: see [`goes_back`].
-    went_back: bool,
     /// From there on its sides can't be compared: see [`is_only_without_numbers`].
     excused: Cell<bool>,
     blind: Blind,
@@ -176,7 +174,6 @@ impl Player {
             read_only: false,
             paths: false,
             unreadable: false,
-            went_back: false,
             excused: Cell::new(false),
             blind,
             log,
@@ -204,7 +201,6 @@ impl Player {
         self.read_only = self.ports.side == Port::ReadWrite && has("READ ONLY");
         self.one_snapshot = self.read_only && stays && has("REPEATABLE READ");
         self.paths = script.texts().filter(|text| text.to_ascii_lowercase().contains("search_path")).count() > 1;
-        self.went_back = false;
         let mut difference = self.played(script);
         // A leak by the detector's own word says more than an answer does.
         let says_less = match &difference {
@@ -247,19 +243,14 @@ impl Player {
 
     /// Whether the last script had an answer that is known to differ (docs/sessions.md).
     pub(super) fn excused(&self) -> bool {
-        self.excused.get() || self.went_back
+        self.excused.get()
     }
 
     /// Without a difference that comes from what [`goes_back`].
     fn beyond(&mut self, script: &Script, messages: &[Message], difference: Option<Difference>) -> Option<Difference> {
         let known = |difference: &Difference| difference.kind == Kind::Answer && goes_back(script, messages);
-        self.went_back |= difference.as_ref().is_some_and(known);
-        // Nothing is brought behind a text that the router can't read.
-        let unread = self.unreadable && !encode::all(messages).is_ascii();
-        // What fails on one side only has left other things behind.
-        let fails = |lines: &[String]| lines.iter().any(|line| line.starts_with("E "));
-        let parted = difference.as_ref().is_some_and(|difference| fails(&difference.direct) != fails(&difference.routed));
-        if (unread || parted) && difference.as_ref().is_some_and(known) {
+        if difference.as_ref().is_some_and(known) {
+            // What comes behind it may differ, too.
             self.excused.set(true);
         }
         difference.filter(|difference| !known(difference))
