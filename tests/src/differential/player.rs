@@ -247,13 +247,13 @@ impl Player {
     }
 
     /// Without a difference that comes from what [`goes_back`].
-    fn beyond(&mut self, script: &Script, messages: &[Message], difference: Option<Difference>) -> Option<Difference> {
-        let known = |difference: &Difference| difference.kind == Kind::Answer && goes_back(script, messages);
-        if difference.as_ref().is_some_and(known) {
+    fn beyond(&self, script: &Script, messages: &[Message], difference: Option<Difference>) -> Option<Difference> {
+        if difference.as_ref().is_some_and(|difference| difference.kind == Kind::Answer && goes_back(script, messages)) {
             // What comes behind it may differ, too.
             self.excused.set(true);
+            return None;
         }
-        difference.filter(|difference| !known(difference))
+        difference
     }
 
     /// What the router has told of connections to this worker's database since the last time.

@@ -53,15 +53,20 @@ impl Session {
 
     /// The server is about to be sent the session's settings.
     fn brings(&mut self, work: &mut Work, server: &mut ServerState) {
-        for name in self.settings.dotted() {
-            server.sets(name);
-        }
+        self.sets_dotted(server);
         if server.tx != TxStatus::Idle {
             // It goes back with the transaction.
             self.changing(Some(server));
         }
         server.ready = false;
         work.owed.push_back(Owed::Bring);
+    }
+
+    /// What the session has of custom settings is known to the server from then on.
+    fn sets_dotted(&self, server: &mut ServerState) {
+        for name in self.settings.dotted() {
+            server.sets(name);
+        }
     }
 
     /// Sends the batch to the server that is held.
@@ -87,9 +92,7 @@ impl Session {
         if !self.differs_from(server) || server.settings.may_be_refused(&self.settings, server.accepted(), server.role) {
             return;
         }
-        for name in self.settings.dotted() {
-            server.sets(name);
-        }
+        self.sets_dotted(server);
         self.changing(Some(server));
         own_executes(server.settings.messages_in_segment(&self.settings, server.role, &mut work.to_server), work);
         server.settings = self.settings.clone();

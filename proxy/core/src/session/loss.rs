@@ -7,7 +7,7 @@
 use super::batch::{End, ends_transaction};
 use super::look::Look;
 use super::replies::{Owed, Prepares, Sync};
-use super::{Access, Env, Lost, Phase, Segment, ServerState, Session, Want, Work};
+use super::{Access, CopyIn, Env, Lost, Phase, Segment, ServerState, Session, Want, Work};
 use crate::refusal::Refusal;
 use crate::route::ServerRole;
 use crate::sql::{Effect, PinReason};
@@ -58,8 +58,7 @@ impl Session {
         work.server_passing = 0;
         work.server_in.clear();
         work.to_server.clear();
-        work.copy_in = false;
-        work.copied = false;
+        work.copy_in = CopyIn::None;
         // The rest of a COPY message is nobody's.
         work.client_passing_on = false;
         work.alone = false;

@@ -247,6 +247,18 @@ enum Segment {
     Skipped,
 }
 
+/// Where a COPY FROM STDIN stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum CopyIn {
+    /// None is known to be under way.
+    #[default]
+    None,
+    /// The server takes its data.
+    Takes,
+    /// The client has sent the end of the one that is owed next: the server keeps its answer to itself up to a Sync or Flush.
+    Ended,
+}
+
 /// A batch that can still run again elsewhere: nothing of its answer has been forwarded.
 #[derive(Debug, Default)]
 struct Attempt {
@@ -307,9 +319,7 @@ pub struct Work {
     server_passing: usize,
     server_swallowing: bool,
     /// The server waits for COPY data.
-    copy_in: bool,
-    /// The client has sent the end of the COPY that is owed next: the server keeps its answer to itself up to a Sync or Flush.
-    copied: bool,
+    copy_in: CopyIn,
     /// The batch waits for the settings to be accepted, or for a look at the statements that it uses.
     after_bring: bool,
     /// The batch waits for another server connection than the one that is held, which goes back with what is owed on it.
@@ -430,8 +440,7 @@ impl Work {
             && self.sent.is_empty()
             && self.client_passing == 0
             && self.segment == Segment::Closed
-            && !self.copy_in
-            && !self.copied
+            && self.copy_in == CopyIn::None
             && !self.begin_failed
             && self.seen.is_none()
             && !self.discarded
@@ -753,7 +762,7 @@ impl Session {
     /// has ended in the middle never comes to an end, unless something was sent behind it that is no data: an error
     /// then.
     fn is_outstanding(&self, work: &Work) -> bool {
-        let copies = work.copy_in && work.owed.len() <= 1;
+        let copies = work.copy_in == CopyIn::Takes && work.owed.len() <= 1;
         let waits = self.starting.is_some() || matches!(self.phase, Phase::Waiting);
         let sent = !work.owed.is_empty() || !work.to_server.is_empty() || work.ready_after_bring.is_some();
         waits || (!copies && (sent || work.after_bring || work.attempt.is_some() || !work.batch.is_empty()))
@@ -835,7 +844,7 @@ impl Session {
         match &self.phase {
             Phase::Idle => true,
             Phase::Waiting => false,
-            Phase::Holding { .. } if work.copy_in || work.client_passing > 0 => true,
+            Phase::Holding { .. } if work.copy_in == CopyIn::Takes || work.client_passing > 0 => true,
             // What the router may refuse itself comes behind all answers that are owed.
             Phase::Holding { .. } if self.lost.is_some() && !work.owed.is_empty() => false,
             Phase::Holding { role, .. } => {
@@ -862,7 +871,11 @@ impl Session {
                 }
                 work.client_passing -= part;
                 at += part;
-                if work.client_passing == 0 && work.client_passing_on && !work.copy_in && matches!(self.phase, Phase::Holding { .. }) {
+                if work.client_passing == 0
+                    && work.client_passing_on
+                    && work.copy_in != CopyIn::Takes
+                    && matches!(self.phase, Phase::Holding { .. })
+                {
                     // The COPY is over: the server connection was only kept for the rest of this message.
                     if let Some(server) = server.as_deref_mut() {
                         self.return_if_done(env, work, server);
@@ -881,13 +894,16 @@ impl Session {
                     break;
                 }
             };
-            if matches!(header.tag, b'd' | b'c' | b'f') && !work.copy_in && self.awaits_copy(env, work, server.as_deref_mut()) {
+            if matches!(header.tag, b'd' | b'c' | b'f')
+                && work.copy_in != CopyIn::Takes
+                && self.awaits_copy(env, work, server.as_deref_mut())
+            {
                 break;
             }
             if header.tag == b'd' {
                 // COPY data: never looked into, never held.
                 work.client_passing = header.total;
-                work.client_passing_on = work.copy_in;
+                work.client_passing_on = work.copy_in == CopyIn::Takes;
                 continue;
             }
             if header.total > env.policy.max_message_bytes {
@@ -915,7 +931,12 @@ impl Session {
                 self.await_answers(env, work, server.as_deref_mut(), header.tag);
                 break;
             }
-            if matches!(header.tag, b'B' | b'D') && !self.skipping && !work.copy_in && means_unnamed(message) && unnamed_is_open(work) {
+            if matches!(header.tag, b'B' | b'D')
+                && !self.skipping
+                && work.copy_in != CopyIn::Takes
+                && means_unnamed(message)
+                && unnamed_is_open(work)
+            {
                 break;
             }
             at += header.total;
@@ -969,7 +990,7 @@ impl Session {
             self.submit(env, work, server);
             return true;
         }
-        work.owed.iter().skip(usize::from(work.copied)).any(|owed| match owed {
+        work.owed.iter().skip(usize::from(work.copy_in == CopyIn::Ended)).any(|owed| match owed {
             Owed::Query(verdict, _) => verdict.effects.contains(&Effect::CopyIn),
             Owed::Execute(Some(statement)) => statement.verdict.effects.contains(&Effect::CopyIn),
             _ => false,
@@ -991,15 +1012,14 @@ impl Session {
             refusal.encode(&mut work.to_client);
             self.skipping = true;
         }
-        if work.copy_in {
+        if work.copy_in == CopyIn::Takes {
             // The server judges whatever comes; CopyDone and CopyFail end it, Flush and Sync are ignored there.
             work.to_server.extend_from_slice(message);
             if tag == b'c' && self.status == TxStatus::Idle {
                 env.marks.sends(&mut self.sending, &self.written, env.now);
             }
             if !matches!(tag, b'H' | b'S') {
-                work.copy_in = false;
-                work.copied = matches!(work.owed.front(), Some(Owed::Execute(_)));
+                work.copy_in = if matches!(work.owed.front(), Some(Owed::Execute(_))) { CopyIn::Ended } else { CopyIn::None };
                 // The Flush that had it begin came before that.
                 work.flushed = false;
                 // Anything but CopyDone and CopyFail is an error there, and takes no answer of its own.

@@ -14,7 +14,7 @@ use super::dispatch::fail_transaction;
 use super::replies::{Owed, Place, Sync};
 use super::server::{OwnNames, server_name};
 use super::settings::{self, NOT_READ_BY_ANALYSIS, READ_OF_STRINGS, Settings, is_sure};
-use super::{Env, Segment, ServerState, Session, Work};
+use super::{CopyIn, Env, Segment, ServerState, Session, Work};
 use crate::route::ServerRole;
 use crate::sql::{Effect, PinReason, Verdict};
 use crate::wire::reply::{self, TxStatus};
@@ -27,7 +27,7 @@ impl Session {
     /// Whether the client's next message is taken only when all before it is answered: what it means, or what the server must be told ahead of it,
     /// depends on that.
     pub(super) fn comes_behind_answers(&self, env: &Env<'_>, work: &Work, server: Option<&ServerState>, tag: u8, message: &[u8]) -> bool {
-        if self.skipping || work.copy_in || work.segment == Segment::Skipped {
+        if self.skipping || work.copy_in == CopyIn::Takes || work.segment == Segment::Skipped {
             return false;
         }
         if tag == b'Q' && self.unsynced && !(work.batch.is_empty() && work.owed.is_empty()) {

@@ -9,7 +9,7 @@ use super::effects::{Completion, is_role};
 use super::look::Look;
 use super::server::{StatementId, Unnamed, server_name};
 use super::settings::{Settings, Value};
-use super::{Access, Attempt, Env, Garbled, Lost, Phase, Segment, ServerState, Session, Want, Work};
+use super::{Access, Attempt, CopyIn, Env, Garbled, Lost, Phase, Segment, ServerState, Session, Want, Work};
 use crate::marks::Touched;
 use crate::refusal::Refusal;
 use crate::route::ServerRole;
@@ -431,8 +431,7 @@ impl Session {
 
     /// The server waits for COPY data. A Sync that was sent behind the Execute is ignored there: the client sends another.
     fn copies_in(&mut self, work: &mut Work) {
-        work.copy_in = true;
-        work.copied = false;
+        work.copy_in = CopyIn::Takes;
         // A string of several statements may hold another COPY.
         work.alone = matches!(work.owed.front(), Some(Owed::Query(verdict, _)) if verdict.statements > 1);
         if matches!(work.owed.front(), Some(Owed::Execute(_))) {
@@ -521,8 +520,7 @@ impl Session {
                 env.marks.wrote(&self.written, env.now);
             }
         }
-        work.copy_in = false;
-        work.copied = false;
+        work.copy_in = CopyIn::None;
         match work.owed.front() {
             Some(Owed::Query(verdict, text_hash)) => {
                 let (verdict, text_hash) = (verdict.clone(), *text_hash);
@@ -566,8 +564,7 @@ impl Session {
             server.tainted = true;
             return Fate::Swallow;
         }
-        work.copy_in = false;
-        work.copied = false;
+        work.copy_in = CopyIn::None;
         work.segment_failed = true;
         // Nobody knows what it was.
         server.unsure |= matches!(work.owed.front(), Some(Owed::Execute(None)));
@@ -1060,8 +1057,7 @@ impl Session {
         self.acknowledge(env, work, status);
         self.end_segment(work, server);
         work.segment_failed = false;
-        work.copy_in = false;
-        work.copied = false;
+        work.copy_in = CopyIn::None;
         // What was sent behind it is still to be answered, if that is what is waited for.
         work.alone &= !work.owed.is_empty();
         work.prepares &= !work.owed.is_empty();

@@ -130,10 +130,13 @@ fn what_is_bound_to_a_named_portal_counts_as_run() {
     assert!(server.role == ServerRole::Leader && server.custom.contains(&"app.tenant".into()));
 }
 
-/// The end of a failed transaction, which is bound to a portal, is run by that: nothing else ends it first.
+/// The end of a failed transaction, which is bound to a portal, is run by that: nothing else ends it first, nor where a string does, and needs no names
+/// behind that.
 #[test]
 fn a_portal_of_a_failed_transaction_runs_its_end() {
-    for (end, done) in [("E q / S", "C ROLLBACK / Z I"), ("Q rollback", "C ROLLBACK / Z I")] {
+    for (end, done) in
+        [("E q / S", "C ROLLBACK / Z I"), ("Q rollback", "C ROLLBACK / Z I"), ("Q commit; rollback", "C ROLLBACK / C ROLLBACK / Z I")]
+    {
         let mut story = Story::on(Access::ReadWrite);
         story.tell(&format!(
             "C> Q begin

@@ -609,6 +609,9 @@ fn what_was_found_once_is_right() {
     let sets = "C S b / P b set datestyle = 'dmy' / B - b / E - / S";
     run(Access::ReadWrite, &together(&[sets, "C S a / P a begin / B - a / E - / S", "E - / B p b / S"]), vec![100_000], 1);
     run(Access::ReadOnly, &ops, vec![14, 35, 24, 28, 9, 4, 12, 27, 2, 34, 11], 1);
+    // COPY data behind the end of a COPY, whose answer the server keeps to itself, waits for nothing.
+    let copies = together(&["P - copy t from stdin / B - - / E - / S / d row / c / S", "B - - / E - / S", "c", "d stray"]);
+    run(Access::ReadWrite, &copies, vec![100_000], 1);
 }
 
 #[test]

@@ -1546,15 +1546,8 @@ mod own_names {
         );
     }
 
-    /// A string ends a failed transaction, in which nothing could be prepared: it is begun anew, and fails again.
-    #[test]
-    fn behind_the_end_of_a_failed_transaction_in_its_own_string() {
-        let [chain, mark, back, release] =
-            ["ROLLBACK AND CHAIN", "SAVEPOINT switchyard_names", "ROLLBACK TO switchyard_names", "RELEASE switchyard_names"]
-                .map(run_by_our_names);
-        let (begun, failed) = ("P - begin / B - - / E - / Q insert into t values (1)", "S< 1 / 2 / C BEGIN / E 23505 x / Z E");
-        Story::run(&format!(
-            "C> P w select 1 / S
+    /// A session with a statement of its own has begun a transaction.
+    const NAMED_AND_BEGUN: &str = "C> P w select 1 / S
              lease r replica
              S> P sy1 select 1 / S
              S< 1 / Z I
@@ -1564,8 +1557,17 @@ mod own_names {
              C< C BEGIN / Z T
              C> Q insert into t values (1)
              lease l leader
-             S> {begun}
-             {failed}
+             S> P - begin / B - - / E - / Q insert into t values (1)";
+
+    /// A string ends a failed transaction, in which nothing could be prepared: it is begun anew, and fails again.
+    #[test]
+    fn behind_the_end_of_a_failed_transaction_in_its_own_string() {
+        let [chain, mark, back, release] =
+            ["ROLLBACK AND CHAIN", "SAVEPOINT switchyard_names", "ROLLBACK TO switchyard_names", "RELEASE switchyard_names"]
+                .map(run_by_our_names);
+        Story::run(&format!(
+            "{NAMED_AND_BEGUN}
+             S< 1 / 2 / C BEGIN / E 23505 x / Z E
              C< E 23505 / Z E
              C> Q rollback and chain; prepare w as select 5
              S> {chain} / {mark} / P w select 1 / S / {back} / {release} / Q SELECT pg_catalog.int4div(1, 0) / \
@@ -1576,18 +1578,8 @@ mod own_names {
     /// Savepoints would be gone with that, and its client may go back to one, if the string has an error that fails all of it.
     #[test]
     fn savepoints_of_a_failed_transaction_are_left_alone() {
-        Story::run(
-            "C> P w select 1 / S
-             lease r replica
-             S> P sy1 select 1 / S
-             S< 1 / Z I
-             C< 1 / Z I
-             return
-             C> Q begin
-             C< C BEGIN / Z T
-             C> Q insert into t values (1)
-             lease l leader
-             S> P - begin / B - - / E - / Q insert into t values (1)
+        Story::run(&format!(
+            "{NAMED_AND_BEGUN}
              S< 1 / 2 / C BEGIN / C INSERT 0 1 / Z T
              C< C INSERT 0 1 / Z T
              C> Q savepoint s1
@@ -1599,32 +1591,8 @@ mod own_names {
              S< E 22012 x / Z E
              C< E 22012 / Z E
              C> Q rollback; prepare w as select 5
-             S> Q rollback; prepare w as select 5",
-        );
-    }
-
-    /// A portal would be gone with that: nothing in the string needs the names.
-    #[test]
-    fn a_portal_of_a_failed_transaction_ends_with_it() {
-        Story::run(
-            "C> Q begin
-             C< C BEGIN / Z T
-             C> Q prepare a as select 1
-             lease l leader
-             S> P - begin / B - - / E - / Q prepare a as select 1
-             S< 1 / 2 / C BEGIN / C PREPARE / Z T
-             C< C PREPARE / Z T
-             C> Q select 1/0
-             S> Q select 1/0
-             S< E 22012 x / Z E
-             C< E 22012 / Z E
-             C> P w rollback to s2 / B p w / S
-             S> P sy1 rollback to s2 / B p sy1 / S
-             S< 1 / 2 / Z E
-             C< 1 / 2 / Z E
-             C> Q commit; rollback
-             S> Q commit; rollback",
-        );
+             S> Q rollback; prepare w as select 5"
+        ));
     }
 }
 
