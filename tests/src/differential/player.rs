@@ -281,12 +281,14 @@ impl Player {
         if let Some(difference) = login {
             return Ok(Some(difference));
         }
-        let mut altered = false;
+        let (mut altered, mut modes_in_doubt) = (false, false);
         for (index, step) in script.steps.iter().enumerate() {
             let place = format!("step {}", index + 1);
             let difference = match step {
                 Step::Write { messages, split } => {
                     let difference = self.write(&mut game, &encode::writes(messages, copies_by_parse), *split, &place)?;
+                    // Modes of the transaction that it is in may be the server's own defaults.
+                    modes_in_doubt = game.direct.status != b'I' && (modes_in_doubt || goes_back(script, messages));
                     self.beyond(script, messages, difference)
                 }
                 Step::Cancel => self.cancel(&mut game, &place)?,
@@ -315,6 +317,7 @@ impl Player {
         game.holders.clear();
         if script.state
             && !self.excused.get()
+            && !modes_in_doubt
             && let Some(difference) = self.state(&mut game)?
         {
             return Ok(Some(difference));

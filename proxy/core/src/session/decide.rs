@@ -564,7 +564,7 @@ fn terminated(text: &[u8]) -> Vec<u8> {
 }
 
 /// Whether PostgreSQL's grammar surely accepts this BEGIN, COMMIT, ROLLBACK or SET TRANSACTION.
-fn is_plain_transaction_control(text: &[u8]) -> bool {
+pub(super) fn is_plain_transaction_control(text: &[u8]) -> bool {
     let mut words = Vec::with_capacity(8);
     let mut ended = false;
     for token in Lexer::new(text, true) {

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use rustc_hash::FxHashMap;
 
 use super::batch::{Batch, End, Item, Statement};
+use super::decide::is_plain_transaction_control;
 use super::dispatch::fail_transaction;
 use super::replies::{Owed, Place, Sync};
 use super::server::{OwnNames, server_name};
@@ -188,14 +189,15 @@ impl Session {
 
     /// Whether the first thing that it runs is the end of a transaction, and it has more than that: behind the end, or by a name. Portals are gone when
     /// anything else ends their transaction: for those that are there, that isn't done without need. Nor is it for savepoints, to which a client may
-    /// go back if its string has a syntax error.
+    /// go back if something fails before that end, such as a string with a syntax error.
     fn goes_on_behind_end(&self, batch: &Batch) -> bool {
         let ends = |verdict: &Arc<Verdict>| {
             matches!(verdict.effects_of(0), [Effect::Commit { .. } | Effect::Rollback { .. } | Effect::PrepareTransaction])
         };
         let alone = matches!(batch.items.as_slice(), [(Item::Query(verdict), _)] if verdict.statements <= 1);
         let needed = !self.portals_in_doubt || batch.executed().any(|verdict| self.runs_by_own_names(verdict));
-        !alone && needed && !self.journal.may_have_savepoints() && !batch.goes_on_with_portal() && batch.executed().next().is_some_and(ends)
+        let kept = self.journal.may_have_savepoints() && !ends_surely(batch);
+        !alone && needed && !kept && !batch.goes_on_with_portal() && batch.executed().next().is_some_and(ends)
     }
 
     /// A transaction has failed, and its server has gone back to settings by which it lexes texts otherwise than by the session's. Where nothing is left of
@@ -305,6 +307,16 @@ fn analysed_under(there: &Settings, statements: &Settings) -> Settings {
         wanted.set(name, value.clone());
     }
     wanted
+}
+
+/// Whether the batch begins with a COMMIT or ROLLBACK that is prepared and run by itself, so that nothing fails before it.
+fn ends_surely(batch: &Batch) -> bool {
+    let mut items = batch.items.iter().map(|(item, _)| item).skip_while(|item| match item {
+        Item::Parse { statement, duplicate: false, .. } => is_plain_transaction_control(statement.text()),
+        Item::Bind { statement: Some(_), .. } | Item::DescribeStatement { statement: Some(_), .. } | Item::DescribePortal(Some(_)) => true,
+        _ => false,
+    });
+    matches!(items.next(), Some(Item::Execute(Some(statement))) if is_plain_transaction_control(statement.text()))
 }
 
 /// Brings the server from some settings to others in the client's segment, up to the end of its transaction.

@@ -231,12 +231,14 @@ impl World {
 /// A read of an unlogged table, of which the router doesn't know.
 const UNLOGGED: &str = "Q select unlogged";
 
-/// What a replica can't read isn't asked again behind a segment of its transaction that the client hasn't synced (`open`).
+/// What a replica can't read isn't asked again in a transaction with a segment that the client hasn't synced (`open`): what follows that, such as a SET,
+/// stays where the segment runs, and the transaction with it.
 fn is_left_out(op: &str, open: &mut bool) -> bool {
     if op == UNLOGGED && *open {
         return true;
     }
-    *open = op.ends_with(" / H");
+    let ends = ["commit", "rollback"].iter().any(|word| op.contains(word));
+    *open = op.ends_with(" / H") || (*open && !ends);
     false
 }
 

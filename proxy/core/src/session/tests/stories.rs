@@ -1559,28 +1559,8 @@ mod own_names {
              lease l leader
              S> P - begin / B - - / E - / Q insert into t values (1)";
 
-    /// A string ends a failed transaction, in which nothing could be prepared: it is begun anew, and fails again.
-    #[test]
-    fn behind_the_end_of_a_failed_transaction_in_its_own_string() {
-        let [chain, mark, back, release] =
-            ["ROLLBACK AND CHAIN", "SAVEPOINT switchyard_names", "ROLLBACK TO switchyard_names", "RELEASE switchyard_names"]
-                .map(run_by_our_names);
-        Story::run(&format!(
-            "{NAMED_AND_BEGUN}
-             S< 1 / 2 / C BEGIN / E 23505 x / Z E
-             C< E 23505 / Z E
-             C> Q rollback and chain; prepare w as select 5
-             S> {chain} / {mark} / P w select 1 / S / {back} / {release} / Q SELECT pg_catalog.int4div(1, 0) / \
-             Q rollback and chain; prepare w as select 5"
-        ));
-    }
-
-    /// Savepoints would be gone with that, and its client may go back to one, if the string has an error that fails all of it.
-    #[test]
-    fn savepoints_of_a_failed_transaction_are_left_alone() {
-        Story::run(&format!(
-            "{NAMED_AND_BEGUN}
-             S< 1 / 2 / C BEGIN / C INSERT 0 1 / Z T
+    /// A savepoint behind [`NAMED_AND_BEGUN`], and an error.
+    const SAVED_AND_FAILED: &str = "S< 1 / 2 / C BEGIN / C INSERT 0 1 / Z T
              C< C INSERT 0 1 / Z T
              C> Q savepoint s1
              S> Q savepoint s1
@@ -1589,7 +1569,42 @@ mod own_names {
              C> Q select 1/0
              S> Q select 1/0
              S< E 22012 x / Z E
-             C< E 22012 / Z E
+             C< E 22012 / Z E";
+
+    /// The transaction is begun anew with the client's own names, and fails again; `then` is what was sent to a server before.
+    fn begun_anew(then: &str) -> String {
+        let [chain, mark, back, release] =
+            ["ROLLBACK AND CHAIN", "SAVEPOINT switchyard_names", "ROLLBACK TO switchyard_names", "RELEASE switchyard_names"]
+                .map(run_by_our_names);
+        format!("S> {chain} / {mark} / P w select 1 / S / {back} / {release} / Q SELECT pg_catalog.int4div(1, 0) / {then}")
+    }
+
+    /// A string ends a failed transaction, in which nothing could be prepared.
+    #[test]
+    fn behind_the_end_of_a_failed_transaction_in_its_own_string() {
+        let anew = begun_anew("Q rollback and chain; prepare w as select 5");
+        Story::run(&format!(
+            "{NAMED_AND_BEGUN}
+             S< 1 / 2 / C BEGIN / E 23505 x / Z E
+             C< E 23505 / Z E
+             C> Q rollback and chain; prepare w as select 5
+             {anew}"
+        ));
+    }
+
+    /// Nothing can fail before that end, so that no savepoint is missed.
+    #[test]
+    fn behind_the_end_of_a_failed_transaction_that_is_prepared_by_itself() {
+        let segment = "P b commit work / B - b / E - / P - execute b / B - - / E - / S";
+        Story::run(&format!("{NAMED_AND_BEGUN}\n {SAVED_AND_FAILED}\n C> {segment}\n {}", begun_anew(segment)));
+    }
+
+    /// Savepoints would be gone with that, and its client may go back to one, if the string has an error that fails all of it.
+    #[test]
+    fn savepoints_of_a_failed_transaction_are_left_alone() {
+        Story::run(&format!(
+            "{NAMED_AND_BEGUN}
+             {SAVED_AND_FAILED}
              C> Q rollback; prepare w as select 5
              S> Q rollback; prepare w as select 5"
         ));
