@@ -133,11 +133,12 @@ pub(super) fn is_only_unprepared(direct: &[String], routed: &[String]) -> bool {
 }
 
 /// Whether the first thing that differs is that a statement can't be prepared any more on another server, as a table of it is gone or out of sight by
-/// now: no server describes its parameters before it says so there, and lists it (docs/sessions.md).
+/// now: no server describes its parameters before it says so there, or counts a Bind's values, and lists it (docs/sessions.md).
 pub(super) fn is_only_gone(direct: &[String], routed: &[String]) -> bool {
     let Some(at) = direct.iter().zip(routed).position(|(one, other)| one != other) else { return false };
     let is_listed = |line: &str| ["a", "w"].iter().any(|name| line == format!("D \"{name}\" \"f\""));
-    let describes = direct[at].starts_with('t') && routed[at].starts_with("E ") && routed[at].contains(" C:42P01 ");
+    let is_first = direct[at].starts_with('t') || direct[at].contains(" C:08P01 M:bind message supplies ");
+    let describes = is_first && routed[at].starts_with("E ") && routed[at].contains(" C:42P01 ");
     let lists = is_listed(&direct[at]) && (is_listed(&routed[at]) || routed[at].starts_with("C SELECT"));
     describes || (lists && routed.iter().filter(|line| is_listed(line)).all(|row| direct.contains(row)))
 }

@@ -105,13 +105,6 @@ pub struct Finding {
     outline: Vec<String>,
 }
 
-impl Finding {
-    /// Somebody else sees what he mustn't, or what is written differs.
-    pub fn hurts_others(&self) -> bool {
-        matches!(self.difference.kind, Kind::Leak | Kind::Effects | Kind::Detected)
-    }
-}
-
 /// A cluster with what the scripts meet, and a router in front of it.
 #[derive(Debug)]
 pub struct Stage {
