@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 
 use super::compare::{
-    is_only_gone, is_only_of_another_path, is_only_of_modes, is_only_pinned_to_replica, is_only_unprepared, is_only_without_numbers, lines,
+    is_only_gone, is_only_of_another_path, is_only_of_modes, is_only_pinned_to_replica, is_only_unprepared, is_only_without_numbers,
+    is_only_without_portal, lines,
 };
 use super::encode::{self, Write};
 use super::objects::{ALONE, BYSTANDER, Databases, HERE};
@@ -705,8 +706,10 @@ impl Player {
             || is_only_of_modes(&direct, &routed, self.flushes)
             || (self.read_only && is_only_pinned_to_replica(&direct, &routed, self.one_snapshot))
             || (self.paths && is_only_of_another_path(&direct, &routed));
-        // Behind an error, the rest of a segment is skipped.
-        if is_only_unprepared(&direct, &routed) || is_only_gone(&direct, &routed) || (kind == Kind::Answer && excused) {
+        // Behind an error, the rest of a segment is skipped, and what has no Sync isn't answered.
+        let skips = got.stop == Stop::Hung && routed.iter().rev().nth(1).is_some_and(|line| line.starts_with("E "));
+        let fails = [is_only_unprepared, is_only_gone, is_only_without_portal].iter().any(|is_only| is_only(&direct, &routed));
+        if fails || (excused && (kind == Kind::Answer || skips)) {
             self.excused.set(true);
             return None;
         }
