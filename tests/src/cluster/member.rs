@@ -264,6 +264,16 @@ pub fn first_value(messages: &[SimpleQueryMessage]) -> Option<&str> {
     })
 }
 
+/// The first column of all rows, as text, by the simple protocol.
+pub async fn column(client: &tokio_postgres::Client, sql: &str) -> anyhow::Result<Vec<String>> {
+    let messages = client.simple_query(sql).await.with_context(|| sql.to_owned())?;
+    let rows = messages.iter().filter_map(|message| match message {
+        SimpleQueryMessage::Row(row) => Some(row.get(0).unwrap_or_default().to_owned()),
+        _ => None,
+    });
+    Ok(rows.collect())
+}
+
 /// The member's own part of the configuration.
 pub(super) fn settings(name: &str, port: u16, rest_port: u16, folder: &Path, common: Value) -> anyhow::Result<Value> {
     let mut settings = json!({

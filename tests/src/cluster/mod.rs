@@ -14,7 +14,7 @@ use anyhow::Context;
 use serde_json::{Value, json};
 
 pub use disk::{Filler, limits_disks};
-pub use member::{Member, connect, first_value};
+pub use member::{Member, column, connect, first_value};
 pub use options::{Options, Synchronous};
 pub use steps::{Seen, Steps};
 

@@ -108,12 +108,17 @@ fn is_not_in_temporary_schema(line: &str) -> bool {
     words.iter().any(|(tag, words)| line.starts_with(tag) && line.contains(words))
 }
 
+/// The first lines that differ.
+fn first_apart<'a>(direct: &'a [String], routed: &'a [String]) -> Option<(&'a str, &'a str)> {
+    direct.iter().zip(routed).find(|(one, other)| one != other).map(|(one, other)| (&**one, &**other))
+}
+
 /// Whether the first thing that differs is the router's word that the session has no `lastval` or `currval`, where a
 /// direct session has a value. Sequences' state doesn't go with a session that isn't pinned: another session has had
 /// its connection meanwhile, and begun it with DISCARD SEQUENCES (docs/sessions.md). That it finds *another's* value is
 /// never excused, nor is any other error.
 pub(super) fn is_only_without_numbers(direct: &[String], routed: &[String]) -> bool {
-    let differs = direct.iter().zip(routed).find(|(one, other)| one != other);
+    let differs = first_apart(direct, routed);
     let is_told = |line: &str| {
         line.starts_with("E ")
             && (line.contains(" C:55000 M:lastval is not yet defined in this session")
@@ -125,7 +130,7 @@ pub(super) fn is_only_without_numbers(direct: &[String], routed: &[String]) -> b
 /// Whether the first thing that differs is 25P02, in a failed transaction, of a statement that was prepared on another server: nothing can be prepared
 /// there, and so nobody tells that a Bind has too few values, or describes what gives no rows (docs/sessions.md).
 pub(super) fn is_only_unprepared(direct: &[String], routed: &[String]) -> bool {
-    let differs = direct.iter().zip(routed).find(|(one, other)| one != other);
+    let differs = first_apart(direct, routed);
     differs.is_some_and(|(direct, routed)| {
         let told = direct.contains(" C:08P01 M:bind message supplies ") || direct.starts_with('t');
         told && routed.starts_with("E ") && routed.contains(" C:25P02 ")
@@ -135,18 +140,18 @@ pub(super) fn is_only_unprepared(direct: &[String], routed: &[String]) -> bool {
 /// Whether the first thing that differs is that a statement can't be prepared any more on another server, as a table of it is gone or out of sight by
 /// now: no server describes its parameters before it says so there, or counts a Bind's values, and lists it (docs/sessions.md).
 pub(super) fn is_only_gone(direct: &[String], routed: &[String]) -> bool {
-    let Some(at) = direct.iter().zip(routed).position(|(one, other)| one != other) else { return false };
+    let Some((told, instead)) = first_apart(direct, routed) else { return false };
     let is_listed = |line: &str| ["a", "w"].iter().any(|name| line == format!("D \"{name}\" \"f\""));
-    let is_first = direct[at].starts_with('t') || direct[at].contains(" C:08P01 M:bind message supplies ");
-    let describes = is_first && routed[at].starts_with("E ") && routed[at].contains(" C:42P01 ");
-    let lists = is_listed(&direct[at]) && (is_listed(&routed[at]) || routed[at].starts_with("C SELECT"));
+    let is_first = told.starts_with('t') || told.contains(" C:08P01 M:bind message supplies ");
+    let describes = is_first && instead.starts_with("E ") && instead.contains(" C:42P01 ");
+    let lists = is_listed(told) && (is_listed(instead) || instead.starts_with("C SELECT"));
     describes || (lists && routed.iter().filter(|line| is_listed(line)).all(|row| direct.contains(row)))
 }
 
 /// Whether the first thing that differs is that a failed transaction has no portal of before any more: the router may have begun it anew
 /// (docs/sessions.md).
 pub(super) fn is_only_without_portal(direct: &[String], routed: &[String]) -> bool {
-    let differs = direct.iter().zip(routed).find(|(one, other)| one != other);
+    let differs = first_apart(direct, routed);
     differs.is_some_and(|(direct, routed)| {
         let has_none = direct.contains(" C:25P02 ") && routed.starts_with("E ") && routed.contains(" C:34000 M:portal ");
         has_none || (direct.contains(" C:42P03 M:cursor ") && routed.starts_with('2'))
@@ -156,7 +161,7 @@ pub(super) fn is_only_without_portal(direct: &[String], routed: &[String]) -> bo
 /// Whether the first thing that differs is a replica's refusal to write, of a session that has made state there which keeps it, in a transaction with
 /// one snapshot (docs/sessions.md). In other READ ONLY transactions, what a leader runs in one and a replica doesn't.
 pub(super) fn is_only_pinned_to_replica(direct: &[String], routed: &[String], one_snapshot: bool) -> bool {
-    let differs = direct.iter().zip(routed).find(|(one, other)| one != other);
+    let differs = first_apart(direct, routed);
     differs.is_some_and(|(_, routed)| {
         routed.starts_with("E ") && routed.contains(" C:25006 ") && (one_snapshot || routed.contains(" during recovery"))
     })
@@ -165,7 +170,7 @@ pub(super) fn is_only_pinned_to_replica(direct: &[String], routed: &[String], on
 /// Whether the first thing that differs is whether a transaction's modes can still be set: a Parse with a Flush behind it is ended by the router with a
 /// Sync, and where SQL is about to see the names of the session's statements, these are prepared first, which takes a snapshot.
 pub(super) fn is_only_of_modes(direct: &[String], routed: &[String], flushes: bool) -> bool {
-    let differs = direct.iter().zip(routed).find(|(one, other)| one != other);
+    let differs = first_apart(direct, routed);
     let is_told = |line: &str| {
         let by_isolation = line.contains(" C:25001 M:SET TRANSACTION ") && line.contains(" must be called before any query");
         by_isolation || line.contains(" C:25001 M:transaction read-write mode must be set before any query")
@@ -183,7 +188,7 @@ pub(super) fn is_only_of_modes(direct: &[String], routed: &[String], flushes: bo
 /// its own transaction, which has another one by now (docs/sessions.md).
 pub(super) fn is_only_of_another_path(direct: &[String], routed: &[String]) -> bool {
     let lists_no_more = routed.iter().filter(|line| line.starts_with('D')).all(|row| direct.contains(row));
-    let differs = direct.iter().zip(routed).find(|(one, other)| one != other);
+    let differs = first_apart(direct, routed);
     differs.is_some_and(|(direct, routed)| {
         let is_missing = direct.starts_with("D \"") && (routed.starts_with("D \"") || routed.starts_with("C SELECT"));
         (is_missing && lists_no_more) || (routed.starts_with("E ") && routed.contains(" C:42P01 "))

@@ -138,6 +138,8 @@ pub(super) struct Player {
     unreadable: bool,
     /// From there on its sides can't be compared: see [`is_only_without_numbers`].
     excused: Cell<bool>,
+    /// The step begins in a transaction that has failed.
+    failed: bool,
     blind: Blind,
     /// Where the router tells what it has found itself.
     log: Log,
@@ -176,6 +178,7 @@ impl Player {
             paths: false,
             unreadable: false,
             excused: Cell::new(false),
+            failed: false,
             blind,
             log,
             of_ours,
@@ -287,7 +290,9 @@ impl Player {
             let place = format!("step {}", index + 1);
             let difference = match step {
                 Step::Write { messages, split } => {
+                    self.failed = game.direct.status == b'E';
                     let difference = self.write(&mut game, &encode::writes(messages, copies_by_parse), *split, &place)?;
+                    self.failed = false;
                     // Modes of the transaction that it is in may be the server's own defaults.
                     modes_in_doubt = game.direct.status != b'I' && (modes_in_doubt || goes_back(script, messages));
                     self.beyond(script, messages, difference)
@@ -708,8 +713,10 @@ impl Player {
             || (self.paths && is_only_of_another_path(&direct, &routed));
         // Behind an error, the rest of a segment is skipped, and what has no Sync isn't answered.
         let skips = got.stop == Stop::Hung && routed.iter().rev().nth(1).is_some_and(|line| line.starts_with("E "));
-        let fails = [is_only_unprepared, is_only_gone, is_only_without_portal].iter().any(|is_only| is_only(&direct, &routed));
-        if fails || (excused && (kind == Kind::Answer || skips)) {
+        let fails_otherwise = is_only_unprepared(&direct, &routed)
+            || is_only_gone(&direct, &routed)
+            || (self.failed && is_only_without_portal(&direct, &routed));
+        if fails_otherwise || (excused && (kind == Kind::Answer || skips)) {
             self.excused.set(true);
             return None;
         }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use switchyard_tests::cluster::connect;
+use switchyard_tests::cluster::{column, connect};
 use switchyard_tests::load::{Load, sqlstate};
 use switchyard_tests::{Cluster, Member, Result, Router, eventually};
 
@@ -146,16 +146,9 @@ pub(crate) async fn terminated(cluster: &Cluster, router: &Router) -> Result {
 async fn known(client: &tokio_postgres::Client, sql: &str, runs_again: bool) -> Result {
     let ask = format!("EXPLAIN (ROUTE) {sql}");
     eventually(SOON, "the router knows the table", || async {
-        let lines = client.simple_query(&ask).await?;
-        let text: Vec<&str> = lines
-            .iter()
-            .filter_map(|line| match line {
-                tokio_postgres::SimpleQueryMessage::Row(row) => row.get(0),
-                _ => None,
-            })
-            .collect();
-        let known = text.iter().any(|line| line.starts_with("Facts: as the leader's"));
-        Ok((known && text.iter().any(|line| line.contains("once its rollback is proven")) == runs_again).then_some(()))
+        let lines = column(client, &ask).await?;
+        let known = lines.iter().any(|line| line.starts_with("Facts: as the leader's"));
+        Ok((known && lines.iter().any(|line| line.contains("once its rollback is proven")) == runs_again).then_some(()))
     })
     .await
 }

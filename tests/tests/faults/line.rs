@@ -3,9 +3,8 @@
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use switchyard_tests::cluster::connect;
+use switchyard_tests::cluster::{column, connect};
 use switchyard_tests::{Cluster, Result, Router, RouterOptions, eventually};
-use tokio_postgres::SimpleQueryMessage;
 
 use super::{SOON, Watched, sync_standby, whole};
 
@@ -25,9 +24,8 @@ pub(crate) async fn no_leader(cluster: &Cluster) -> Result {
     let ro_reader = Watched::open(&router.ro_dsn("app")).await?;
     // A table that the router's facts don't name yet is the leader's, and a read of it would wait in the line, too.
     eventually(SOON, "the table is known", || async {
-        let told = reader.client.simple_query("EXPLAIN (ROUTE) SELECT count(*) FROM line").await?;
-        let is_read = |message: &SimpleQueryMessage| matches!(message, SimpleQueryMessage::Row(row) if row.get(0) == Some("Verdict: read"));
-        Ok(told.iter().any(is_read).then_some(()))
+        let told = column(&reader.client, "EXPLAIN (ROUTE) SELECT count(*) FROM line").await?;
+        Ok(told.iter().any(|line| line == "Verdict: read").then_some(()))
     })
     .await?;
 

@@ -2,25 +2,15 @@
 
 use anyhow::{Context, ensure};
 use serde_json::Value;
-use switchyard_tests::cluster::connect;
+use switchyard_tests::cluster::{column, connect};
 use switchyard_tests::load::sqlstate;
 use switchyard_tests::{Batch, Raw, Result, RouterOptions, eventually, psql};
-use tokio_postgres::{Client, SimpleQueryMessage};
+use tokio_postgres::Client;
 
 use crate::yard::{SOON, metric, tell};
 
 /// Which of the two answers, asked of the leader where nobody overrules it.
 const RECOVERING: &str = "SELECT pg_is_in_recovery()";
-
-/// The first column of all rows, by the simple protocol.
-async fn column(client: &Client, sql: &str) -> Result<Vec<String>> {
-    let messages = client.simple_query(sql).await.with_context(|| sql.to_owned())?;
-    let rows = messages.iter().filter_map(|message| match message {
-        SimpleQueryMessage::Row(row) => Some(row.get(0).unwrap_or_default().to_owned()),
-        _ => None,
-    });
-    Ok(rows.collect())
-}
 
 async fn one(client: &Client, sql: &str) -> Result<String> {
     column(client, sql).await?.into_iter().next().with_context(|| format!("{sql}: no row"))

@@ -9,7 +9,6 @@ use std::io::{Read, Seek, SeekFrom};
 use anyhow::{Context, ensure};
 use switchyard_tests::machine::checkout;
 use switchyard_tests::{Batch, Member, Raw, Result, eventually};
-use tokio_postgres::SimpleQueryMessage;
 
 use crate::yard::{SOON, Yard, in_database, tell};
 
@@ -169,9 +168,8 @@ fn comparable(row: &Row, answer: &[String]) -> Vec<String> {
 async fn facts_are_known(yard: &Yard, database: &str) -> Result {
     let client = switchyard_tests::cluster::connect(&in_database(&yard.router.rw_dsn(ROLE), database)).await?;
     eventually(SOON, "facts", || async {
-        let told = client.simple_query("EXPLAIN (ROUTE) SELECT f_stable(1)").await?;
-        let is_read = |message: &SimpleQueryMessage| matches!(message, SimpleQueryMessage::Row(row) if row.get(0) == Some("Verdict: read"));
-        Ok(told.iter().any(is_read).then_some(()))
+        let told = switchyard_tests::cluster::column(&client, "EXPLAIN (ROUTE) SELECT f_stable(1)").await?;
+        Ok(told.iter().any(|line| line == "Verdict: read").then_some(()))
     })
     .await
 }

@@ -318,7 +318,6 @@ pub struct Work {
     /// Rest of a server message that is passed through (or swallowed), in bytes.
     server_passing: usize,
     server_swallowing: bool,
-    /// The server waits for COPY data.
     copy_in: CopyIn,
     /// The batch waits for the settings to be accepted, or for a look at the statements that it uses.
     after_bring: bool,

@@ -1571,7 +1571,7 @@ mod own_names {
              S< E 22012 x / Z E
              C< E 22012 / Z E";
 
-    /// The transaction is begun anew with the client's own names, and fails again; `then` is what was sent to a server before.
+    /// The transaction is begun anew with the client's own names, and fails again; `then` is what the client has sent for that.
     fn begun_anew(then: &str) -> String {
         let [chain, mark, back, release] =
             ["ROLLBACK AND CHAIN", "SAVEPOINT switchyard_names", "ROLLBACK TO switchyard_names", "RELEASE switchyard_names"]
