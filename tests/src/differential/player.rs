@@ -397,7 +397,8 @@ impl Player {
             }
         }
         ensure!(expected.stop != Stop::Hung, "a fresh direct session doesn't answer");
-        let difference = self.compared(&format!("a new login, {place}"), &expected, &got);
+        // One of its looks is for the replica.
+        let difference = self.compared_with(true, &format!("a new login, {place}"), &expected, &got);
         Ok(difference
             .map(|difference| Difference { kind: if difference.kind == Kind::Hang { Kind::Hang } else { Kind::Leak }, ..difference }))
     }
@@ -556,14 +557,18 @@ impl Player {
             _ => (Wire::log_in(self.ports.routed, &[("user", user), ("database", &self.databases.routed)])?.0, 0),
         };
         let answer = if wire.send(&bytes).is_ok() { wire.read(until) } else { Answer { told: Vec::new(), stop: Stop::Closed } };
-        let (expected, mut got) = (&self.fresh[user], lines(&answer));
+        let (mut expected, mut got) = (self.fresh[user].clone(), lines(&answer));
         self.look_away(&mut got);
-        if *expected == got {
+        for (direct, routed) in expected.iter_mut().zip(&mut got).filter(|(_, routed)| routed.contains(ON_STANDBY)) {
+            leave_read_only_out(direct);
+            leave_read_only_out(routed);
+        }
+        if expected == got {
             self.second = Some((wire, user.to_owned(), looks + 1));
             return Ok(None);
         }
         let kind = if answer.stop == Stop::Whole { Kind::Leak } else { Kind::Hang };
-        let (direct, routed) = apart(expected, &got);
+        let (direct, routed) = apart(&expected, &got);
         Ok(Some(Difference { kind, place: format!("a second client, {place}"), direct, routed }))
     }
 
@@ -692,15 +697,18 @@ impl Player {
     }
 
     fn compared(&self, place: &str, expected: &Answer, got: &Answer) -> Option<Difference> {
-        let (mut direct, mut routed) = (lines(expected), lines(got));
         // A READ ONLY transaction may run on a replica, whose connections are read-only by themselves.
-        let standby = self.read_only && routed.iter().any(|line| line.contains(ON_STANDBY));
+        self.compared_with(self.read_only, place, expected, got)
+    }
+
+    /// `on_replica`: some of it may have run there.
+    fn compared_with(&self, on_replica: bool, place: &str, expected: &Answer, got: &Answer) -> Option<Difference> {
+        let (mut direct, mut routed) = (lines(expected), lines(got));
+        let standby = on_replica && routed.iter().any(|line| line.contains(ON_STANDBY));
         for lines in [&mut direct, &mut routed] {
             self.look_away(lines);
             if standby {
-                lines
-                    .iter_mut()
-                    .for_each(|line| *line = line.replace(ON_STANDBY, "").replace(" read_only=off", "").replace(" read_only=on", ""));
+                lines.iter_mut().for_each(leave_read_only_out);
             }
         }
         if direct == routed {
@@ -752,6 +760,11 @@ impl Player {
             std::thread::sleep(LOOK_AGAIN);
         }
     }
+}
+
+/// On a standby, a connection is read-only by itself.
+fn leave_read_only_out(line: &mut String) {
+    *line = line.replace(ON_STANDBY, "").replace(" read_only=off", "").replace(" read_only=on", "");
 }
 
 fn judges(ports: Ports, databases: &Databases) -> anyhow::Result<[Wire; 3]> {

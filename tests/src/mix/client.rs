@@ -75,7 +75,8 @@ impl Client {
         Client { me, shared, random, session: None, number: 0, rows: 0, kept: Kept::default(), report: Report::default() }
     }
 
-    pub(super) async fn live(mut self) -> Report {
+    /// What came of it, and its session, which rests.
+    pub(super) async fn live(mut self) -> (Report, Option<Session>) {
         while Instant::now() < self.shared.until && self.report.failures.len() < FAILURES_MAX {
             let (name, pins, act) = ACTS[self.draw(ACTS.len() as u64) as usize];
             match self.one(pins, act).await {
@@ -86,7 +87,7 @@ impl Client {
             self.shared.acts.fetch_add(1, Ordering::Relaxed);
         }
         self.report.rows.insert(self.me, self.rows);
-        self.report
+        (self.report, self.session)
     }
 
     /// Does one act, and looks at its settings. False where the time is up before it has its places: waiting for those isn't part of the act.
@@ -105,6 +106,7 @@ impl Client {
         };
         let _place = if pins { Some(shared.pinned.acquire().await?) } else { None };
         if Instant::now() >= shared.until {
+            self.session = Some(session);
             return Ok(false);
         }
         self.number += 1;

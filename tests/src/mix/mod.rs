@@ -86,13 +86,18 @@ impl Plan {
         });
         let tasks: Vec<_> = (1..=self.clients as i32).map(|number| tokio::spawn(Client::new(number, shared.clone()).live())).collect();
         let mut report = Report::default();
+        let mut resting = Vec::new();
         for task in tasks {
-            let one = tokio::time::timeout_at((shared.until + LAST_ACT).into(), task).await.context("a client hangs")??;
+            let (one, session) = tokio::time::timeout_at((shared.until + LAST_ACT).into(), task).await.context("a client hangs")??;
             report.add(one);
+            resting.extend(session);
         }
         println!("{} acts of {} clients: {:?}", shared.acts.load(Ordering::Relaxed), self.clients, report.acts);
         let told: Vec<&str> = report.failures.iter().take(TOLD).map(String::as_str).collect();
         ensure!(told.is_empty(), "{} failures, such as\n{}", report.failures.len(), told.join("\n"));
+        ensure!(!resting.is_empty(), "no session is left");
+        traces::unpinned(router).await?;
+        drop(resting);
         traces::rows(cluster, &report.rows).await?;
         traces::none(cluster, router, self.pool_size as usize, before).await?;
         Ok(report)

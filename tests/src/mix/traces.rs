@@ -46,12 +46,22 @@ pub(super) async fn rows(cluster: &Cluster, acknowledged: &BTreeMap<i32, i64>) -
     Ok(())
 }
 
+/// Every act leaves its session as it found it, or ends it: none of those that rest keeps a server connection.
+pub(super) async fn unpinned(router: &Router) -> anyhow::Result<()> {
+    eventually(GONE, "no session that rests is pinned", || async {
+        let metrics = router.get("/metrics").await?.body;
+        let pinned: Vec<&str> = samples(&metrics, "switchyard_pinned_sessions").filter(|line| !is_zero(line)).collect();
+        ensure!(pinned.is_empty(), "{}", pinned.join("; "));
+        Ok(Some(()))
+    })
+    .await
+}
+
 /// No setting, no lock, no cursor, no channel, no table, no connection.
 pub(super) async fn none(cluster: &Cluster, router: &Router, pool_size: usize, before: BTreeMap<String, usize>) -> anyhow::Result<()> {
     eventually(GONE, "the router has no client, no session holds a connection", || async {
         let metrics = router.get("/metrics").await?.body;
-        let busy =
-            |name: &str| metrics.lines().filter(|line| line.starts_with(name)).any(|line| !line.ends_with(" 0.0") && !line.ends_with(" 0"));
+        let busy = |name: &str| samples(&metrics, name).any(|line| !is_zero(line));
         Ok((!busy("switchyard_clients{") && !busy("switchyard_pool_in_use") && !busy("switchyard_pool_waiting")).then_some(()))
     })
     .await?;
@@ -97,8 +107,16 @@ pub(super) async fn none(cluster: &Cluster, router: &Router, pool_size: usize, b
     .await
 }
 
+fn samples<'a>(metrics: &'a str, name: &'a str) -> impl Iterator<Item = &'a str> {
+    metrics.lines().filter(move |line| line.starts_with(name))
+}
+
+fn is_zero(sample: &str) -> bool {
+    sample.ends_with(" 0.0") || sample.ends_with(" 0")
+}
+
 fn metric(metrics: &str, name: &str, node: &str) -> usize {
     let label = format!("node=\"{node}\"");
-    let samples = metrics.lines().filter(|line| line.starts_with(name) && line.contains(&label));
+    let samples = samples(metrics, name).filter(|line| line.contains(&label));
     samples.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum::<f64>() as usize
 }

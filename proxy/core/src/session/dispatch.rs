@@ -155,6 +155,9 @@ impl Session {
                     if let Some(verdict) = runs {
                         env.judge.about_to_run(verdict);
                     }
+                    let unknown =
+                        |verdict: &Verdict| !fails_at_once(verdict, work, server) && self.executes_unknown(verdict, &batch, server);
+                    server.sets_unknown |= item.runs().is_some_and(|verdict| unknown(verdict));
                     self.send_item(item, &batch.bytes[range.clone()], syncs_flush, lone, work, server);
                 }
             }
@@ -416,6 +419,8 @@ impl Session {
     /// Code may run a portal by its name, out of sight: what that leaves.
     fn may_be_fetched(&mut self, verdict: &Verdict, server: &mut ServerState) {
         self.is_about_to_run(verdict, server);
+        // By then another one may have its name.
+        server.sets_unknown |= verdict.effects.iter().any(|effect| matches!(effect, Effect::Execute { .. }));
         if verdict.kind == Kind::Utility {
             return;
         }

@@ -93,8 +93,8 @@ impl Session {
                     work.discarded = work.segment == Segment::Open;
                 }
                 Effect::DiscardSequences => self.sequence_advanced = false,
-                Effect::Prepare { name } => {
-                    self.sql_prepared.add(name);
+                Effect::Prepare { name, plain } => {
+                    self.sql_prepared.insert(name, plain.then_some(verdict.generation));
                     self.pins.add(PinReason::SqlPrepare);
                 }
                 Effect::Deallocate { name } => {
@@ -168,7 +168,7 @@ impl Session {
             Effect::Savepoint { name }
             | Effect::Release { name }
             | Effect::RollbackTo { name }
-            | Effect::Prepare { name }
+            | Effect::Prepare { name, .. }
             | Effect::Listen { channel: name }
             | Effect::Unlisten { channel: name }
             | Effect::HoldCursor { name }

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use rustc_hash::FxHashSet;
+use rustc_hash::FxHashMap;
 
 use super::effects::is_role;
 use super::{ServerState, Session};
@@ -14,21 +14,45 @@ use crate::sql::{Effect, PinReason, SetTo, Verdict};
 /// Names of one kind that are kept for one session. The server keeps all, but a session with that many isn't worth more memory.
 const NAMES_MAX: usize = 256;
 
-/// Names of one kind.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Names {
-    known: FxHashSet<Arc<str>>,
+/// Names of one kind, and what is kept of each.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Names<T = ()> {
+    known: FxHashMap<Arc<str>, T>,
     /// There are others that aren't known.
     others: bool,
 }
 
+/// What SQL has prepared: the generation of the facts by which its query was judged to do no more to its session than code does out of sight, where it was.
+pub(super) type SqlPrepared = Names<Option<u64>>;
+
+impl<T> Default for Names<T> {
+    fn default() -> Names<T> {
+        Names { known: FxHashMap::default(), others: false }
+    }
+}
+
 impl Names {
     pub(super) fn add(&mut self, name: &Arc<str>) {
-        if self.known.len() < NAMES_MAX && !name.is_empty() {
-            self.known.insert(name.clone());
+        self.insert(name, ());
+    }
+}
+
+impl<T> Names<T> {
+    pub(super) fn insert(&mut self, name: &Arc<str>, value: T) {
+        let has_room = self.known.len() < NAMES_MAX || self.known.contains_key(name);
+        if has_room && !name.is_empty() {
+            self.known.insert(name.clone(), value);
         } else {
-            self.others |= !self.known.contains(name);
+            self.others = true;
         }
+    }
+
+    pub(super) fn get(&self, name: &str) -> Option<&T> {
+        self.known.get(name)
+    }
+
+    pub(super) fn are_all_known(&self) -> bool {
+        !self.others
     }
 
     /// There are some that aren't known by name.
@@ -38,11 +62,11 @@ impl Names {
 
     /// True if none is left, which isn't known of names that nobody has added.
     pub(super) fn remove(&mut self, name: &str) -> bool {
-        self.known.remove(name) && self.known.is_empty() && !self.others
+        self.known.remove(name).is_some() && self.known.is_empty() && !self.others
     }
 
     pub(super) fn contains(&self, name: &[u8]) -> bool {
-        std::str::from_utf8(name).is_ok_and(|name| self.known.contains(name))
+        std::str::from_utf8(name).is_ok_and(|name| self.known.contains_key(name))
     }
 
     pub(super) fn clear(&mut self) {

@@ -459,7 +459,7 @@ impl Session {
         let others: Vec<&str> = there.iter().copied().filter(|name| !ours(name) && !is_own(name)).collect();
         for name in others {
             if !self.sql_prepared.contains(name.as_bytes()) {
-                self.sql_prepared.add(&Arc::from(name));
+                self.sql_prepared.insert(&Arc::from(name), None);
             }
             self.pins.add(PinReason::SqlPrepare);
         }

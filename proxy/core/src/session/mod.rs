@@ -33,7 +33,7 @@ use rustc_hash::FxHashMap;
 
 use batch::{Batch, End, Item, Statement};
 use explain::Answer;
-use held::{Held, Names};
+use held::{Held, SqlPrepared};
 use journal::Journal;
 use look::Seen;
 use own::Own;
@@ -573,7 +573,7 @@ pub struct Session {
     /// There may be named portals that aren't among them.
     portals_in_doubt: bool,
     /// What SQL has prepared on the server that the session is pinned to.
-    sql_prepared: Names,
+    sql_prepared: SqlPrepared,
     held: Held,
     pins: Pins,
     /// Advanced a sequence, or may have: `currval` is worth keeping its server connection near.
@@ -647,7 +647,7 @@ impl Session {
             portals: FxHashMap::default(),
             binds: 0,
             portals_in_doubt: false,
-            sql_prepared: Names::default(),
+            sql_prepared: SqlPrepared::default(),
             held: Held::default(),
             pins: Pins::default(),
             sequence_advanced: false,

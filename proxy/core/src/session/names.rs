@@ -88,7 +88,7 @@ impl Session {
     }
 
     fn runs_by_own_names(&self, verdict: &Verdict) -> bool {
-        let prepares = |effect: &Effect| matches!(effect, Effect::Prepare { name } if self.statements.contains_key(name.as_bytes()));
+        let prepares = |effect: &Effect| matches!(effect, Effect::Prepare { name, .. } if self.statements.contains_key(name.as_bytes()));
         // Of the last of a string, no answer tells what it has done if its COMMIT fails. No rollback undoes it.
         let changes = |effect: &Effect| matches!(effect, Effect::Prepare { .. } | Effect::Deallocate { .. } | Effect::DeallocateAll);
         let untold = verdict.statements > 1 && verdict.effects_of(verdict.statements - 1).iter().any(changes);
@@ -97,6 +97,32 @@ impl Session {
 
     fn executes_own(&self, verdict: &Verdict) -> bool {
         verdict.effects.iter().any(|effect| matches!(effect, Effect::Execute { name } if self.statements.contains_key(name.as_bytes())))
+    }
+
+    /// Whether SQL executes by its name what may do more to the session than a look finds: it isn't known, its text tells that it does, or the facts are
+    /// others since it was judged. Whatever else it may set was noted of its server when it was prepared there.
+    pub(super) fn executes_unknown(&self, verdict: &Verdict, batch: &Batch, server: &ServerState) -> bool {
+        let judged_by = |at: usize, name: &Arc<str>| {
+            let in_string = verdict.effects[..at].iter().rev().find_map(|effect| match effect {
+                Effect::Prepare { name: prepared, plain } if prepared == name => Some(plain.then_some(verdict.generation)),
+                _ => None,
+            });
+            if let Some(judged_by) = in_string.or_else(|| self.sql_prepared.get(name).copied()) {
+                return judged_by;
+            }
+            if let Some(statement) = self.statements.get(name.as_bytes()) {
+                let plain = statement.verdict.effects.iter().all(|effect| *effect == Effect::UsesClock);
+                return plain.then_some(statement.verdict.generation);
+            }
+            // There is none, unless code has prepared it since the last look.
+            let missing = name.is_ascii() && !name.is_empty() && self.sql_prepared.are_all_known() && !server.unsure;
+            missing.then_some(verdict.generation)
+        };
+        let unknown = |(at, effect): (usize, &Effect)| match effect {
+            Effect::Execute { name } => !self.are_names_there(name) || judged_by(at, name) != Some(verdict.generation),
+            _ => false,
+        };
+        batch.executes_closed(verdict) || verdict.effects.iter().enumerate().any(unknown)
     }
 
     /// From here on the server knows the session's statements by the client's own names, and no others, where the batch that is about to be sent needs

@@ -229,6 +229,13 @@ impl<'a> Judge<'a> {
         self.verdict.effects.push(effect);
     }
 
+    /// Whether a query within the statement tells nothing that it would do to its session when it runs.
+    pub(super) fn has_no_effects(&self, query: Words<'_>) -> bool {
+        let mut apart = Judge::new(self.sql, self.facts, self.dialect);
+        query::effects(&mut apart, query);
+        apart.verdict.effects.iter().all(|effect| *effect == Effect::UsesClock)
+    }
+
     pub(super) fn pin(&mut self, reason: PinReason) {
         self.effect(Effect::Pin(reason));
     }

@@ -26,11 +26,7 @@ pub(super) fn judge(judge: &mut Judge<'_>, words: Words<'_>) -> Described {
         "reset" => reset(judge, words),
         "discard" => discard(judge, words),
         "prepare" => prepare(judge, words),
-        "execute" => {
-            judge.write("execute", "EXECUTE");
-            judge.effect(Effect::Execute { name: name_at(words, 1) });
-            (Kind::Utility, "EXECUTE")
-        }
+        "execute" => execute(judge, words),
         "deallocate" => deallocate(judge, words),
         "listen" => {
             judge.effect(Effect::Listen { channel: name_at(words, 1) });
@@ -412,9 +408,17 @@ fn prepare(judge: &mut Judge<'_>, words: Words<'_>) -> Described {
         judge.effect(Effect::PrepareTransaction);
         return utility(judge, "two_phase", "PREPARE TRANSACTION");
     }
-    judge.effect(Effect::Prepare { name: name_at(words, 1) });
+    let plain = query_behind_as(words, 2).is_some_and(|at| judge.has_no_effects(words.from(at)));
+    judge.effect(Effect::Prepare { name: name_at(words, 1), plain });
     judge.pin(PinReason::SqlPrepare);
     utility(judge, "sql_prepare", "PREPARE")
+}
+
+fn execute(judge: &mut Judge<'_>, words: Words<'_>) -> Described {
+    judge.effect(Effect::Execute { name: name_at(words, 1) });
+    // What it is given is computed.
+    query::effects(judge, words.from(2));
+    utility(judge, "execute", "EXECUTE")
 }
 
 fn deallocate(judge: &mut Judge<'_>, words: Words<'_>) -> Described {
@@ -524,10 +528,7 @@ fn wrapped(judge: &mut Judge<'_>, words: Words<'_>) -> Described {
         "update" => data(judge, words, Kind::Update, "UPDATE"),
         "delete" => data(judge, words, Kind::Delete, "DELETE"),
         "merge" => data(judge, words, Kind::Merge, "MERGE"),
-        "execute" => {
-            judge.effect(Effect::Execute { name: name_at(words, 1) });
-            utility(judge, "execute", "EXECUTE")
-        }
+        "execute" => execute(judge, words),
         "create" => create(judge, words),
         "declare" => declare(judge, words),
         "refresh" => ddl(judge, "REFRESH MATERIALIZED VIEW"),
@@ -567,9 +568,10 @@ fn create(judge: &mut Judge<'_>, words: Words<'_>) -> Described {
         && let Some(at) = query_behind_as(words, 1)
     {
         if words.is(at, "execute") {
-            judge.effect(Effect::Execute { name: name_at(words, at + 1) });
+            execute(judge, words.from(at));
+        } else {
+            query::effects(judge, words.from(at));
         }
-        query::effects(judge, words.from(at));
     }
     described
 }

@@ -85,7 +85,10 @@ pub(super) fn note(judge: &mut Judge<'_>, words: Words<'_>, class: Class, first_
     let mut doubts = Doubts { suspicion, because, unknown: Vec::new(), in_doubt: false };
     let effects = &judge.verdict.effects[first_effect..];
     if effects.iter().any(|effect| matches!(effect, Effect::Execute { .. })) {
-        doubts.add(Suspicion::anything("execute"), "EXECUTE");
+        // What it sets, its session knows, as long as the facts are those of the PREPARE.
+        let known = judge.facts.is_complete() && !judge.facts.is_in_doubt();
+        let suspicion = if known { Suspicion::anything_but_settings("execute") } else { Suspicion::anything("execute") };
+        doubts.add(suspicion, "EXECUTE");
     }
     if effects.contains(&Effect::Ddl) {
         // Event triggers, rewrites of tables, queries that fill them.
@@ -178,8 +181,8 @@ impl Scan<'_, '_> {
         match words.word(first).as_str() {
             "select" | "values" | "table" | "with" => Runs::Names,
             _ if first > 0 => Runs::Unparsed,
-            // PREPARE reads the constants.
-            "insert" | "update" | "delete" | "merge" | "truncate" | "copy" | "explain" | "declare" | "prepare"
+            // PREPARE reads the constants, and EXECUTE computes what it is given.
+            "insert" | "update" | "delete" | "merge" | "truncate" | "copy" | "explain" | "declare" | "prepare" | "execute"
                 if !words.is(1, "transaction") =>
             {
                 Runs::Names
@@ -195,7 +198,6 @@ impl Scan<'_, '_> {
             }
             "create" | "alter" | "drop" | "comment" | "grant" | "revoke" | "refresh" | "reassign" | "security" | "import" => Runs::Names,
             "vacuum" | "analyze" | "analyse" | "reindex" | "cluster" | "repack" => Runs::Indexes,
-            "execute" => Runs::Anything("execute"),
             "call" | "do" => Runs::Anything("code"),
             _ => Runs::Unparsed,
         }

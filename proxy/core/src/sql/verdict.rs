@@ -102,6 +102,8 @@ pub enum Effect {
     /// SQL `PREPARE name`.
     Prepare {
         name: Arc<str>,
+        /// Its text tells nothing that the query would do to its session: no effect, that is.
+        plain: bool,
     },
     /// FETCH and MOVE: it runs what the cursor, or the protocol's portal, of that name is for.
     Fetch {

@@ -2765,6 +2765,150 @@ mod out_of_sight {
         assert!(story.session.pins().is_empty());
     }
 
+    /// A session that has prepared something by SQL, executed it (behind a change of the facts, if they are told), and closed it.
+    fn executed(suspicion: Suspicion, prepare: &str, facts: Option<Facts>, execute: &str, then: &str) -> Pins {
+        let mut story = watched(suspicion);
+        story.tell(&format!(
+            "C> Q prepare p as {prepare}
+             lease l leader
+             S> Q prepare p as {prepare}
+             S< C PREPARE / Z I
+             C< C PREPARE / Z I"
+        ));
+        facts.into_iter().for_each(|facts| story.rig.know(facts));
+        story.tell(&format!(
+            "C> Q {execute}
+             S> S / Q {execute}
+             S< Z I / C INSERT 0 1 / Z I
+             C< C INSERT 0 1 / Z I
+             C> Q deallocate p
+             S> Q deallocate p
+             S< C DEALLOCATE / Z I
+             C< C DEALLOCATE / Z I
+             {then}"
+        ));
+        story.session.pins()
+    }
+
+    const LOOK_AND_RETURN: &str = "S> look at all
+        S< T / L r none none / C SELECT 1 / Z I
+        return";
+
+    #[test]
+    fn a_connection_on_which_sql_has_executed_what_its_session_knows_is_looked_at_and_given_back() {
+        let leaves = Suspicion::leaves("set_config");
+        let insert = "insert into watched values ($1)";
+        for execute in ["execute p (1)", "explain analyze execute p (1)", "create table t as execute p (1)"] {
+            assert!(executed(leaves, insert, None, execute, LOOK_AND_RETURN).is_empty(), "{execute}");
+        }
+        // What it would set is known to nobody, or no look would find it.
+        let others = || Some(Facts::builder(2).complete().build());
+        for (suspicion, prepare, facts, execute) in [
+            (Suspicion::sets_unknown("set_config"), insert, None, "execute p (1)"),
+            (leaves, insert, others(), "execute p (1)"),
+            (leaves, "select setseed($1)", None, "execute p (1)"),
+            (leaves, "select set_config($1, '5', false)", None, "execute p ('my.x')"),
+        ] {
+            assert!(executed(suspicion, prepare, facts, execute, "").has(PinReason::UserCode), "{prepare}: {execute}");
+        }
+        for (execute, reason) in [
+            ("execute p (setseed(0.5)::text::int)", PinReason::Setseed),
+            ("execute p (set_config('my.' || 'x', '5', false)::int)", PinReason::SettingOutOfSight),
+        ] {
+            assert!(executed(leaves, insert, None, execute, "").has(reason), "{execute}");
+        }
+    }
+
+    #[test]
+    fn what_sql_prepares_and_executes_in_one_string_is_known() {
+        for (query, pinned) in [("select 1", false), ("select setseed(0.5)", true)] {
+            let mut story = watched(Suspicion::leaves("set_config"));
+            let string = format!("prepare p as {query}; execute p; deallocate p");
+            story.tell(&format!(
+                "C> Q {string}
+                 lease l leader
+                 S> S / Q {string}
+                 S< Z I / C PREPARE / T / D 1 / C SELECT 1 / C DEALLOCATE / Z I
+                 C< C PREPARE / T / D 1 / C SELECT 1 / C DEALLOCATE / Z I
+                 {}",
+                if pinned { "" } else { LOOK_AND_RETURN }
+            ));
+            assert_eq!(story.session.pins().has(PinReason::UserCode), pinned, "{query}");
+        }
+    }
+
+    /// Code may fetch from it later, when its name means another statement.
+    #[test]
+    fn a_named_portal_that_executes_by_a_name_keeps_its_connection() {
+        let mut story = watched(Suspicion::leaves("set_config"));
+        story.tell(
+            "C> Q prepare p as select 1
+             lease l leader
+             S> Q prepare p as select 1
+             S< C PREPARE / Z I
+             C< C PREPARE / Z I
+             C> P - execute p / B c - / E c / S
+             S> S / P - execute p / B c - / E c / S
+             S< Z I / 1 / 2 / D 1 / C SELECT 1 / Z I
+             C< 1 / 2 / D 1 / C SELECT 1 / Z I
+             C> Q deallocate p
+             S> Q deallocate p
+             S< C DEALLOCATE / Z I
+             C< C DEALLOCATE / Z I",
+        );
+        assert!(story.session.pins().has(PinReason::UserCode));
+    }
+
+    /// Not what has its name by the time that the rest of its segment is taken in.
+    #[test]
+    fn what_sql_executes_of_the_protocols_is_what_had_the_name_there() {
+        for (prepared, closes, pinned) in [
+            ("select 1", "", false),
+            ("select setseed(0.5)", "", true),
+            ("select setseed(0.5)", "C S w / ", true),
+            ("select 1", "C S w / ", true),
+        ] {
+            let mut story = watched(Suspicion::leaves("set_config"));
+            let closed = if closes.is_empty() { "" } else { "3 / " };
+            story.tell(&format!(
+                "C> Q listen x
+                 lease l leader
+                 S> Q listen x
+                 S< C LISTEN / Z I
+                 C< C LISTEN / Z I
+                 C> P w {prepared} / S
+                 S> P sy1 {prepared} / S
+                 S< 1 / Z I
+                 C< 1 / Z I
+                 C> P - execute w / B - - / E - / {closes}S
+                 S> C S sy1 / P w {prepared} / S / P - execute w / B - - / E - / {closes}S
+                 S< 3 / 1 / Z I / 1 / 2 / D 1 / C SELECT 1 / {closed}Z I
+                 C< 1 / 2 / D 1 / C SELECT 1 / {closed}Z I
+                 C> Q unlisten x
+                 S> Q unlisten x
+                 S< C UNLISTEN / Z I
+                 C< C UNLISTEN / Z I
+                 {}",
+                if pinned { "" } else { LOOK_AND_RETURN }
+            ));
+            assert_eq!(story.session.pins().has(PinReason::UserCode), pinned, "{prepared}, {closes}");
+        }
+    }
+
+    #[test]
+    fn what_sql_executes_and_is_missing_leaves_nothing() {
+        let mut story = watched(Suspicion::leaves("set_config"));
+        story.tell(&format!(
+            "C> Q execute p
+             lease l leader
+             S> S / Q execute p
+             S< Z I / E 26000 no / Z I
+             C< E 26000 / Z I
+             {LOOK_AND_RETURN}"
+        ));
+        assert!(story.session.pins().is_empty());
+    }
+
     /// A session that has used a temporary table, in a database whose code may set what nobody knows.
     fn used_a_temporary_table() -> Story {
         let mut story = watched(Suspicion::sets_unknown("set_config"));

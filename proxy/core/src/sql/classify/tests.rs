@@ -153,7 +153,7 @@ fn effects_are_told() {
         ("DISCARD ALL; DEALLOCATE PREPARE x; DEALLOCATE ALL", vec![DiscardAll, Deallocate { name: "x".into() }, DeallocateAll]),
         (
             "PREPARE p(int) AS SELECT 1; EXECUTE p(1)",
-            vec![Prepare { name: "p".into() }, Pin(PinReason::SqlPrepare), Execute { name: "p".into() }],
+            vec![Prepare { name: "p".into(), plain: true }, Pin(PinReason::SqlPrepare), Execute { name: "p".into() }],
         ),
         (
             "LISTEN a; UNLISTEN *; UNLISTEN a",
