@@ -9,7 +9,7 @@ use atomic_waker::AtomicWaker;
 use parking_lot::{Mutex, RwLock};
 use rustc_hash::FxHashMap;
 use switchyard_core::route::ServerRole;
-use switchyard_core::session::{Params, ServerState, Voices};
+use switchyard_core::session::{GIVEN, Params, ServerState, Voices};
 use switchyard_core::topology::Epoch;
 use switchyard_core::wire::reply::{self, TxStatus};
 use switchyard_core::wire::{frame, view};
@@ -305,19 +305,26 @@ impl Server {
     }
 
     /// Who has logged in on this connection, and where: the OIDs of role and database, whatever these are called by now. `None` where the server
-    /// doesn't say.
+    /// doesn't say. What role and database have given it of custom settings is noted.
     pub(crate) async fn identity(&mut self) -> Option<(u32, u32)> {
-        const WHO: &[u8] = b"SELECT pg_catalog.to_regrole(pg_catalog.quote_ident(SESSION_USER::pg_catalog.text))::pg_catalog.oid, \
+        const WHO: &str = "SELECT pg_catalog.to_regrole(pg_catalog.quote_ident(SESSION_USER::pg_catalog.text))::pg_catalog.oid, \
             (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database())";
+        let (mut told, mut given) = (None, Vec::new());
         let work = async {
-            let (mut message, mut told) = (Vec::new(), None);
-            reply::query(&mut message, WHO);
+            let mut message = Vec::new();
+            reply::query(&mut message, format!("{WHO}; {GIVEN}").as_bytes());
             self.stream.write_all(&message).await.ok()?;
             self.stream.flush().await.ok()?;
-            self.drain_to_ready(|row| told = two_oids(row)).await?;
-            told
+            self.drain_to_ready(|row| {
+                let oids = two_oids(row);
+                told = told.or(oids);
+                given.extend(oids.is_none().then(|| row.to_vec()));
+            })
+            .await
         };
-        tokio::time::timeout(CLEAN_TIMEOUT, work).await.ok().flatten()
+        tokio::time::timeout(CLEAN_TIMEOUT, work).await.ok().flatten()?;
+        self.state.was_given(given.iter().map(Vec::as_slice));
+        told
     }
 
     /// Reads up to ReadyForQuery, with all rows, and notes what is reported on the way.

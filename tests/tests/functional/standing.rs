@@ -3,9 +3,9 @@
 
 use anyhow::{Context, ensure};
 use switchyard_tests::cluster::connect;
-use switchyard_tests::{Raw, Result, eventually};
+use switchyard_tests::{Raw, Result, RouterOptions, eventually};
 
-use crate::yard::{SOON, Yard, tell};
+use crate::yard::{SOON, Yard, metric, tell};
 
 fn url(port: u16, user: &str, database: &str) -> String {
     format!("postgresql://{user}:{user}-word@127.0.0.1:{port}/{database}")
@@ -244,6 +244,35 @@ async fn a_database_of_another_ones_name_is_itself() -> Result {
             &["SELECT current_database(), oid FROM pg_database WHERE datname = current_database()"],
         )
         .await?;
+        Ok(())
+    })
+    .await
+}
+
+/// What a role gives to its sessions may be another value by the time that a connection is given back.
+#[tokio::test]
+async fn what_a_role_gave_at_the_login_is_nobodys_setting() -> Result {
+    tell(async |yard| {
+        make_role(yard, "standing_given", "").await?;
+        // What no code names isn't asked for.
+        let code = "CREATE FUNCTION standing_gives() RETURNS text LANGUAGE sql AS $$ SELECT set_config('app.given', 'by code', false) $$";
+        yard.prepare(&format!("ALTER ROLE standing_given SET app.given = 'first'; {code}")).await?;
+        let router = yard.other_router(RouterOptions::new().set("pool.max_size", 1).set("pool.verify_returns", 1.0)).await?;
+        let mut client = Raw::connect(&url(router.rw_port(), "standing_given", "postgres")).await?;
+        eventually(SOON, "facts", || async {
+            let told = Raw::connect(&router.rw_dsn("app")).await?.query("EXPLAIN (ROUTE) SELECT standing_gives()").await?;
+            Ok(told.iter().any(|line| line.contains("(volatile: standing_gives)")).then_some(()))
+        })
+        .await?;
+        for change in ["SET app.given = 'first'", "SET app.given = 'second'", "RESET app.given"] {
+            yard.prepare(&format!("ALTER ROLE standing_given {change}")).await?;
+            // The second one comes behind the look at the first one's return.
+            for _ in 0..2 {
+                let told = client.query("/* switchyard: leader */ SELECT current_setting('app.given')").await?;
+                ensure!(told.contains(&"D first".to_owned()), "behind {change}: {told:?}");
+            }
+            ensure!(metric(&router, "switchyard_return_differences_total").await? == 0.0, "a difference behind {change}");
+        }
         Ok(())
     })
     .await

@@ -71,7 +71,7 @@ const ROWS_MAX: usize = 4096;
 const ROW_BYTES_MAX: usize = 1024 * 1024;
 
 /// Kind, name and value.
-type Row = (u8, Box<[u8]>, Option<Box<[u8]>>);
+pub(super) type Row = (u8, Box<[u8]>, Option<Box<[u8]>>);
 
 /// What the server has said so far.
 #[derive(Debug, Default)]
@@ -99,6 +99,31 @@ macro_rules! in_hex {
         concat!("pg_catalog.encode(pg_catalog.convert_to(", $text, ", pg_catalog.getdatabaseencoding()), 'hex')")
     };
 }
+
+/// The custom settings that `ALTER ROLE` and `ALTER DATABASE` give to sessions.
+macro_rules! given {
+    () => {
+        concat!(
+            "SELECT 'd', ",
+            in_hex!("pg_catalog.split_part(c, '=', 1)"),
+            ", ",
+            in_hex!("pg_catalog.substr(c, pg_catalog.strpos(c, '=') OPERATOR(pg_catalog.+) 1)"),
+            " FROM pg_catalog.pg_db_role_setting g, pg_catalog.unnest(g.setconfig) c",
+            " WHERE pg_catalog.strpos(pg_catalog.split_part(c, '=', 1), '.') OPERATOR(pg_catalog.>) 0"
+        )
+    };
+}
+
+/// What is given to a session of this role in this database, as it begins; by the time of a look it may be something else. No more of it than a
+/// connection is worth.
+pub const GIVEN: &str = concat!(
+    given!(),
+    " AND pg_catalog.length(c) OPERATOR(pg_catalog.<) 1024",
+    " AND g.setrole OPERATOR(pg_catalog.=) ANY (ARRAY[0::pg_catalog.oid, \
+     pg_catalog.to_regrole(pg_catalog.quote_ident(SESSION_USER::pg_catalog.text))::pg_catalog.oid])",
+    " AND g.setdatabase OPERATOR(pg_catalog.=) ANY (ARRAY[0::pg_catalog.oid, (SELECT d.oid FROM pg_catalog.pg_database d \
+     WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database())]) LIMIT 64"
+);
 
 macro_rules! values {
     () => {
@@ -174,12 +199,8 @@ macro_rules! all {
             ),
             ", ",
             in_hex!("pg_catalog.current_setting('role')"),
-            " UNION ALL SELECT 'd', ",
-            in_hex!("pg_catalog.split_part(c, '=', 1)"),
-            ", ",
-            in_hex!("pg_catalog.substr(c, pg_catalog.strpos(c, '=') OPERATOR(pg_catalog.+) 1)"),
-            " FROM pg_catalog.pg_db_role_setting g, pg_catalog.unnest(g.setconfig) c",
-            " WHERE pg_catalog.strpos(pg_catalog.split_part(c, '=', 1), '.') OPERATOR(pg_catalog.>) 0",
+            " UNION ALL ",
+            given!(),
             " UNION ALL SELECT 't', '', '' WHERE EXISTS (SELECT FROM pg_catalog.pg_depend d",
             " WHERE d.refclassid OPERATOR(pg_catalog.=) 2615::pg_catalog.oid AND d.refobjid OPERATOR(pg_catalog.=) pg_catalog.pg_my_temp_schema())"
         )
@@ -331,7 +352,9 @@ impl Session {
                     set_there.push(parameter);
                 }
                 // It is what ALTER ROLE or ALTER DATABASE ... SET says.
-                (b'v', Some(_), Some(value)) if is_default(seen, &parameter, value) && server.settings.value(&parameter).is_none() => {
+                (b'v', Some(_), Some(value))
+                    if is_default(seen, server, &parameter, value) && server.settings.value(&parameter).is_none() =>
+                {
                     self.plain.add(&Arc::from(parameter));
                 }
                 // A library has been loaded that has it: it is that one's own value.
@@ -478,11 +501,11 @@ impl Session {
     }
 }
 
-/// Whether a custom setting has a value that a role or a database gives it.
-fn is_default(seen: &Seen, name: &str, value: &[u8]) -> bool {
+/// Whether a custom setting has a value that a role or a database gives it, or gave it when the connection was opened.
+fn is_default(seen: &Seen, server: &ServerState, name: &str, value: &[u8]) -> bool {
     let said =
         |(kind, known, default): &Row| *kind == b'd' && known.eq_ignore_ascii_case(name.as_bytes()) && default.as_deref() == Some(value);
-    seen.rows.iter().any(said)
+    seen.rows.iter().chain(&server.given).any(said)
 }
 
 /// Whether a loaded library has defined the parameter, and nobody has set it.
@@ -589,6 +612,13 @@ impl Seen {
         };
         self.bytes += name.len() + value.as_ref().map_or(0, |value| value.len());
         self.rows.push((kind, name, value));
+    }
+}
+
+impl ServerState {
+    /// Rows of [`GIVEN`].
+    pub fn was_given<'a>(&mut self, rows: impl Iterator<Item = &'a [u8]>) {
+        self.given = rows.filter_map(columns).collect();
     }
 }
 

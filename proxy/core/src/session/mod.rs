@@ -41,7 +41,7 @@ use replies::Owed;
 use server::SessionId;
 
 pub use explain::describe;
-pub use look::LookResult;
+pub use look::{GIVEN, LookResult};
 pub use pins::Pins;
 pub use server::{CustomNames, ServerState, StatementId};
 pub use settings::{Params, Settings, Value};

@@ -7,6 +7,7 @@ use std::sync::{Arc, LazyLock};
 use rustc_hash::FxHashMap;
 use siphasher::sip128::{Hasher128, SipHasher13};
 
+use super::look::Row;
 use super::settings::{Params, Settings};
 use crate::route::ServerRole;
 use crate::sql::{Effect, Unseen, Verdict};
@@ -27,6 +28,8 @@ pub struct ServerState {
     pub settings: Arc<Settings>,
     /// What it began with, and goes back to by RESET: nothing, or the startup settings of its session.
     pub(super) began: Arc<Settings>,
+    /// What its role and database gave it of custom settings when it was opened.
+    pub(super) given: Box<[Row]>,
     /// Nothing is owed: the last thing that came is a ReadyForQuery.
     pub ready: bool,
     /// State that no session may inherit: it is discarded before the next lease, or the connection is closed.
@@ -161,6 +164,7 @@ impl ServerState {
             fresh: true,
             unsure: false,
             sequences: None,
+            given: Box::default(),
             sets_unknown: false,
             unknown: Vec::new(),
             judged_by: None,
