@@ -333,7 +333,9 @@ unknown SELECT query_to_xml('select 1', true, true, '')
 unknown SELECT runs_text('x')
 unknown SELECT * FROM dblink('x', 'y') AS d(a int)
 unknown UPDATE pg_settings SET setting = '1' WHERE name = 'x'
-unknown EXECUTE p
+known EXECUTE p
+unknown EXECUTE p (runs_text('x'))
+unknown PREPARE p AS SELECT * FROM computed_v
 unknown TRUNCATE cascading_t CASCADE
 unknown DO $$ BEGIN END $$";
 
