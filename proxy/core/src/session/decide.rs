@@ -490,7 +490,7 @@ impl Session {
         if work.batch.class() == Class::Write {
             return Some(true);
         }
-        let leaves_state = |verdict: &Arc<Verdict>| verdict.effects.iter().any(|effect| *effect != Effect::UsesClock);
+        let leaves_state = |verdict: &Arc<Verdict>| !verdict.has_no_effects();
         if self.level(env, work) > Level::Session && work.batch.executed().any(leaves_state) || work.batch.executed().any(own::sets_level) {
             // With state of its own it couldn't leave later, when it had to.
             return Some(true);

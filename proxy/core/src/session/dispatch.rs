@@ -155,9 +155,9 @@ impl Session {
                     if let Some(verdict) = runs {
                         env.judge.about_to_run(verdict);
                     }
-                    let unknown =
-                        |verdict: &Verdict| !fails_at_once(verdict, work, server) && self.executes_unknown(verdict, &batch, server);
-                    server.sets_unknown |= item.runs().is_some_and(|verdict| unknown(verdict));
+                    server.sets_unknown |= item
+                        .runs()
+                        .is_some_and(|verdict| !fails_at_once(verdict, work, server) && self.executes_unknown(verdict, &batch, server));
                     self.send_item(item, &batch.bytes[range.clone()], syncs_flush, lone, work, server);
                 }
             }
@@ -420,7 +420,7 @@ impl Session {
     fn may_be_fetched(&mut self, verdict: &Verdict, server: &mut ServerState) {
         self.is_about_to_run(verdict, server);
         // By then another one may have its name.
-        server.sets_unknown |= verdict.effects.iter().any(|effect| matches!(effect, Effect::Execute { .. }));
+        server.sets_unknown |= verdict.executes();
         if verdict.kind == Kind::Utility {
             return;
         }

@@ -37,10 +37,7 @@ impl Session {
         if let Some(begin) = &mut self.movable {
             begin.queried |= verdict.kind == Kind::Select;
         }
-        if self.movable.is_some()
-            && (verdict.class != Class::Read || verdict.effects.iter().any(|effect| *effect != Effect::UsesClock))
-            && !is_of_modes
-        {
+        if self.movable.is_some() && (verdict.class != Class::Read || !verdict.has_no_effects()) && !is_of_modes {
             // A cursor, a savepoint, SET LOCAL: the transaction has state on its replica.
             self.movable = None;
         }

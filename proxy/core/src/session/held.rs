@@ -22,7 +22,7 @@ pub(super) struct Names<T = ()> {
     others: bool,
 }
 
-/// What SQL has prepared: the generation of the facts by which its query was judged to do no more to its session than code does out of sight, where it was.
+/// What SQL has prepared. Of a query without effects, the generation of the facts by which it was judged: see `executes_unknown`.
 pub(super) type SqlPrepared = Names<Option<u64>>;
 
 impl<T> Default for Names<T> {

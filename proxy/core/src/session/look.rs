@@ -95,8 +95,18 @@ enum Failure {
 }
 
 macro_rules! in_hex {
-    ($text:literal) => {
-        concat!("pg_catalog.encode(pg_catalog.convert_to(", $text, ", pg_catalog.getdatabaseencoding()), 'hex')")
+    ($($text:tt)+) => {
+        concat!("pg_catalog.encode(pg_catalog.convert_to(", $($text)+, ", pg_catalog.getdatabaseencoding()), 'hex')")
+    };
+}
+
+/// Of `pg_db_role_setting g`, what a session of this role in this database gets.
+macro_rules! for_session {
+    () => {
+        "g.setrole OPERATOR(pg_catalog.=) ANY (ARRAY[0::pg_catalog.oid, \
+         pg_catalog.to_regrole(pg_catalog.quote_ident(SESSION_USER::pg_catalog.text))::pg_catalog.oid]) \
+         AND g.setdatabase OPERATOR(pg_catalog.=) ANY (ARRAY[0::pg_catalog.oid, (SELECT d.oid FROM pg_catalog.pg_database d \
+         WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database())])"
     };
 }
 
@@ -116,14 +126,7 @@ macro_rules! given {
 
 /// What is given to a session of this role in this database, as it begins; by the time of a look it may be something else. No more of it than a
 /// connection is worth.
-pub const GIVEN: &str = concat!(
-    given!(),
-    " AND pg_catalog.length(c) OPERATOR(pg_catalog.<) 1024",
-    " AND g.setrole OPERATOR(pg_catalog.=) ANY (ARRAY[0::pg_catalog.oid, \
-     pg_catalog.to_regrole(pg_catalog.quote_ident(SESSION_USER::pg_catalog.text))::pg_catalog.oid])",
-    " AND g.setdatabase OPERATOR(pg_catalog.=) ANY (ARRAY[0::pg_catalog.oid, (SELECT d.oid FROM pg_catalog.pg_database d \
-     WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database())]) LIMIT 64"
-);
+pub const GIVEN: &str = concat!(given!(), " AND pg_catalog.length(c) OPERATOR(pg_catalog.<) 1024", " AND ", for_session!(), " LIMIT 64");
 
 macro_rules! values {
     () => {
@@ -190,11 +193,9 @@ macro_rules! all {
             "; SET LOCAL jit = off; SELECT 'r', ",
             in_hex!(
                 "COALESCE((SELECT pg_catalog.substr(c, 6) FROM pg_catalog.pg_db_role_setting g, pg_catalog.unnest(g.setconfig) c \
-                 WHERE pg_catalog.starts_with(c, 'role=') AND g.setrole OPERATOR(pg_catalog.=) ANY (ARRAY[0::pg_catalog.oid, \
-                 pg_catalog.to_regrole(pg_catalog.quote_ident(SESSION_USER::pg_catalog.text))::pg_catalog.oid]) \
-                 AND g.setdatabase OPERATOR(pg_catalog.=) ANY (ARRAY[0::pg_catalog.oid, (SELECT d.oid FROM pg_catalog.pg_database d \
-                 WHERE d.datname OPERATOR(pg_catalog.=) pg_catalog.current_database())]) \
-                 ORDER BY g.setrole OPERATOR(pg_catalog.<>) 0::pg_catalog.oid DESC, \
+                 WHERE pg_catalog.starts_with(c, 'role=') AND ",
+                for_session!(),
+                " ORDER BY g.setrole OPERATOR(pg_catalog.<>) 0::pg_catalog.oid DESC, \
                  g.setdatabase OPERATOR(pg_catalog.<>) 0::pg_catalog.oid DESC LIMIT 1), 'none')"
             ),
             ", ",

@@ -111,8 +111,7 @@ impl Session {
                 return judged_by;
             }
             if let Some(statement) = self.statements.get(name.as_bytes()) {
-                let plain = statement.verdict.effects.iter().all(|effect| *effect == Effect::UsesClock);
-                return plain.then_some(statement.verdict.generation);
+                return statement.verdict.has_no_effects().then_some(statement.verdict.generation);
             }
             // There is none, unless code has prepared it since the last look.
             let missing = name.is_ascii() && !name.is_empty() && self.sql_prepared.are_all_known() && !server.unsure;
@@ -255,8 +254,7 @@ impl Session {
         }
         there.remove(&b""[..]);
         let mut there: Vec<_> = there.into_iter().map(|(name, statement)| (Box::from(name), statement.clone())).collect();
-        let executes = |statement: &Statement| statement.verdict.effects.iter().any(|effect| matches!(effect, Effect::Execute { .. }));
-        there.sort_by_key(|(_, statement): &(_, Arc<Statement>)| executes(statement));
+        there.sort_by_key(|(_, statement): &(_, Arc<Statement>)| statement.verdict.executes());
         there
     }
 

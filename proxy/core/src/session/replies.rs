@@ -502,8 +502,7 @@ impl Session {
             _ => None,
         };
         // Nothing is lost by keeping it back up to ReadyForQuery, which a server that crashes may not get to send.
-        let only_reads =
-            |verdict: &Arc<Verdict>| verdict.class == Class::Read && verdict.effects.iter().all(|effect| *effect == Effect::UsesClock);
+        let only_reads = |verdict: &Arc<Verdict>| verdict.class == Class::Read && verdict.has_no_effects();
         let again = completes.is_some_and(only_reads) && tag != b's';
         if !again || work.attempt.is_none() {
             self.deliver(env, work);

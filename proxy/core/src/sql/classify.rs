@@ -233,7 +233,7 @@ impl<'a> Judge<'a> {
     pub(super) fn has_no_effects(&self, query: Words<'_>) -> bool {
         let mut apart = Judge::new(self.sql, self.facts, self.dialect);
         query::effects(&mut apart, query);
-        apart.verdict.effects.iter().all(|effect| *effect == Effect::UsesClock)
+        apart.verdict.has_no_effects()
     }
 
     pub(super) fn pin(&mut self, reason: PinReason) {

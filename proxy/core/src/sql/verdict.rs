@@ -324,6 +324,16 @@ impl Verdict {
         }
     }
 
+    /// Whether its text tells nothing that it would do to its session.
+    pub fn has_no_effects(&self) -> bool {
+        self.effects.iter().all(|effect| *effect == Effect::UsesClock)
+    }
+
+    /// Whether it runs by its name what is prepared.
+    pub fn executes(&self) -> bool {
+        self.effects.iter().any(|effect| matches!(effect, Effect::Execute { .. }))
+    }
+
     /// The effects of one statement of the string, counted from 0; none where there is no such statement.
     pub fn effects_of(&self, statement: usize) -> &[Effect] {
         if self.effect_ends.is_empty() {
@@ -341,7 +351,7 @@ impl Verdict {
         let asks = |reason: &Reason| reason.rule == "server_function";
         // A full list may leave something out.
         let all = (1..REASONS_LIMIT).contains(&self.reasons.len()) && self.reasons.iter().all(asks);
-        all && self.kind == Kind::Select && self.statements == 1 && self.effects.iter().all(|effect| *effect == Effect::UsesClock)
+        all && self.kind == Kind::Select && self.statements == 1 && self.has_no_effects()
     }
 }
 

@@ -2765,8 +2765,8 @@ mod out_of_sight {
         assert!(story.session.pins().is_empty());
     }
 
-    /// A session that has prepared something by SQL, executed it (behind a change of the facts, if they are told), and closed it.
-    fn executed(suspicion: Suspicion, prepare: &str, facts: Option<Facts>, execute: &str, then: &str) -> Pins {
+    /// The pins of a session that has prepared something by SQL, used it (behind a change of the facts, if they are told), and closed it.
+    fn prepared(suspicion: Suspicion, prepare: &str, facts: Option<Facts>, uses: &str, then: &str) -> Pins {
         let mut story = watched(suspicion);
         story.tell(&format!(
             "C> Q prepare p as {prepare}
@@ -2777,10 +2777,7 @@ mod out_of_sight {
         ));
         facts.into_iter().for_each(|facts| story.rig.know(facts));
         story.tell(&format!(
-            "C> Q {execute}
-             S> S / Q {execute}
-             S< Z I / C INSERT 0 1 / Z I
-             C< C INSERT 0 1 / Z I
+            "{uses}
              C> Q deallocate p
              S> Q deallocate p
              S< C DEALLOCATE / Z I
@@ -2788,6 +2785,16 @@ mod out_of_sight {
              {then}"
         ));
         story.session.pins()
+    }
+
+    fn executed(suspicion: Suspicion, prepare: &str, facts: Option<Facts>, execute: &str, then: &str) -> Pins {
+        let uses = format!(
+            "C> Q {execute}
+             S> S / Q {execute}
+             S< Z I / C INSERT 0 1 / Z I
+             C< C INSERT 0 1 / Z I"
+        );
+        prepared(suspicion, prepare, facts, &uses, then)
     }
 
     const LOOK_AND_RETURN: &str = "S> look at all
@@ -2840,23 +2847,11 @@ mod out_of_sight {
     /// Code may fetch from it later, when its name means another statement.
     #[test]
     fn a_named_portal_that_executes_by_a_name_keeps_its_connection() {
-        let mut story = watched(Suspicion::leaves("set_config"));
-        story.tell(
-            "C> Q prepare p as select 1
-             lease l leader
-             S> Q prepare p as select 1
-             S< C PREPARE / Z I
-             C< C PREPARE / Z I
-             C> P - execute p / B c - / E c / S
+        let uses = "C> P - execute p / B c - / E c / S
              S> S / P - execute p / B c - / E c / S
              S< Z I / 1 / 2 / D 1 / C SELECT 1 / Z I
-             C< 1 / 2 / D 1 / C SELECT 1 / Z I
-             C> Q deallocate p
-             S> Q deallocate p
-             S< C DEALLOCATE / Z I
-             C< C DEALLOCATE / Z I",
-        );
-        assert!(story.session.pins().has(PinReason::UserCode));
+             C< 1 / 2 / D 1 / C SELECT 1 / Z I";
+        assert!(prepared(Suspicion::leaves("set_config"), "select 1", None, uses, "").has(PinReason::UserCode));
     }
 
     /// Not what has its name by the time that the rest of its segment is taken in.
