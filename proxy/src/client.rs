@@ -16,6 +16,7 @@ use switchyard_core::route::{Need, ServerRole, Why};
 use switchyard_core::session::{CancelKey, Env, Pins, Policy, Session, Settings, TO_CLIENT_MAX, Want, Work};
 use switchyard_core::sql::Verdict;
 use switchyard_core::sql::shown::without_literals;
+use switchyard_core::topology::{Epoch, Topology};
 use switchyard_health::Health;
 use tokio::io::AsyncWrite;
 use tokio_util::io::poll_read_buf;
@@ -102,6 +103,7 @@ pub(crate) struct Client {
     /// The generation of the snapshot that the session decided by last.
     seen: u64,
     held_since: Option<Instant>,
+    unreachable: Option<Unreachable>,
     /// Since when a read waits for a replica, or for the leader's position.
     sample_since: Option<Instant>,
     pins_shown: Pins,
@@ -135,6 +137,21 @@ struct Running {
 struct Refused {
     verdict: Arc<Verdict>,
     sqlstate: [u8; 5],
+}
+
+/// A leader in force that a moment ago let nobody in. Until it is tried again, its client's session decides as if nobody led: what a replica
+/// can serve takes no place in the line of those who need a leader.
+#[derive(Clone, Copy)]
+struct Unreachable {
+    epoch: Epoch,
+    until: Instant,
+}
+
+impl Unreachable {
+    fn is_meant(self, topology: &Topology) -> bool {
+        let now = Instant::now();
+        now < self.until && topology.leader_at(now).is_some_and(|(leader, _)| leader.epoch == self.epoch)
+    }
 }
 
 /// What the session waited for.
@@ -194,6 +211,7 @@ impl Client {
             waiting: None,
             seen: 0,
             held_since: None,
+            unreachable: None,
             sample_since: None,
             pins_shown: Pins::default(),
             quiet: None,
@@ -223,14 +241,21 @@ impl Client {
 
     /// Calls into the session with the world as it is now.
     fn with_session(&mut self, call: impl FnOnce(&mut Session, &Env<'_>, &mut Work, Option<&mut switchyard_core::session::ServerState>)) {
-        let topology = self.context.health.topology.load();
+        let loaded = self.context.health.topology.load();
+        let leaderless;
+        let topology = if self.unreachable.is_some_and(|unreachable| unreachable.is_meant(&loaded)) {
+            leaderless = loaded.without_leader();
+            &leaderless
+        } else {
+            &**loaded
+        };
         self.seen = topology.generation;
         self.rules.refresh(&self.context.verdicts.rules, &self.identity.user, &self.identity.database);
         let application = if self.rules.ask_for_application() { self.session.told("application_name").map(Box::from) } else { None };
         let alone_in = RefCell::default();
         let env = Env {
             now: Instant::now(),
-            topology: &topology,
+            topology,
             loads: &self.context.loads,
             marks: self.database.marks(),
             judge: &self.context.verdicts.of(&self.database, &self.rules, application, &alone_in),
@@ -243,7 +268,7 @@ impl Client {
         if !work.tally.is_empty() {
             self.count();
         }
-        drop(topology);
+        drop(loaded);
         self.leave(alone_in.into_inner());
     }
 
@@ -286,7 +311,7 @@ impl Client {
         while let Some(want) = self.session.take_want(self.work.as_deref()) {
             match want {
                 Want::Lease(need) => self.ask_for(need),
-                Want::Hold => self.hold(None),
+                Want::Hold => self.hold(),
                 Want::Sample => self.await_sample(),
                 Want::Departure(node) => {
                     let context = self.context.clone();
@@ -380,6 +405,7 @@ impl Client {
         }
         self.end_hold();
         self.end_sample_wait();
+        self.unreachable = None;
         self.server_written = 0;
         let slow = self.context.config.load().log.slow_query.is_some();
         let text = self.work.as_ref().filter(|_| slow).and_then(|work| work.first_text());
@@ -440,10 +466,11 @@ impl Client {
                 self.closing = true;
             }
             error if need.role == ServerRole::Leader => {
-                // The leader that is believed in doesn't answer: the statement was not sent, and waits.
+                // The leader that is believed in doesn't answer: the statement was not sent. What doesn't need it goes to a replica.
                 tracing::debug!(%node, %error, "the leader can't be reached");
                 self.context.health.poke();
-                self.hold(Some(LEADER_RETRY));
+                self.unreachable = Some(Unreachable { epoch: need.epoch, until: Instant::now() + LEADER_RETRY });
+                self.with_session(|session, env, work, _| session.decide_again(env, work));
             }
             error => {
                 let refusal = Refusal::ServerUnreachable { node, detail: error.to_string() };
@@ -453,7 +480,7 @@ impl Client {
     }
 
     /// Waits in line for a leader (or a replica that is fresh enough).
-    fn hold(&mut self, retry: Option<Duration>) {
+    fn hold(&mut self) {
         self.end_sample_wait();
         let config = self.context.config.load();
         let now = Instant::now();
@@ -470,7 +497,7 @@ impl Client {
         let until = self.held_since.unwrap_or(now) + config.failover.hold_timeout;
         // While nobody leads, members are probed all the time: writes needn't ask for that, nor look at each answer.
         let samples = !self.session.waits_for_leader();
-        let news = self.news(retry.unwrap_or(HOLD_LOOK), samples);
+        let news = self.news(if self.unreachable.is_some() { LEADER_RETRY } else { HOLD_LOOK }, samples);
         if samples {
             self.context.health.demand();
         }

@@ -192,6 +192,14 @@ impl Topology {
         Some((leader, self.members.get(leader.member)?))
     }
 
+    /// What it would be if nobody led: for what a leader in force can't be reached for.
+    pub fn without_leader(&self) -> Topology {
+        let mut topology = Topology { leader: None, state: ClusterState::Leaderless, ..self.clone() };
+        let unreachable = |member: &mut Arc<Member>| Arc::make_mut(member).out = Some(Out::Unreachable);
+        self.leader.as_ref().and_then(|leader| topology.members.get_mut(leader.member)).into_iter().for_each(unreachable);
+        topology
+    }
+
     /// The first leader sample at hand that was sent after `at`: its insert position bounds what was shown or acknowledged until then.
     pub fn sample_after(&self, at: Instant) -> Option<&Sample> {
         let first = |samples: &Arc<[Sample]>| samples.partition_point(|sample| sample.sent_at <= at);

@@ -149,6 +149,14 @@ impl Member {
         self.reap()
     }
 
+    /// A smart shutdown of its PostgreSQL: sessions go on, Patroni's among them, and nobody new gets in.
+    pub fn let_nobody_in(&self) -> anyhow::Result<()> {
+        let file = self.data().join("postmaster.pid");
+        let text = std::fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
+        let pid = text.lines().next().and_then(|line| line.parse().ok()).and_then(Pid::from_raw);
+        processes::signal(&[pid.with_context(|| format!("no process in {}", file.display()))?], Signal::TERM)
+    }
+
     /// `kill -9` of its Patroni alone: PostgreSQL goes on, and nobody renews the leader key.
     pub fn kill_patroni(&self) -> anyhow::Result<()> {
         processes::signal(self.patroni_pid().as_slice(), Signal::KILL)?;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use futures_util::future::try_join_all;
 use switchyard_tests::cluster::{column, connect};
 use switchyard_tests::{Cluster, Result, Router, RouterOptions, eventually};
 
@@ -62,6 +63,65 @@ pub(crate) async fn no_leader(cluster: &Cluster) -> Result {
     let new = cluster.new_leader(&leader).await?;
     let counted = new.ask("SELECT count(*) || ' ' || min(id) FROM line").await?;
     ensure!(counted == "5 4", "{counted}");
+    cluster.start_member(&leader).await?;
+    whole(cluster, &router).await
+}
+
+/// The leader is in force, and lets nobody in. Reads that a replica may serve, now or in a moment, don't need it.
+pub(crate) async fn nobody_gets_in(cluster: &Cluster, router: &Router) -> Result {
+    whole(cluster, router).await?;
+    let options = RouterOptions::new().set("failover.hold_timeout", "60s").set("failover.hold_max", 1);
+    let router = Router::start(cluster, options).await?;
+    let leader = cluster.leader().await?;
+    let direct = leader.connect().await?;
+    direct.batch_execute("CREATE TABLE door (id int); GRANT ALL ON door TO public").await?;
+    cluster.settled().await?;
+    let dsn = router.rw_dsn("app");
+    let open = || Watched::open(&dsn);
+    let (first, second, reader, setter) = (open().await?, open().await?, open().await?, open().await?);
+    eventually(SOON, "the table is known", || async {
+        let told = column(&reader.client, "EXPLAIN (ROUTE) SELECT count(*) FROM door").await?;
+        Ok(told.iter().any(|line| line == "Verdict: read").then_some(()))
+    })
+    .await?;
+    let replicas = cluster.replicas().await?;
+    for replica in &replicas {
+        replica.ask("SELECT pg_wal_replay_pause()").await?;
+    }
+    first.run("INSERT INTO door VALUES (1)").await?;
+
+    // Patroni would have replicas go on with their replay.
+    for member in cluster.members() {
+        member.kill_patroni()?;
+    }
+    leader.let_nobody_in()?;
+    eventually(SOON, "its connections are closed", || async {
+        let closed = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = 'app'";
+        Ok((column(&direct, closed).await? == ["0"]).then_some(()))
+    })
+    .await?;
+    let waits = first.start("INSERT INTO door VALUES (2)");
+    eventually(SOON, "a write waits", || async { Ok((held(&router).await? == 1).then_some(())) }).await?;
+    // No replica shows the row yet.
+    let reads = reader.start("SELECT 1 / count(*) FROM door");
+    ensure!(second.fails("INSERT INTO door VALUES (3)").await? == "57P03");
+    setter.run("SET work_mem = '1MB'").await?;
+    ensure!(held(&router).await? == 1);
+    ensure!(!waits.0.is_finished());
+    ensure!(!reads.0.is_finished());
+    for replica in &replicas {
+        replica.ask("SELECT pg_wal_replay_resume()").await?;
+    }
+    println!("a read waited {:.2} s for a replica", reads.succeeds().await?.as_secs_f64());
+    ensure!(router.get("/api/v1/cluster").await?.json()?["cluster"]["leader"] == leader.name() && !waits.0.is_finished());
+
+    leader.kill().await?;
+    cluster.expire_leader().await?;
+    // The one that may lead is among them.
+    try_join_all(replicas.iter().map(|replica| cluster.start_member(replica))).await?;
+    waits.succeeds().await?;
+    let counted = cluster.new_leader(&leader).await?.ask("SELECT string_agg(id::text, ' ' ORDER BY id) FROM door").await?;
+    ensure!(counted == "1 2", "{counted}");
     cluster.start_member(&leader).await?;
     whole(cluster, &router).await
 }

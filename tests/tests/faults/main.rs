@@ -55,6 +55,7 @@ async fn faults() -> Result {
     stories.tell("what is in flight when the leader dies", in_flight::leader_dies(&cluster, &router)).await;
     stories.tell("a read in flight on a replica that dies", in_flight::replica_dies(&cluster, &router)).await;
     stories.tell("no leader for longer than writes may wait", line::no_leader(&cluster)).await;
+    stories.tell("a leader that lets nobody in", line::nobody_gets_in(&cluster, &router)).await;
     stories.tell("the router is stopped over a switchover", paused::over_a_switchover(&cluster)).await;
     stories.tell("the router wakes to a leader that lost its key", paused::over_a_lost_lease(&cluster)).await;
     stories.tell("the leader hangs, and wakes up", paused::the_leader(&cluster)).await;

@@ -357,11 +357,11 @@ impl Session {
             && env.topology.replicas().any(|(_, member)| member.lag.is_none_or(|lag| lag <= patience))
     }
 
-    /// Whether a read is about to be told what it is held to, now that the leader is gone: it needn't take a place in the line of those who wait for
-    /// the next one.
+    /// Whether a read is about to be told what it is held to, now that the leader is gone or takes nothing new: it needn't take a place in the line of
+    /// those who wait for the next one.
     fn waits_for_word(&self, env: &Env<'_>, work: &mut Work) -> bool {
         self.level(env, work) < Level::Strong
-            && env.topology.leader_at(env.now).is_none()
+            && (env.topology.leader_at(env.now).is_none() || env.topology.state == ClusterState::Switching)
             && env.now < *work.waits.get_or_insert(env.now) + WORD_PATIENCE
     }
 

@@ -1198,7 +1198,7 @@ impl Session {
         }
     }
 
-    /// The topology changed while the session waits in the hold line.
+    /// The topology is another one than when the session decided what to wait for.
     pub fn decide_again(&mut self, env: &Env<'_>, work: &mut Work) {
         if matches!(self.phase, Phase::Waiting) {
             self.decide(env, work);

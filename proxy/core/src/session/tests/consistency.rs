@@ -65,6 +65,70 @@ fn a_read_waits_for_nobody_elses_table() {
     );
 }
 
+#[test]
+fn a_leader_that_lets_nobody_in_is_waited_for_only_by_those_who_need_it() {
+    at(Access::ReadWrite, "global").tell(
+        "others b
+         asked
+         C> Q select * from b
+         lease l leader unreachable
+         sample
+         again
+         lease l leader unreachable
+         sample
+         caught
+         again
+         lease r replica
+         S> Q select * from b
+         S< T / C SELECT 0 / Z I
+         C< T / C SELECT 0 / Z I
+         return
+         C> Q set datestyle = 'ISO'
+         lease l leader unreachable
+         lease r replica
+         S> Q set datestyle = 'ISO'
+         S< C SET / Z I
+         C< C SET / Z I
+         return
+         C> Q update b set n = 1
+         lease l leader unreachable
+         hold for a leader
+         again
+         lease l leader unreachable
+         hold for a leader
+         deny
+         C< E 57P03 / Z I",
+    );
+}
+
+#[test]
+fn a_read_that_a_replica_shows_in_a_moment_takes_no_place_in_the_line_of_a_switchover() {
+    at(Access::ReadWrite, "global").tell(
+        "others b
+         asked
+         switching
+         C> Q select * from b
+         sample
+         caught
+         again
+         lease r replica
+         S> Q select * from b
+         S< T / C SELECT 0 / Z I
+         C< T / C SELECT 0 / Z I
+         return
+         # Not for ever.
+         others b
+         asked
+         C> Q select * from b
+         sample
+         +11s
+         again
+         hold for anybody
+         deny
+         C< E 57P03 / Z I",
+    );
+}
+
 /// What one session writes, as another one at the level global meets it. Whether a read of `a` goes to the leader after what is told.
 fn marks_a(told: &str) -> bool {
     let mut story = at(Access::ReadWrite, "global");

@@ -15,7 +15,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::super::{Access, CancelKey, Params, Phase, ServerState, Session, Settings, Want, Work};
+use super::super::{Access, CancelKey, Env, Params, Phase, ServerState, Session, Settings, Want, Work};
 use super::rig::Rig;
 use super::text;
 use crate::causal::Level;
@@ -269,6 +269,13 @@ impl Story {
         let node = need.node.to_string();
         assert!(need.role == role && (node == words[0] || (words[0] == "r" && replica(&node))), "wanted {need:?} at «{line}»");
         match words.get(2) {
+            Some(&"unreachable") if role == ServerRole::Leader => {
+                // As the driver does, until it tries again.
+                let topology = self.rig.topology.without_leader();
+                let env = Env { topology: &topology, ..self.rig.env() };
+                self.session.decide_again(&env, &mut self.work);
+                return;
+            }
             Some(&"unreachable") => {
                 let refusal = Refusal::ServerUnreachable { node: node.clone(), detail: String::new() };
                 self.session.unreachable(&self.rig.env(), &mut self.work, &need.node, &refusal);
