@@ -55,6 +55,7 @@ async fn random_sessions_are_as_direct_ones() -> Result {
             time: Some(TIME),
             workers: WORKERS,
             findings: 3,
+            only: None,
             blind: Blind::default(),
             twice_direct: false,
         };

@@ -37,6 +37,9 @@ struct Arguments {
     /// Look away from a kind of difference that is known.
     #[arg(long, value_enum, value_name = "KIND")]
     blind: Vec<Away>,
+    /// Play only what has these words in a text, in any case: all that a change can have an effect on.
+    #[arg(long, value_name = "WORDS")]
+    only: Option<String>,
     /// Judge the judge: both sides are direct connections.
     #[arg(long)]
     twice_direct: bool,
@@ -111,6 +114,7 @@ async fn run(arguments: &Arguments) -> anyhow::Result<bool> {
             time: arguments.seconds.map(Duration::from_secs),
             workers: arguments.workers.into(),
             findings: arguments.findings,
+            only: arguments.only.as_ref().map(|words| words.to_ascii_uppercase()),
             twice_direct: arguments.twice_direct,
             blind: Blind {
                 placeholders: arguments.blind.contains(&Away::Placeholders),

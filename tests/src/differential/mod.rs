@@ -74,6 +74,8 @@ pub struct Plan {
     /// Different findings after which it ends.
     pub findings: usize,
     pub blind: Blind,
+    /// Leaves out what hasn't these words in one of its texts; in upper case.
+    pub only: Option<String>,
     /// Plays on two direct connections: what differs then is the judge's own fault.
     pub twice_direct: bool,
 }
@@ -233,6 +235,9 @@ impl Run<'_> {
             }
             let seed = plan.seed.wrapping_add(number);
             let mut script = Grammar::script(seed, plan.port, plan.pool);
+            if plan.only.as_ref().is_some_and(|words| !script.texts().any(|text| text.to_ascii_uppercase().contains(words))) {
+                continue;
+            }
             if plan.blind.ends && matches!(script.end, End::Behind(_) | End::HalfClose(_)) {
                 script.end = End::Terminate;
             }

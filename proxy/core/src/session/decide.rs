@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::batch::{End, Item};
 use super::effects::{changes_session, is_role};
 use super::server::is_server_name;
-use super::{Access, Env, HeldBegin, Lost, Phase, Segment, Session, Want, Work, own};
+use super::{Access, Env, HeldBegin, Lost, Phase, Segment, ServerState, Session, Want, Work, own};
 use crate::causal::{self, Bound, Level};
 use crate::marks::Touched;
 use crate::refusal::Refusal;
@@ -496,6 +496,29 @@ impl Session {
             return Some(true);
         }
         (self.level(env, work) == Level::Global && !self.shows_still(env, work)).then_some(false)
+    }
+
+    /// Whether the batch ends a transaction that has failed on a replica, and chains another one to it: that has the session's own modes, as those of
+    /// the one that failed have gone back with it (`AbortTransaction`, then `SaveTransactionCharacteristics`), and may want to write. Where there
+    /// were savepoints, PostgreSQL keeps the modes.
+    pub(super) fn chains_on_leader(&self, env: &Env<'_>, work: &Work, server: &ServerState) -> bool {
+        let chains = |verdict: &Arc<Verdict>| {
+            matches!(verdict.effects.as_slice(), [Effect::Commit { chain: true } | Effect::Rollback { chain: true }])
+                && verdict.statements == 1
+        };
+        env.policy.access == Access::ReadWrite
+            && server.role == ServerRole::Replica
+            && (self.status, server.tx) == (TxStatus::Failed, TxStatus::Failed)
+            && self.lost.is_none()
+            && self.pins.is_empty()
+            && !self.journal.may_have_savepoints()
+            && work.owed.is_empty()
+            && work.segment == Segment::Closed
+            && work.batch.end == End::Ready
+            && work.batch.executed().count() == 1
+            && work.batch.executed().all(chains)
+            && env.topology.state == ClusterState::Stable
+            && env.topology.leader_at(env.now).is_some()
     }
 
     /// Whether the replica that is held shows what was acknowledged of what the batch reads.

@@ -1140,6 +1140,13 @@ impl Session {
                 work.elsewhere = true;
                 return self.return_if_done(env, work, server);
             }
+            if self.chains_on_leader(env, work, server) {
+                // There a failed one stands in for it.
+                self.lost = Some(Lost::Told);
+                self.movable = None;
+                self.want = Some(Want::Return);
+                return;
+            }
             if let Some(leader) = self.must_move(env, work) {
                 // A READ ONLY transaction leaves its replica: what it has done there is undone with the return.
                 self.begin = self.movable.take();

@@ -639,6 +639,61 @@ mod losses {
     }
 
     #[test]
+    fn what_is_chained_to_a_failed_transaction_of_a_replica_is_the_leaders() {
+        let failed = |begin: &str, between: &str| {
+            format!(
+                "C> Q {begin}
+                 C< C BEGIN / Z T
+                 C> Q select 1
+                 lease r1 replica
+                 S> P - {begin} / B - - / E - / Q select 1
+                 S< 1 / 2 / C BEGIN / T x / D 1 / C SELECT 1 / Z T
+                 C< T x / D 1 / C SELECT 1 / Z T
+                 {between}
+                 C> Q select fail
+                 S> Q select fail
+                 S< E 22012 zero / Z E
+                 C< E 22012 / Z E
+                 "
+            )
+        };
+        let goes_on = "C> Q insert into a values (1)
+             S> Q insert into a values (1)
+             S< C INSERT 0 1 / Z T
+             C< C INSERT 0 1 / Z T
+             C> Q commit
+             S> Q commit
+             S< C COMMIT / Z I
+             C< C COMMIT / Z I
+             return";
+        for begin in ["begin read only", "begin read only isolation level repeatable read"] {
+            let chains = "C> Q rollback and chain
+                 return
+                 lease l leader
+                 S> Q BEGIN / Q SELECT pg_catalog.int4div(1, 0) / Q rollback and chain
+                 S< C BEGIN / Z T / E 22012 zero / Z E / C ROLLBACK / Z T
+                 C< C ROLLBACK / Z T
+                 ";
+            Story::run(&[&failed(begin, ""), chains, goes_on].concat());
+            let chains = "C> P - commit and chain / B - - / E - / S
+                 return
+                 lease l leader
+                 S> Q BEGIN / Q SELECT pg_catalog.int4div(1, 0) / P - commit and chain / B - - / E - / S
+                 S< C BEGIN / Z T / E 22012 zero / Z E / 1 / 2 / C ROLLBACK / Z T
+                 C< 1 / 2 / C ROLLBACK / Z T
+                 ";
+            Story::run(&[&failed(begin, ""), chains, goes_on].concat());
+        }
+        // It keeps its modes.
+        let savepoint = "C> Q savepoint a\n S> Q savepoint a\n S< C SAVEPOINT / Z T\n C< C SAVEPOINT / Z T";
+        let stays = "C> Q rollback and chain
+             S> Q rollback and chain
+             S< C ROLLBACK / Z T
+             C< C ROLLBACK / Z T";
+        Story::run(&[&failed("begin read only", savepoint), stays].concat());
+    }
+
+    #[test]
     fn a_commit_of_what_has_only_read_on_a_replica_doesnt_fail() {
         let begun = "C> Q begin read only
              C< C BEGIN / Z T
