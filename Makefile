@@ -45,10 +45,10 @@ mix: ## two thousand clients on twenty server connections for five minutes, ever
 	cargo build --locked --bin switchyard --bin mix
 	@exec "$${CARGO_TARGET_DIR:-target}/debug/mix" $(if $(SECONDS),--seconds $(SECONDS)) $(if $(CLIENTS),--clients $(CLIENTS))
 
-differential: ## random sessions, through the router and direct in step, every difference shrunk (SEQUENCES=..., SEED=..., PORT=read-write|read-only, POOL=..., WORKERS=...)
+differential: ## random sessions, through the router and direct in step, every difference shrunk (SEQUENCES=..., SEED=..., PORT=read-write|read-only, POOL=..., WORKERS=..., ONLY=...)
 	@scripts/install.sh demo
 	cargo build --locked --bin switchyard --bin differential
-	@exec "$${CARGO_TARGET_DIR:-target}/debug/differential" $(if $(SEQUENCES),--sequences $(SEQUENCES)) $(if $(SEED),--seed $(SEED)) $(if $(PORT),--port $(PORT)) $(if $(POOL),--pool $(POOL)) $(if $(WORKERS),--workers $(WORKERS))
+	@exec "$${CARGO_TARGET_DIR:-target}/debug/differential" $(if $(SEQUENCES),--sequences $(SEQUENCES)) $(if $(SEED),--seed $(SEED)) $(if $(PORT),--port $(PORT)) $(if $(POOL),--pool $(POOL)) $(if $(WORKERS),--workers $(WORKERS)) $(if $(ONLY),--only "$(ONLY)")
 
 verdicts: ## judge every statement of PostgreSQL's regression suite, and ask a server the same: about 5 minutes
 	@scripts/install.sh regress
