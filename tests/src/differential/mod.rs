@@ -140,6 +140,8 @@ impl Stage {
             .set("log.filter", "info")
             .set("pool.max_size", pool as i64)
             .set("pool.max_per_node", 200)
+            // A connection that ends by its age looks like one that somebody has closed.
+            .set("pool.max_lifetime", "24h")
             // Shorter than the judge's patience, so that the router's own words are seen.
             .set("pool.wait_timeout", "4s");
         for (key, value) in settings {
