@@ -497,7 +497,8 @@ impl Client {
         let until = self.held_since.unwrap_or(now) + config.failover.hold_timeout;
         // While nobody leads, members are probed all the time: writes needn't ask for that, nor look at each answer.
         let samples = !self.session.waits_for_leader();
-        let news = self.news(if self.unreachable.is_some() { LEADER_RETRY } else { HOLD_LOOK }, samples);
+        let retries = self.unreachable.is_some_and(|unreachable| now < unreachable.until);
+        let news = self.news(if retries { LEADER_RETRY } else { HOLD_LOOK }, samples);
         if samples {
             self.context.health.demand();
         }
